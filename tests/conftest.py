@@ -1,0 +1,82 @@
+"""Small real models and data that several test files use."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+WORDS = "the a cat dog house tree river runs sees likes small big red blue old new and or yes no".split()
+
+
+def save_tiny_tokenizer(folder: Path) -> None:
+    """A word-level tokenizer with a chat template; pad differs from eos, no BOS."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<unk>"]
+    vocabulary = {word: i for i, word in enumerate([*specials, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", unk_token="<unk>"
+    )
+    fast.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
+    fast.chat_template = (
+        "{% for m in messages %}{{ '<|' + m['role'] + '|> ' + m['content'] + ' <|end|> ' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|> ' }}{% endif %}"
+    )
+    fast.save_pretrained(folder)
+
+
+def save_tiny_model(folder: Path, seed: int = 0, tied: bool = False) -> None:
+    """A random Llama of about 20,000 parameters with the tiny tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(WORDS) + 5,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+        tie_word_embeddings=tied,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    save_tiny_tokenizer(folder)
+
+
+def sentence(draw: random.Random, longest: int = 12) -> str:
+    """Some words of the tiny vocabulary."""
+    return " ".join(draw.choices(WORDS, k=draw.randint(1, longest)))
+
+
+def write_pairs(path: Path, count: int, seed: int = 0) -> None:
+    """Preference pairs as prompt, chosen and rejected strings."""
+    draw = random.Random(seed)
+    rows = []
+    for i in range(count):
+        chosen, rejected = sentence(draw), sentence(draw)
+        rows.append(
+            {
+                "prompt": f"{sentence(draw)} {' '.join(random.Random(i).choices(WORDS, k=4))}",
+                "chosen": chosen,
+                "rejected": rejected if rejected != chosen else rejected + " no",
+            }
+        )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny-model")
+    save_tiny_model(folder)
+    return folder

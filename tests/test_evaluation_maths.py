@@ -1,0 +1,395 @@
+"""Fronts, intervals, connectivity and the summary against independent oracles."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.evaluation import fronts
+from vcsoup_dist.evaluation.connectivity import barrier, find_edges, straight_line
+from vcsoup_dist.evaluation.intervals import bootstrap_mean
+from vcsoup_dist.evaluation.summary import Evaluated, pick_for, summarise
+from vcsoup_dist.evaluation.summary_files import as_csv, as_json
+
+# Few distinct numbers, so that ties and duplicates are common.
+SMALL = st.integers(-3, 3).map(float)
+FLOATS = st.floats(-1e3, 1e3, allow_subnormal=False)
+
+
+ONE_TO_FOUR = st.integers(1, 4)
+
+
+def point_sets(numbers=SMALL, values=ONE_TO_FOUR, most=12):
+    shapes = st.tuples(st.integers(1, most), values)
+    return shapes.flatmap(lambda shape: arrays(np.float64, shape, elements=numbers))
+
+
+def dominates(p, q) -> bool:
+    return all(a >= b for a, b in zip(p, q, strict=True)) and any(
+        a > b for a, b in zip(p, q, strict=True)
+    )
+
+
+def box_volume(corner, reference) -> float:
+    return math.prod(max(0.0, a - b) for a, b in zip(corner, reference, strict=True))
+
+
+def volume_by_inclusion_exclusion(points, reference) -> float:
+    """|union of boxes| = sum over non-empty subsets of (-1)^(k+1) |intersection|."""
+    total = 0.0
+    for size in range(1, len(points) + 1):
+        for subset in itertools.combinations(points, size):
+            total += (-1) ** (size + 1) * box_volume(np.min(subset, axis=0), reference)
+    return total
+
+
+def volume_by_sweep(points, reference) -> float:
+    """Two values: strips from right to left, each as high as the best point seen so far."""
+    total, height = 0.0, reference[1]
+    inside = [p for p in points if p[0] > reference[0] and p[1] > reference[1]]
+    for x, y in sorted(inside, reverse=True):
+        total += (x - reference[0]) * max(0.0, y - height)
+        height = max(height, y)
+    return total
+
+
+@given(point_sets() | point_sets(FLOATS))
+def test_the_front_is_exactly_the_points_nobody_dominates(points):
+    expected = [not any(dominates(p, q) for p in points) for q in points]
+    assert fronts.nondominated(points).tolist() == expected
+
+
+@given(point_sets(), st.data())
+def test_the_front_can_minimise_single_values(points, data):
+    n = points.shape[1]
+    maximised = data.draw(st.lists(st.booleans(), min_size=n, max_size=n))
+    turned = np.where(maximised, points, -points)
+    np.testing.assert_array_equal(
+        fronts.nondominated(points, maximised), fronts.nondominated(turned, True)
+    )
+
+
+def test_all_copies_of_a_front_point_are_kept():
+    points = [[1.0, 2.0], [1.0, 2.0], [2.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
+    assert fronts.nondominated(points).tolist() == [True, True, True, False, False]
+
+
+@given(point_sets(values=st.integers(1, 3), most=6), st.integers(-3, 1))
+def test_hypervolume_equals_inclusion_exclusion(points, level):
+    reference = np.full(points.shape[1], float(level))
+    expected = volume_by_inclusion_exclusion(points, reference)
+    assert fronts.hypervolume(points, reference) == pytest.approx(expected, abs=1e-9)
+
+
+@given(point_sets(FLOATS, st.just(2), most=20))
+def test_hypervolume_of_two_values_equals_a_sweep(points):
+    reference = fronts.reference_point(points)
+    expected = volume_by_sweep(points.tolist(), reference.tolist())
+    assert fronts.hypervolume(points, reference) == pytest.approx(expected, rel=1e-9)
+
+
+@given(point_sets(FLOATS))
+def test_every_point_is_better_than_the_reference_point_in_every_value(points):
+    reference = fronts.reference_point(points)
+    assert (points > reference).all()
+    ranges = np.ptp(points, axis=0)
+    np.testing.assert_allclose(
+        points.min(axis=0) - reference, 0.1 * np.where(ranges > 0, ranges, 1), rtol=1e-6, atol=1e-9
+    )
+
+
+@given(point_sets(FLOATS.map(lambda x: round(x, 3))))
+def test_normalised_values_span_zero_to_one(points):
+    normalised = fronts.normalise(points, *fronts.bounds(points))
+    constant = np.ptp(points, axis=0) == 0
+    assert (normalised.max(axis=0) == 1).all()
+    assert (normalised.min(axis=0) == np.where(constant, 1, 0)).all()
+    order = np.argsort(points, axis=0, kind="stable")
+    assert (np.diff(np.take_along_axis(normalised, order, axis=0), axis=0) >= 0).all()
+
+
+@given(point_sets())
+def test_the_balanced_point_has_the_largest_minimum_and_lies_on_the_front(points):
+    chosen = fronts.balanced(points)
+    best = max(min(p) for p in points.tolist())
+    ties = [i for i, p in enumerate(points.tolist()) if min(p) == best]
+    largest = max(sum(points[i].tolist()) for i in ties)
+    assert chosen == next(i for i in ties if sum(points[i].tolist()) == largest)
+    assert fronts.nondominated(points)[chosen]
+
+
+@given(point_sets(), st.data())
+def test_the_picked_point_has_the_largest_inner_product_and_lies_on_the_front(points, data):
+    n = points.shape[1]
+    preference = data.draw(st.lists(st.integers(0, 3), min_size=n, max_size=n).filter(any))
+    chosen = fronts.pick(points, preference)
+    products = [sum(w * x for w, x in zip(preference, p, strict=True)) for p in points.tolist()]
+    assert products[chosen] == max(products)
+    assert fronts.nondominated(points)[chosen]
+
+
+@pytest.mark.parametrize("preference", [[0, 0], [-1, 2], [math.nan, 1], [math.inf, 1]])
+def test_a_preference_without_direction_is_refused(preference):
+    with pytest.raises(ValueError, match="preference"):
+        fronts.pick([[0.0, 1.0]], preference)
+
+
+def test_mean_inner_product_by_hand():
+    # (0.25 * 1 + 0.75 * 0 + 0.5 * 0.5 + 0.5 * 1) / 2
+    assert fronts.mean_inner_product([[1, 0], [0.5, 1]], [[0.25, 0.75], [0.5, 0.5]]) == 0.5
+
+
+@pytest.mark.parametrize("points", [[[math.nan, 1.0]], [[math.inf, 1.0]], [1.0, 2.0]])
+def test_points_that_are_no_points_are_refused(points):
+    for function in (fronts.nondominated, fronts.balanced, fronts.bounds):
+        with pytest.raises(ValueError, match="points must be"):
+            function(points)
+
+
+def test_the_bootstrap_is_the_percentile_of_resampled_means():
+    samples = np.random.default_rng(5).normal(size=7)
+    mean, low, high = bootstrap_mean(samples, 400, 0.9, seed=3)
+    draws = np.random.default_rng(3).integers(7, size=(400, 7))
+    means = sorted(sum(samples[j] for j in row) / 7 for row in draws)
+    at = 0.05 * 399  # linear interpolation between order statistics
+    expected = means[int(at)] + (at - int(at)) * (means[int(at) + 1] - means[int(at)])
+    assert mean == pytest.approx(samples.mean(), rel=1e-12)
+    assert low == pytest.approx(expected, rel=1e-9)
+    assert low < mean < high
+
+
+def test_the_bootstrap_is_deterministic_and_follows_its_seed():
+    samples = np.random.default_rng(0).normal(size=50)
+    assert bootstrap_mean(samples, 200, 0.95, 1) == bootstrap_mean(samples.copy(), 200, 0.95, 1)
+    assert bootstrap_mean(samples, 200, 0.95, 1) != bootstrap_mean(samples, 200, 0.95, 2)
+
+
+def test_bootstrap_intervals_cover_the_true_mean_about_as_often_as_they_say():
+    draw = np.random.default_rng(11)
+    hits = 0
+    for trial in range(300):
+        _, low, high = bootstrap_mean(draw.exponential(2.0, size=60), 200, 0.9, trial)
+        hits += low <= 2.0 <= high
+    # Binomial(300, 0.9) has a standard deviation of 1.7 %; skewed samples cost some coverage.
+    assert 0.83 <= hits / 300 <= 0.95
+
+
+def test_bootstrap_memory_does_not_grow_with_the_prompts(monkeypatch):
+    samples = np.random.default_rng(0).normal(size=1000)
+    sizes = []
+    draw_rng = np.random.default_rng
+
+    class Counting:
+        def __init__(self, seed):
+            self.rng = draw_rng(seed)
+
+        def integers(self, n, size):
+            sizes.append(size[0] * size[1])
+            return self.rng.integers(n, size=size)
+
+    monkeypatch.setattr("vcsoup_dist.evaluation.intervals.CHUNK", 5000)
+    monkeypatch.setattr(np.random, "default_rng", Counting)
+    _, low, high = bootstrap_mean(samples, 103, 0.95, 0)
+    assert max(sizes) <= 5000 and sum(sizes) == 103 * 1000
+    assert low < high
+
+
+@pytest.mark.parametrize("samples", [[], [[1.0]], [1.0, math.nan]])
+def test_the_bootstrap_refuses_what_has_no_mean(samples):
+    with pytest.raises(ValueError, match="samples must be"):
+        bootstrap_mean(samples, 100, 0.95, 0)
+
+
+@given(st.lists(FLOATS, min_size=2, max_size=8))
+def test_the_barrier_is_the_largest_drop_below_the_straight_line(rewards):
+    positions = np.linspace(0, 1, len(rewards))
+    line = [rewards[0] + t * (rewards[-1] - rewards[0]) for t in positions]
+    np.testing.assert_allclose(straight_line(positions, rewards), line, atol=1e-9)
+    drop, at = barrier(positions, rewards)
+    drops = [a - b for a, b in zip(line, rewards, strict=True)]
+    assert drop == pytest.approx(max(0, *drops), abs=1e-9)
+    assert (at is None) == (drop == 0)
+
+
+@pytest.mark.parametrize("positions", [[0.1, 1], [0, 0.9], [0, 0.5, 0.5, 1], [0, 1, 2]])
+def test_a_line_must_lead_from_one_policy_to_the_other(positions):
+    with pytest.raises(ValueError, match="positions"):
+        straight_line(positions, [0.0] * len(positions))
+
+
+def test_only_soups_of_two_policies_with_both_ends_make_an_edge():
+    axes = ["a", "b", "c"]
+    lambdas = [(1, 0, 0), (0, 1, 0), (0.75, 0.25, 0), (0.5, 0, 0.5), (0.2, 0.3, 0.5), (0.5, 0.5, 0)]
+    soups = [(dict(zip(axes, row, strict=True)), {"r": float(i)}) for i, row in enumerate(lambdas)]
+    (edge,) = find_edges("m", soups, axes)  # policy c alone was not evaluated
+    assert (edge.start, edge.end) == ("a", "b")
+    assert edge.positions == (0, 0.25, 0.5, 1)
+    assert edge.rewards == {"r": (0.0, 2.0, 5.0, 1.0)}
+    assert edge.line == {"r": (0.0, 0.25, 0.5, 1.0)}
+    assert edge.barrier == {"r": 0.0} and edge.barrier_at == {"r": None}
+
+
+def constant(name, method, seed, weights, helpful, harmless, shift=(0.0, 0.0)):
+    """Two prompts whose rewards lie `shift` below and above the mean."""
+    return Evaluated(
+        name, method, seed, weights,
+        {"helpful": np.array([helpful - shift[0], helpful + shift[0]], dtype=np.float32),
+         "harmless": np.array([harmless - shift[1], harmless + shift[1]], dtype=np.float32)},
+    )  # fmt: skip
+
+
+def lam(helpful):
+    return {"helpful": helpful, "harmless": 1 - helpful}
+
+
+@pytest.fixture
+def by_hand():
+    """Method `a` in two seeds, method `b` in one that is dominated everywhere, and theta_0."""
+    return [
+        constant("base", None, None, None, 0.0, 0.0, (1.0, 0.0)),
+        constant("a/1/helpful", "a", 1, lam(1.0), 4.0, 0.0),
+        constant("a/0/helpful", "a", 0, lam(1.0), 2.0, 0.0),
+        constant("a/0/half", "a", 0, lam(0.5), 2.0, 5.0),
+        constant("a/1/half", "a", 1, lam(0.5), 2.0, 5.0),
+        constant("a/0/harmless", "a", 0, lam(0.0), 0.0, 10.0),
+        constant("a/1/harmless", "a", 1, lam(0.0), 0.0, 10.0),
+        constant("b/0/helpful", "b", 0, lam(1.0), 1.0, 0.0),
+        constant("b/0/half", "b", 0, lam(0.5), 0.0, 1.0),
+        constant("b/0/harmless", "b", 0, lam(0.0), 0.0, 5.0),
+    ]
+
+
+def test_the_summary_of_a_case_made_by_hand(by_hand):
+    summary = summarise(by_hand, resamples=200, confidence=0.95)
+    assert summary.values == summary.axes == ("helpful", "harmless")
+    assert summary.prompts == 2
+    named = {(row.method, row.weights and row.weights["helpful"]): row for row in summary.rows}
+    assert list(named) == [
+        (None, None), ("a", 0.0), ("a", 0.5), ("a", 1.0), ("b", 0.0), ("b", 0.5), ("b", 1.0)
+    ]  # fmt: skip
+
+    helpful = named["a", 1.0].cells["helpful"]
+    assert named["a", 1.0].seeds == (0, 1)
+    assert named["a", 1.0].names == ("a/0/helpful", "a/1/helpful")
+    assert (helpful.mean, helpful.scaled) == (3.0, 0.75)
+    assert helpful.seed_spread == pytest.approx(math.sqrt(2))
+    assert named["b", 1.0].cells["helpful"].seed_spread is None
+    base = named[None, None].cells["helpful"]
+    assert (base.mean, base.low, base.high) == (0.0, -1.0, 1.0)
+
+    assert summary.scale.low == {"helpful": 0.0, "harmless": 0.0}
+    assert summary.scale.high == {"helpful": 4.0, "harmless": 10.0}
+    assert summary.scale.reference == pytest.approx({"helpful": -0.4, "harmless": -1.0})
+    assert summary.scale.reference_scaled == pytest.approx({"helpful": -0.1, "harmless": -0.1})
+
+    front = [key for key, row in named.items() if row.on_front]
+    assert front == [("a", 0.0), ("a", 0.5), ("a", 1.0)]
+    assert [list(named)[i] for i in summary.front] == front
+    own = [key for key, row in named.items() if row.on_method_front]
+    assert own == [*front, ("b", 0.0), ("b", 1.0)]
+    assert list(named)[summary.balanced] == ("a", 0.5)
+
+    a, b = summary.methods
+    # Sweeps above (-0.1, -0.1): seed 0 has (0, 1), (0.5, 0.5), (0.5, 0); seed 1 also (1, 0).
+    assert a.hypervolume_by_seed == pytest.approx({0: 0.6 * 0.6 + 0.1 * 0.5, 1: 0.41 + 0.5 * 0.1})
+    assert a.hypervolume == pytest.approx(0.435)
+    assert a.hypervolume_spread == pytest.approx(0.05 / math.sqrt(2))
+    assert a.hypervolume_original == pytest.approx(0.435 * 4 * 10)
+    assert b.hypervolume == pytest.approx(0.1 * 0.6 + 0.25 * 0.1)
+    assert b.hypervolume_spread is None
+    assert list(named)[a.balanced] == ("a", 0.5)
+    # helpful 0.75, half (0.5 + 0.5) / 2, harmless 1, over three soups
+    assert a.mean_inner_product == pytest.approx((0.75 + 0.5 + 1) / 3)
+
+    edge_a, edge_b = summary.edges
+    assert (edge_a.method, edge_a.start, edge_a.end) == ("a", "helpful", "harmless")
+    assert edge_a.positions == (0, 0.5, 1)
+    assert edge_a.rewards["helpful"] == (3.0, 2.0, 0.0)
+    assert edge_a.line["helpful"] == (3.0, 1.5, 0.0)
+    assert edge_a.barrier == {"helpful": 0.0, "harmless": 0.0}
+    assert edge_b.barrier == {"helpful": 0.5, "harmless": 1.5}
+    assert edge_b.barrier_at == {"helpful": 0.5, "harmless": 0.5}
+
+
+def test_a_pick_follows_the_preference(by_hand):
+    summary = summarise(by_hand, resamples=100, confidence=0.95)
+    picked = {w: summary.rows[pick_for(summary, lam(w))].weights for w in (0.0, 0.55, 1.0)}
+    assert picked == {0.0: lam(0.0), 0.55: lam(0.5), 1.0: lam(1.0)}
+    assert pick_for(summary, {"harmless": 2}) == pick_for(summary, lam(0.0))
+    for wrong in ({"funny": 1.0}, {"helpful": -1.0}, {"helpful": 0.0}, {}):
+        with pytest.raises(UserError):
+            pick_for(summary, wrong)
+
+
+def test_the_order_of_evaluations_changes_only_the_order_of_methods(by_hand):
+    first = summarise(by_hand, resamples=100, confidence=0.9)
+    turned = summarise([by_hand[0], *by_hand[:0:-1]], resamples=100, confidence=0.9)
+    assert {m.method: m.hypervolume for m in first.methods} == {
+        m.method: m.hypervolume for m in turned.methods
+    }
+    assert {row.names: row for row in first.rows} == {row.names: row for row in turned.rows}
+
+
+def test_a_value_without_a_policy_is_evaluated_but_has_no_weight():
+    soups = [
+        Evaluated("base", None, None, None, {"a": np.zeros(3), "b": np.ones(3)}),
+        Evaluated("a", "m", 0, {"a": 1.0}, {"a": np.ones(3), "b": np.zeros(3)}),
+    ]
+    summary = summarise(soups, resamples=100, confidence=0.95)
+    assert (summary.values, summary.axes) == (("a", "b"), ("a",))
+    assert summary.methods[0].mean_inner_product == 1.0
+    assert summary.front == (0, 1) and summary.edges == ()
+
+
+def test_the_summary_survives_json_without_nan(by_hand):
+    summary = summarise(by_hand, resamples=100, confidence=0.95)
+    plain = as_json(summary)
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert plain["rows"][0]["method"] is None
+    assert plain["methods"][0]["hypervolume_by_seed"].keys() == {"0", "1"}
+
+
+def test_the_csv_has_one_line_per_row_with_full_numbers(by_hand):
+    summary = summarise(by_hand, resamples=100, confidence=0.95)
+    lines = list(csv.DictReader(io.StringIO(as_csv(summary))))
+    assert len(lines) == len(summary.rows)
+    for line, row in zip(lines, summary.rows, strict=True):
+        assert line["method"] == (row.method or "")
+        assert float(line["helpful_scaled"]) == row.cells["helpful"].scaled
+        assert float(line["harmless"]) == row.cells["harmless"].mean
+        assert line["weight_helpful"] == (str(row.weights["helpful"]) if row.weights else "")
+    assert [line["balanced"] for line in lines].count("1") == 1
+
+
+def test_a_reward_that_is_no_number_is_the_users_to_mend(by_hand):
+    by_hand[3].rewards["harmless"][1] = np.nan
+    with pytest.raises(UserError, match=r"a/0/half: .* `harmless` is nan .* number 2;"):
+        summarise(by_hand, resamples=100, confidence=0.95)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (constant("x", "a", 0, lam(0.5), 1, 1), "evaluated before"),
+        (constant("x", "a", None, lam(0.4), 1, 1), "come together"),
+        (constant("x", "a", 0, {"helpful": 1.0}, 1, 1), "has weights for"),
+        (Evaluated("x", "c", 0, lam(0.5), {"helpful": np.zeros(2)}), "has the values"),
+        (
+            Evaluated("x", "c", 0, lam(0.5), {"helpful": np.zeros(2), "harmless": np.zeros(3)}),
+            "has rewards",
+        ),
+    ],
+)
+def test_evaluations_that_cannot_be_compared_are_refused(by_hand, broken, message):
+    with pytest.raises(ValueError, match=message):
+        summarise([*by_hand, broken], resamples=100, confidence=0.95)

@@ -1,0 +1,333 @@
+"""Weight grids, the weighted sum against exact arithmetic, and the model card."""
+
+import hashlib
+import math
+import subprocess
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vcsoup_dist.checkpoints.writer import ShardFile, plan_shards, write_index
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.souping import kernel
+from vcsoup_dist.souping.card import card_text, weights_hash, write_card
+from vcsoup_dist.souping.grids import random_weights, simplex_grid, soup_name, validate_weights
+from vcsoup_dist.souping.kernel import FLOAT_DTYPES, has_nonfinite, weighted_sum
+
+# precision in bits, smallest and largest exponent
+FORMATS = {"BF16": (8, -126, 127), "F16": (11, -14, 15), "F32": (24, -126, 127)}
+NUMPY = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
+
+
+def rounded(x: Fraction, dtype: str) -> float:
+    """x to the nearest number of the format, ties to even, from the definition."""
+    precision, low, high = FORMATS[dtype]
+    if x == 0:
+        return 0.0
+    exponent = x.numerator.bit_length() - x.denominator.bit_length()
+    while Fraction(2) ** exponent > abs(x):
+        exponent -= 1
+    unit = Fraction(2) ** (max(exponent, low) - precision + 1)
+    nearest = round(x / unit) * unit  # Fraction rounds half to even
+    if abs(nearest) >= Fraction(2) ** (high + 1):
+        return math.copysign(math.inf, x)
+    return float(nearest)
+
+
+def to_float64(raw: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == "BF16":
+        return (raw.view("<u2").astype("<u4") * 65536).view("<f4").astype("f8")
+    return raw.view(NUMPY[dtype]).astype("f8")
+
+
+def soup(chunks, dtypes, weights, out_dtype):
+    numel = chunks[0].nbytes // FLOAT_DTYPES[dtypes[0]]
+    out = [np.full(numel * FLOAT_DTYPES[out_dtype], 0xAA, np.uint8) for _ in weights]
+    weighted_sum(chunks, dtypes, np.array(weights, dtype="f8"), out_dtype, out)
+    return out
+
+
+def cast(values, out_dtype):
+    """One float64 after another, through the kernel, to another format."""
+    raw = np.array(values, "<f8").view(np.uint8)
+    return to_float64(soup([raw], ["F64"], [[1.0]], out_dtype)[0], out_dtype)
+
+
+def bf16_words(rng, count):
+    """Random bf16 of all exponents, sub-normal ones too, without NaN and infinity."""
+    words = rng.integers(0, 1 << 16, count, dtype=np.uint16)
+    return words[(words & 0x7F80) != 0x7F80]
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@settings(deadline=None)
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=20))
+def test_float64_is_rounded_once_to_nearest_even(dtype, values):
+    expected = [rounded(Fraction(value), dtype) for value in values]
+    assert cast(values, dtype).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_float64_beside_every_kind_of_tie_is_rounded_once(dtype):
+    precision, low, high = FORMATS[dtype]
+    rng = np.random.default_rng(1)
+    values = []
+    for exponent in [
+        *range(low - precision - 2, low + 3),
+        *range(-3, 4),
+        *range(high - 2, high + 1),
+    ]:
+        for _ in range(40):
+            unit = 2.0 ** (max(exponent, low) - precision + 1)
+            tie = 2.0**exponent + (int(rng.integers(0, 1 << precision)) + 0.5) * unit
+            for nudge in (0.0, 2.0**-40, 2.0**-30, 2.0**-20, 2.0**-13):
+                values += [sign * tie * (1 + way * nudge) for sign in (1, -1) for way in (1, -1)]
+    expected = [rounded(Fraction(value), dtype) for value in values]
+    assert cast(values, dtype).tolist() == expected
+
+
+def test_signs_of_zero_infinity_and_nan_survive():
+    values = [0.0, -0.0, math.inf, -math.inf, 1e300, -1e300, 1e-300, -1e-300]
+    for dtype in ("BF16", "F16", "F32", "F64"):
+        result = cast(values, dtype)
+        assert np.signbit(result).tolist() == [False, True] * 4
+        assert np.isinf(result[2:4]).all() and (result[:2] == 0).all()
+    # NaN of any payload, those that a rounding addition would carry into infinity or the sign.
+    words = np.array([0x7F81, 0x7FFF, 0xFF81, 0xFFFF, 0x7FC0, 0x3F80], "<u2").view(np.uint8)
+    (result,) = soup([words], ["BF16"], [[1.0]], "BF16")
+    assert np.isnan(to_float64(result, "BF16")).tolist() == [True] * 5 + [False]
+    payloads = np.array([0x7FF0000000000001, 0x7FF0000020000000, -1, -(1 << 51)], "<i8")
+    for dtype in ("BF16", "F16", "F32"):
+        assert np.isnan(cast(payloads.view("<f8"), dtype)).all()
+
+
+def stored(values, dtype):
+    """float64 values as raw bytes of a format."""
+    if dtype == "BF16":
+        return (values.astype("<f4").view("<u4") >> 16).astype("<u2").view(np.uint8)
+    return values.astype(NUMPY[dtype]).view(np.uint8)
+
+
+def exact(raw, dtypes, weights, out_dtype):
+    columns = zip(
+        *(to_float64(*each).tolist() for each in zip(raw, dtypes, strict=True)), strict=True
+    )
+    return [
+        rounded(
+            sum(Fraction(w) * Fraction(x) for w, x in zip(weights, column, strict=True)), out_dtype
+        )
+        for column in columns
+    ]
+
+
+GRID_WEIGHTS = [
+    (0.3, 0.7),
+    (0.1, 0.2, 0.7),
+    (0.5, 0.5),
+    (1 / 3, 2 / 3),
+    (1.7, -0.7),
+    (0.9999999, 1e-7),
+]
+
+
+@pytest.mark.parametrize("spread", ["alike", "extreme", "cancelling"])
+@pytest.mark.parametrize("weights", GRID_WEIGHTS)
+def test_every_bf16_is_the_exact_sum_correctly_rounded(spread, weights):
+    rng = np.random.default_rng(7)
+    count = 4000
+    if spread == "extreme":
+        raw = [bf16_words(rng, 2 * count)[:count].view(np.uint8) for _ in weights]
+    elif spread == "alike":
+        start = rng.standard_normal(count) * 0.02
+        raw = [stored(start + rng.standard_normal(count) * 1e-3, "BF16") for _ in weights]
+    else:  # 0.3 * 7 - 0.7 * 3 is zero but for the last bits of 0.3 and 0.7
+        raw = [
+            stored(rng.integers(-12, 13, count) * 2.0 ** rng.integers(-3, 4, count), "BF16")
+            for _ in weights
+        ]
+    dtypes = ["BF16"] * len(weights)
+    result = to_float64(soup(raw, dtypes, [weights], "BF16")[0], "BF16")
+    assert result.tolist() == exact(raw, dtypes, weights, "BF16")
+
+
+@pytest.mark.parametrize(
+    "dtypes", [("F16", "F16"), ("F32", "F32"), ("BF16", "F32"), ("F32", "F16")]
+)
+@pytest.mark.parametrize("out_dtype", ["BF16", "F16", "F32"])
+def test_every_dtype_in_and_out_is_the_exact_sum_correctly_rounded(dtypes, out_dtype):
+    rng = np.random.default_rng(8)
+    start = rng.standard_normal(3000) * 10.0 ** rng.integers(-9, 3, 3000)
+    for weights in ((0.3, 0.7), (1.25, -0.25)):
+        raw = [stored(start * (1 + rng.integers(-8, 9, 3000) / 256), dtype) for dtype in dtypes]
+        result = to_float64(soup(raw, dtypes, [weights], out_dtype)[0], out_dtype)
+        assert result.tolist() == exact(raw, dtypes, weights, out_dtype)
+
+
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+weight = st.floats(-4, 4).filter(lambda w: w == 0 or abs(w) > 1e-9)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(finite, weight), min_size=1, max_size=6), st.sampled_from(list(FORMATS)))
+def test_any_sum_is_correctly_rounded_whatever_the_order_of_the_policies(terms, out_dtype):
+    for order in (terms, terms[::-1]):
+        raw = [np.array([value], "<f4").view(np.uint8) for value, _ in order]
+        weights = [weight for _, weight in order]
+        dtypes = ["F32"] * len(order)
+        result = to_float64(soup(raw, dtypes, [weights], out_dtype)[0], out_dtype)
+        assert result.tolist() == exact(raw, dtypes, weights, out_dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+def test_one_pass_of_all_soups_in_blocks_equals_one_soup_at_a_time(dtype, monkeypatch):
+    rng = np.random.default_rng(3)
+    raw = [stored(rng.standard_normal(1000), dtype) for _ in range(3)]
+    grid = simplex_grid(3, 0.25)
+    whole = [soup(raw, [dtype] * 3, [weights], dtype)[0] for weights in grid]
+    monkeypatch.setattr(kernel, "BLOCK", 64)  # several blocks and a remainder
+    for one, each in zip(whole, soup(raw, [dtype] * 3, grid, dtype), strict=True):
+        assert np.array_equal(one, each)
+
+
+def test_float64_policies_are_summed_in_float64_in_their_order():
+    rng = np.random.default_rng(4)
+    values = [rng.standard_normal(1000) for _ in range(3)]
+    (result,) = soup([stored(v, "F64") for v in values], ["F64"] * 3, [(0.1, 0.2, 0.7)], "F64")
+    plain = values[0] * 0.1 + values[1] * 0.2 + values[2] * 0.7
+    assert np.array_equal(result.view("<f8"), plain)
+
+
+def test_a_corner_of_the_simplex_is_the_policy_bit_for_bit():
+    words = np.arange(1 << 16, dtype="<u2")
+    words = words[(words & 0x7F80) != 0x7F80]  # every finite bf16, -0 and sub-normals too
+    other = np.roll(words, 17)
+    first, second = soup(
+        [words.view(np.uint8), other.view(np.uint8)], ["BF16"] * 2, [(1, 0), (0, 1)], "BF16"
+    )
+    assert np.array_equal(first.view("<u2"), words)
+    assert np.array_equal(second.view("<u2"), other)
+
+
+def test_policies_of_different_dtypes_are_summed():
+    half, single = np.array([1.5, -2.0], "<f2"), np.array([0.1, 8.0], "<f4")
+    (result,) = soup(
+        [half.view(np.uint8), single.view(np.uint8)], ["F16", "F32"], [(0.5, 0.5)], "F64"
+    )
+    assert result.view("<f8").tolist() == [0.75 + float(np.float32(0.1)) / 2, 3.0]
+
+
+def test_arrays_that_do_not_fit_together_are_refused():
+    with pytest.raises(ValueError, match="same number"):
+        soup([np.zeros(4, np.uint8), np.zeros(6, np.uint8)], ["BF16"] * 2, [(1, 0)], "BF16")
+    with pytest.raises(ValueError, match=r"\[K, N\]"):
+        soup([np.zeros(4, np.uint8)], ["BF16"], [(0.5, 0.5)], "BF16")
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+def test_nonfinite_numbers_are_found_wherever_they_are(dtype):
+    width = FLOAT_DTYPES[dtype]
+    for value in (math.nan, -math.nan, math.inf, -math.inf):
+        raw = np.full(40_000 * width, 0x42, np.uint8)
+        assert not has_nonfinite(raw, dtype)
+        bits = np.array([value], "<f4" if dtype == "BF16" else NUMPY[dtype]).view(np.uint8)[-width:]
+        raw[39_999 * width :] = bits
+        assert has_nonfinite(raw, dtype)
+    assert not has_nonfinite(np.zeros(0, np.uint8), dtype)
+
+
+@given(st.integers(1, 5), st.integers(1, 12))
+def test_a_simplex_grid_has_every_point_once(values, n):
+    grid = simplex_grid(values, 1 / n, cap=10**6)
+    assert len(grid) == len(set(grid)) == math.comb(n + values - 1, values - 1)
+    assert grid == sorted(grid)
+    for row in grid:
+        parts = [round(weight * n) for weight in row]
+        assert len(row) == values and sum(parts) == n and min(parts) >= 0
+        assert list(row) == [part / n for part in parts]
+        validate_weights(row)
+    assert len({soup_name(dict(zip("abcde", row, strict=False))) for row in grid}) == len(grid)
+
+
+@pytest.mark.parametrize(
+    ("values", "step", "message"),
+    [(2, 0.3, "divide 1"), (2, 0.0, "between"), (2, math.nan, "between"), (2, 1e-300, "between"),
+     (3, 1.5, "between"), (0, 0.5, "at least one"), (6, 0.05, "53,130 soups"), (3, 1e-6, "soups")],
+)  # fmt: skip
+def test_grids_without_sense_or_end_are_refused_at_once(values, step, message):
+    with pytest.raises(UserError, match=message):
+        simplex_grid(values, step)
+
+
+def test_random_weights_are_uniform_on_the_simplex_and_fixed_by_the_seed():
+    rows = np.array(random_weights(4, 20_000, seed=5))
+    assert random_weights(4, 3, seed=5) == [tuple(row) for row in rows[:3].tolist()]
+    assert random_weights(4, 3, seed=6) != random_weights(4, 3, seed=5)
+    assert rows.min() >= 0 and np.abs(rows.sum(1) - 1).max() < 1e-12
+    # Dirichlet(1, 1, 1, 1): mean 1/4, variance 3/80, P(first > 1/2) = 1/8
+    assert np.abs(rows.mean(0) - 1 / 4).max() < 0.006
+    assert np.abs(rows.var(0) - 3 / 80).max() < 0.002
+    assert abs((rows[:, 0] > 0.5).mean() - 1 / 8) < 0.01
+    assert random_weights(1, 2, seed=0) == [(1.0,), (1.0,)]
+
+
+def test_soup_names_say_the_weights_and_are_folder_names():
+    assert soup_name({"helpful": 0.3, "harmless": 0.7}) == "helpful-0.30_harmless-0.70"
+    assert soup_name({"a": 0.125, "b": 1 / 3, "c": 1}) == "a-0.125_b-0.333333_c-1.00"
+    assert soup_name({"a": 1.5, "b": -0.5, "c": -0.0, "d": -1e-9}) == "a-1.50_b--0.50_c-0.00_d-0.00"
+    for name in ("../x", "a/b", "", ".hidden", "-x", "a b", "é"):
+        with pytest.raises(UserError, match="folder name"):
+            soup_name({name: 1.0})
+    with pytest.raises(UserError, match="too long"):
+        soup_name({"x" * 300: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [((0.5, 0.6), "sum to 1"), ((math.nan, 1), "finite"), ((math.inf, -math.inf), "finite"),
+     ((1.5, -0.5), r"\[0, 1\]"), ((), "sum to 1"), ((0.5, 0.50001), "sum to 1")],
+)  # fmt: skip
+def test_weights_that_make_no_soup_are_refused(weights, message):
+    with pytest.raises(UserError, match=message):
+        validate_weights(weights)
+
+
+def test_weights_may_leave_the_simplex_only_when_asked():
+    validate_weights((1.5, -0.5), extrapolate=True)
+    validate_weights((0.333333, 0.333333, 0.333334))
+    with pytest.raises(UserError, match="sum to 1"):
+        validate_weights((1.5, -0.6), extrapolate=True)
+
+
+def test_the_card_says_weights_and_sources_and_nothing_of_this_machine(tmp_path):
+    yaml = pytest.importorskip("yaml")
+    arguments = {
+        "weights": {"helpful": 0.1 + 0.2, "harmless": 0.7},
+        "sources": {"helpful": "sha256:ab", "harmless": "sha256:cd"},
+        "version": "1.2.3",
+    }
+    folder = tmp_path / "helpful-0.30_harmless-0.70"
+    folder.mkdir()
+    write_card(folder, **arguments)
+    text = (folder / "README.md").read_text()
+    assert text == card_text(folder.name, **arguments)
+    _, front, body = text.split("---\n", 2)
+    assert yaml.safe_load(front) == {"library_name": "transformers", "tags": ["vc-soup", "merge"]}
+    assert "| helpful | 0.30000000000000004 | `sha256:ab` |" in body
+    assert "# helpful-0.30_harmless-0.70" in body and "vcsoup_dist 1.2.3" in body
+    assert str(tmp_path) not in text
+
+
+def test_the_weights_hash_is_what_sha256sum_gives(tmp_path):
+    tensors = [("a", "U8", (5,)), ("b", "U8", (7,))]
+    shards = plan_shards(tensors, 8)
+    for shard in shards:
+        with ShardFile.create(tmp_path, shard) as file:
+            for name, _, (size,) in shard.tensors:
+                file.write(name, 0, bytes(range(size)))
+    write_index(tmp_path, shards)
+    command = "LC_ALL=C; export LC_ALL; sha256sum *.safetensors"
+    listed = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, check=True)
+    assert weights_hash(tmp_path) == "sha256:" + hashlib.sha256(listed.stdout).hexdigest()

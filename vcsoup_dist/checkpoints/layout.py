@@ -1,0 +1,218 @@
+"""Where every tensor of a safetensors checkpoint lies, from the headers alone.
+
+A file is: 8 bytes of little-endian header length, a JSON header, then the tensors' bytes back to
+back (https://github.com/huggingface/safetensors, "Format"). Nothing a header or an index says is
+believed before it is checked against the file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeGuard
+
+from vcsoup_dist.errors import UserError
+
+SINGLE_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+MAX_HEADER = 100_000_000  # bytes; the safetensors library refuses more
+
+DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
+    "BF16": 16, "F16": 16, "F32": 32, "F64": 64, "C64": 64,
+    "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+}  # fmt: skip
+"""Bits per element of safetensors' own dtype names."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of a checkpoint: what it is, and where its bytes are."""
+
+    name: str
+    dtype: str
+    """safetensors' own name: "BF16", "F32", ..."""
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    """Offset of the first byte from the beginning of `file`."""
+    nbytes: int
+
+
+def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
+    """Bytes of a tensor; KeyError for an unknown dtype, ValueError for a part of a byte."""
+    size, rest = divmod(DTYPE_BITS[dtype] * math.prod(shape), 8)
+    if rest:
+        raise ValueError(f"{dtype} of shape {list(shape)} does not fill whole bytes")
+    return size
+
+
+def read_layout(directory: Path) -> dict[str, TensorSpec]:
+    """All tensors of a Hugging Face model directory, in file order (files by name, then offset).
+
+    Reads `model.safetensors.index.json` or `model.safetensors`, and of the weights only the
+    headers. UserError where a file is missing, truncated or contradicts itself or the index.
+    """
+    if not directory.is_dir():
+        raise UserError(f"{directory}: there is no such model directory")
+    index, single = directory / INDEX_NAME, directory / SINGLE_NAME
+    files: Mapping[str, set[str] | None]
+    if index.is_file():
+        files = _indexed_files(index)
+        if single.is_file() and SINGLE_NAME not in files:
+            raise UserError(
+                f"{directory}: has both {SINGLE_NAME} and {INDEX_NAME} of other files;"
+                " remove the one that is out of date"
+            )
+    elif single.is_file():
+        files = {SINGLE_NAME: None}
+    else:
+        _say_what_is_there_instead(directory)
+    layout: dict[str, TensorSpec] = {}
+    for file_name, promised in sorted(files.items()):
+        found = read_header(directory / file_name)
+        for name in sorted(promised or ()):
+            if name not in found:
+                raise UserError(
+                    f"{index}: says {name!r} is in {file_name}, which has no such tensor"
+                )
+        for name, spec in found.items():
+            if promised is not None and name not in promised:
+                raise UserError(
+                    f"{spec.file}: holds {name!r}, which {INDEX_NAME} does not place there"
+                )
+            layout[name] = spec
+    if not layout:
+        raise UserError(f"{directory}: its weights files hold no tensor")
+    return layout
+
+
+def read_header(file: Path) -> dict[str, TensorSpec]:
+    """The tensors of one safetensors file by offset; UserError where the header is no true one."""
+    try:
+        if not file.is_file():
+            raise UserError(f"{file}: there is no such weights file; copy or download it again")
+        with open(file, "rb") as opened:
+            size = os.fstat(opened.fileno()).st_size
+            length = int.from_bytes(opened.read(8), "little")
+            if size < 8 or length > min(size - 8, MAX_HEADER):
+                raise UserError(
+                    f"{file}: says its header has {length} bytes, the file has {size} in all;"
+                    " it is truncated or no safetensors file"
+                )
+            raw = opened.read(length)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+    header = _parse_json(raw, file)
+    header.pop("__metadata__", None)
+    specs = [_entry(name, entry, file, 8 + length) for name, entry in header.items()]
+    specs.sort(key=lambda spec: (spec.start, spec.start + spec.nbytes))
+    _check_coverage(specs, file, 8 + length, size)
+    return {spec.name: spec for spec in specs}
+
+
+def _entry(name: str, entry: Any, file: Path, data_start: int) -> TensorSpec:
+    where = f"{file}: tensor {name!r}"
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: its header entry is no object")
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise UserError(f"{where}: unknown dtype {dtype!r}")
+    if not _are_counts(shape):
+        raise UserError(f"{where}: its shape is no list of non-negative whole numbers")
+    if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise UserError(f"{where}: data_offsets is no pair of ascending non-negative whole numbers")
+    begin, end = offsets
+    try:
+        nbytes = tensor_bytes(dtype, shape)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+    if end - begin != nbytes:
+        raise UserError(
+            f"{where}: {dtype} of shape {shape} has {nbytes} bytes, its offsets span {end - begin}"
+        )
+    return TensorSpec(name, dtype, tuple(shape), file, data_start + begin, nbytes)
+
+
+def _check_coverage(specs: list[TensorSpec], file: Path, data_start: int, size: int) -> None:
+    """The tensors must fill the file behind the header without overlap, hole or remainder."""
+    reached = data_start
+    for spec in specs:
+        if spec.start + spec.nbytes > size:
+            raise UserError(
+                f"{file}: tensor {spec.name!r} ends at byte {spec.start + spec.nbytes}, the file"
+                f" at {size}; it is truncated, copy or download it again"
+            )
+        if spec.start != reached:
+            fault = "overlaps the one before" if spec.start < reached else "leaves a hole before it"
+            raise UserError(
+                f"{file}: tensor {spec.name!r} {fault} (offset {spec.start - data_start})"
+            )
+        reached += spec.nbytes
+    if reached != size:
+        raise UserError(f"{file}: has {size - reached} bytes that its header does not describe")
+
+
+def _indexed_files(index: Path) -> dict[str, set[str]]:
+    """The index's weight_map turned round: file name -> names of the tensors in it."""
+    try:
+        weight_map = _parse_json(index.read_bytes(), index).get("weight_map")
+    except OSError as error:
+        raise UserError(f"{index}: cannot be read: {error.strerror}") from error
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index}: has no weight_map from tensor to file")
+    files: dict[str, set[str]] = {}
+    for tensor, file_name in weight_map.items():
+        # A plain name cannot leave the directory; links inside it are how hub caches are made.
+        if (
+            not isinstance(file_name, str)
+            or not file_name.isprintable()
+            or file_name in ("", ".", "..")
+            or "/" in file_name
+            or "\\" in file_name
+        ):
+            raise UserError(
+                f"{index}: places {tensor!r} in {file_name!r}, which is no file of its directory"
+            )
+        files.setdefault(file_name, set()).add(tensor)
+    return files
+
+
+def _parse_json(raw: bytes, file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{file}: its JSON cannot be read ({reason})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: its JSON is no object")
+    return value
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} occurs twice")
+        key.encode()  # a lone surrogate is no text: UnicodeEncodeError is a ValueError
+        found[key] = value
+    return found
+
+
+def _are_counts(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(each) is int and each >= 0 for each in value)
+
+
+def _say_what_is_there_instead(directory: Path) -> NoReturn:
+    pickled = sorted(directory.glob("*.bin"))
+    if pickled:
+        raise UserError(
+            f"{directory}: holds only pickled weights ({pickled[0].name}); convert them to"
+            " safetensors with AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
+        )
+    raise UserError(f"{directory}: holds neither {SINGLE_NAME} nor {INDEX_NAME}")

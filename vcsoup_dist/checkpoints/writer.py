@@ -1,0 +1,185 @@
+"""Writing safetensors header first: each tensor, or any part of one, straight to its place.
+
+All sizes are known before the first byte, so no shard is ever held in memory, and parts may come
+in any order and from several processes. transformers, vLLM and mergekit read the result.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vcsoup_dist.checkpoints.layout import DTYPE_BITS, INDEX_NAME, SINGLE_NAME, tensor_bytes
+from vcsoup_dist.errors import UserError
+
+TensorMeta = tuple[str, str, tuple[int, ...]]
+"""name, dtype (safetensors' name), shape"""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One weights file to be: its name, and its tensors in the order of their bytes."""
+
+    file_name: str
+    tensors: tuple[TensorMeta, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors, without the header."""
+        return sum(tensor_bytes(dtype, shape) for _, dtype, shape in self.tensors)
+
+
+def plan_shards(tensors: Sequence[TensorMeta], shard_size: int) -> list[Shard]:
+    """Cut tensors, in the given order, into files of at most `shard_size` bytes of data.
+
+    A larger tensor gets a file of its own. Within a file wider dtypes come first, so that every
+    tensor starts at a multiple of its element size. The same arguments give the same plan on
+    every rank.
+    """
+    names = [name for name, _, _ in tensors]
+    if len(set(names)) != len(names) or "__metadata__" in names:
+        raise ValueError("tensor names must be distinct, and none may be __metadata__")
+    groups: list[list[TensorMeta]] = []
+    room = -1
+    for tensor in tensors:
+        nbytes = tensor_bytes(tensor[1], tensor[2])
+        if nbytes > room:
+            groups.append([])
+            room = shard_size
+        groups[-1].append(tensor)
+        room -= nbytes
+    for group in groups:
+        group.sort(key=lambda tensor: -DTYPE_BITS[tensor[1]])
+    if len(groups) == 1:
+        return [Shard(SINGLE_NAME, tuple(groups[0]))]
+    return [
+        Shard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", tuple(group))
+        for number, group in enumerate(groups, start=1)
+    ]
+
+
+def header_bytes(shard: Shard) -> bytes:
+    """Length and JSON header, padded so that the data begin at a multiple of 8."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    begin = 0
+    for name, dtype, shape in shard.tensors:
+        end = begin + tensor_bytes(dtype, shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+class ShardFile:
+    """One weights file being filled. Leaving its `with` block well closes it; else it stays bad.
+
+    The file is there under its final name from the start: write into a directory that is
+    published when all is done. UserError where the disk is full.
+    """
+
+    def __init__(self, path: Path, shard: Shard, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+        self._spans: dict[str, tuple[int, int]] = {}  # name -> absolute start, bytes
+        start = len(header_bytes(shard))
+        for name, dtype, shape in shard.tensors:
+            nbytes = tensor_bytes(dtype, shape)
+            self._spans[name] = (start, nbytes)
+            start += nbytes
+        self._missing = shard.nbytes
+
+    @classmethod
+    def create(cls, directory: Path, shard: Shard) -> ShardFile:
+        """Make the file at its final size, header written, data still zero.
+
+        Mode 0644 (less the umask): the safetensors library writes 0600, which other users of a
+        cluster cannot read. FileExistsError where the file is there already.
+        """
+        path = directory / shard.file_name
+        header = header_bytes(shard)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o644)
+        made = cls(path, shard, descriptor)
+        try:
+            os.ftruncate(descriptor, len(header) + shard.nbytes)
+            made._write_at(0, memoryview(header))
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return made
+
+    def write(self, name: str, offset: int, data: bytes | memoryview | NDArray[np.uint8]) -> None:
+        """Write a part of tensor `name`, from byte `offset` of that tensor."""
+        view = data.data if isinstance(data, np.ndarray) else memoryview(data)
+        start, nbytes = self._spans[name]
+        if offset < 0 or offset + view.nbytes > nbytes:
+            raise ValueError(f"{name!r} has {nbytes} bytes, given {offset} + {view.nbytes}")
+        if view.nbytes:  # an empty view cannot be cast
+            self._write_at(start + offset, view.cast("B"))
+            self._missing -= view.nbytes
+
+    def close(self) -> None:
+        """fsync and close; ValueError if fewer bytes were written than the file holds."""
+        try:
+            if self._missing > 0:
+                raise ValueError(f"{self.path}: {self._missing} bytes were never written")
+            try:
+                os.fsync(self._descriptor)
+            except OSError as error:
+                raise _explained(error, self.path) from error
+        finally:
+            os.close(self._descriptor)
+
+    def _write_at(self, position: int, data: memoryview) -> None:
+        while data:
+            try:
+                # One call writes at most 2 GiB, and may write less than given.
+                done = os.pwrite(self._descriptor, data, position)
+            except OSError as error:
+                raise _explained(error, self.path) from error
+            data, position = data[done:], position + done
+
+    def __enter__(self) -> ShardFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            os.close(self._descriptor)
+
+
+def write_index(directory: Path, shards: Sequence[Shard]) -> None:
+    """Write `model.safetensors.index.json`, as transformers does; nothing for a single file."""
+    if len(shards) < 2:
+        return
+    tensors = [tensor for shard in shards for tensor in shard.tensors]
+    index = {
+        "metadata": {
+            "total_parameters": sum(math.prod(shape) for _, _, shape in tensors),
+            "total_size": sum(shard.nbytes for shard in shards),
+        },
+        "weight_map": {name: shard.file_name for shard in shards for name, _, _ in shard.tensors},
+    }
+    (directory / INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _explained(error: OSError, path: Path) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"{path}: {os.strerror(error.errno)} while writing; free some and go on")
+    return error

@@ -1,0 +1,9 @@
+"""The one exception that means "a person can mend this"."""
+
+
+class UserError(Exception):
+    """Something in the recipe, the data, a model or the machine that its owner can put right.
+
+    The message is one line: what is wrong, where, and how to mend it. The `vcsoup` command prints
+    it without a traceback and exits with code 2; any other exception is a defect of this project.
+    """

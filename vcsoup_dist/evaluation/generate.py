@@ -1,0 +1,98 @@
+"""Answers of a model to prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.evaluation.prompts import Prompt
+from vcsoup_dist.forward.template import encode_prompt
+from vcsoup_dist.recipe import Evaluation
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A generated answer."""
+
+    prompt: Prompt
+    text: str
+    tokens: int
+    """Generated tokens, the end token included."""
+    finished: bool
+    """Whether it ended by itself, within the limit."""
+
+
+def load_model(source: str, revision: str | None, dtype: str, device: str) -> tuple[Any, Any]:
+    """A causal model and its tokenizer, ready to generate."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(
+        source, revision=revision, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32
+    )
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    return model.to(device).eval(), tokenizer
+
+
+def generate_answers(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], settings: Evaluation
+) -> list[Answer]:
+    """One answer per prompt, in the order of the prompts; over-long prompts are left out.
+
+    Batches are cut from the prompts sorted by length, and each is seeded by its number, so the
+    same model and prompts give the same answers.
+    """
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context is not None and settings.max_prompt_tokens + settings.max_new_tokens > context:
+        raise UserError(
+            f"evaluation: max_prompt_tokens {settings.max_prompt_tokens} + max_new_tokens "
+            f"{settings.max_new_tokens} exceed the model's context of {context} tokens"
+        )
+    encoded = [encode_prompt(tokenizer, prompt.messages) for prompt in prompts]
+    fitting = [i for i, ids in enumerate(encoded) if len(ids) <= settings.max_prompt_tokens]
+    if not fitting:
+        raise UserError("evaluation.max_prompt_tokens: every held-out prompt is longer")
+    fitting.sort(key=lambda i: (len(encoded[i]), i))
+    answers: dict[int, Answer] = {}
+    for start in range(0, len(fitting), settings.batch):
+        batch = fitting[start : start + settings.batch]
+        torch.manual_seed(settings.seed + start)
+        outputs = _generate(model, tokenizer, [encoded[i] for i in batch], settings)
+        for i, (ids, finished) in zip(batch, outputs, strict=True):
+            text = tokenizer.decode(ids, skip_special_tokens=True).strip()
+            answers[i] = Answer(prompts[i], text, len(ids), finished)
+    return [answers[i] for i in sorted(answers)]
+
+
+def _generate(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], settings: Evaluation
+) -> list[tuple[list[int], bool]]:
+    """Generated ids of each prompt up to and with its end token, and whether there was one."""
+    ends = model.generation_config.eos_token_id
+    ends = {ends} if isinstance(ends, int) else set(ends or [])
+    pad = tokenizer.pad_token_id
+    pad = pad if pad is not None else next(iter(ends), 0)
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(each)) + list(each) for each in prompts])
+    mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts])
+    sampling = (
+        {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+        if settings.temperature > 0
+        else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    )
+    with torch.inference_mode():
+        outputs = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=settings.max_new_tokens,
+            pad_token_id=pad,
+            **sampling,
+        )
+    results = []
+    for row in outputs[:, width:].tolist():
+        end = next((i for i, token in enumerate(row) if token in ends), None)
+        results.append((row, False) if end is None else (row[: end + 1], True))
+    return results

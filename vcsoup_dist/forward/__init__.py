@@ -1,0 +1,1 @@
+"""The one way to run a transformer over ragged text."""

@@ -1,0 +1,41 @@
+"""A decoder over a pack: last hidden states, before any head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.forward.packing import Pack
+
+
+def can_pack(model: Any) -> bool:
+    """Whether a transformers model is a decoder whose attention kernel can be replaced."""
+    causal = not getattr(model.config, "is_encoder_decoder", False) and any(
+        getattr(module, "is_causal", False) for module in model.modules()
+    )
+    return causal and bool(getattr(model, "_supports_attention_backend", False))
+
+
+def hidden_states(model: Any, pack: Pack) -> torch.Tensor:
+    """Last hidden states [T, H] of every token of a pack, by the model's decoder alone."""
+    if not can_pack(model):
+        raise UserError(
+            f"{type(model).__name__} is no decoder with a replaceable attention kernel; "
+            "packed sequences are not possible"
+        )
+    # An all-ones mask, or a cache, would silently let the sequences see each other.
+    output = model.base_model(
+        input_ids=pack.input_ids,
+        position_ids=pack.position_ids,
+        attention_mask=None,
+        use_cache=False,
+        cu_seq_lens_q=pack.cu_seqlens,
+        cu_seq_lens_k=pack.cu_seqlens,
+        max_length_q=pack.max_seqlen,
+        max_length_k=pack.max_seqlen,
+    )
+    hidden = output.last_hidden_state[0]
+    assert isinstance(hidden, torch.Tensor)
+    return hidden

@@ -1,0 +1,1 @@
+"""Recipe -> products: what is made, from what, by which stage."""

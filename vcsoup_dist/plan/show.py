@@ -1,0 +1,76 @@
+"""What `check`, `status` and the end of a run print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from vcsoup_dist.plan.cost import estimate
+from vcsoup_dist.plan.products import STAGES, to_make
+from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.workspace import Product, Workspace
+
+
+def show_check(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) -> None:
+    """The plan by stage, and its cost."""
+    missing = {product.name for product in to_make(plan, workspace, recipe)}
+    table = Table(title=f"{recipe.name} in {workspace.root}", title_justify="left")
+    for column in ("stage", "made", "to make", "for example"):
+        table.add_column(column, overflow="fold")
+    for stage in STAGES:
+        products = [product for product in plan if product.stage == stage]
+        if products:
+            due = [product for product in products if product.name in missing]
+            made = sum(workspace.is_made(product) for product in products)
+            table.add_row(stage, str(made), str(len(due)), (due or products)[0].name)
+    console = Console()
+    console.print(table)
+    cost = estimate(recipe, workspace, plan)
+    unknown = "unknown before the download"
+    lines = {
+        "pairs (held-out ones included)": _number(cost.pairs, unknown),
+        "tokens of text, about": _number(cost.tokens, unknown),
+        "parameters of a policy": _number(cost.parameters, unknown),
+        "weights and text to read": _bytes(cost.read_bytes, unknown),
+        "weights and text to write": _bytes(cost.written_bytes, unknown),
+        "disk needed at most, about": _bytes(cost.peak_disk_bytes, unknown),
+        "disk free": _bytes(cost.free_disk_bytes, unknown),
+    }
+    for name, text in lines.items():
+        console.print(f"{name:32} {text}", highlight=False)
+    if cost.peak_disk_bytes is not None and cost.peak_disk_bytes > cost.free_disk_bytes:
+        console.print("warning: the disk is too small for this run", style="bold red")
+
+
+def show_status(workspace: Workspace, plan: Sequence[Product]) -> None:
+    """Every product with a mark: made, made from something else, or missing."""
+    console = Console()
+    for product in plan:
+        on_disk = workspace.fingerprint_on_disk(product.name)
+        if on_disk == product.fingerprint:
+            mark = "made   "
+        else:
+            mark = "missing" if on_disk is None else "changed"
+        console.print(f"{mark}  {product.name}", highlight=False)
+
+
+def show_result(workspace: Workspace) -> None:
+    """The table, the hypervolumes and where the report is."""
+    folder = workspace.root / "report"
+    console = Console()
+    print((folder / "table.txt").read_text().rstrip())
+    summary = json.loads((folder / "summary.json").read_text())
+    for line in summary["headline"]:
+        console.print(line, highlight=False)
+    console.print(f"report: {folder / 'index.html'}", highlight=False)
+
+
+def _number(value: int | None, unknown: str) -> str:
+    return unknown if value is None else f"{value:,}"
+
+
+def _bytes(value: int | None, unknown: str) -> str:
+    return unknown if value is None else f"{value / 1e9:,.3f} GB"

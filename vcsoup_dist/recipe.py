@@ -1,0 +1,471 @@
+"""The one typed recipe of a run: YAML in, checked dataclass-like models out.
+
+Every default of the project is stated here and nowhere else; the text below a key is its
+documentation. `load_recipe` turns every mistake into one line that names the key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from vcsoup_dist.errors import UserError
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_]*$"
+
+Method = Literal["vc_soup", "rewarded_soup", "all_positive", "random"]
+"""What a comparison may list: the method itself; no filter at all (Rewarded Soups with DPO); pairs
+whose gaps are all positive (Reward Consistency); a random subset of `vc_soup`'s size."""
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Data(Section):
+    """The preference pairs of one value: a file, a hub dataset, or other values' pairs."""
+
+    path: str | None = None
+    """A `.jsonl` or `.parquet` file (relative to the recipe), or a Hugging Face dataset id."""
+    format: Literal["auto", "trl", "hh"] = "auto"
+    """`trl`: prompt/chosen/rejected as strings or message lists; `hh`: whole dialogues."""
+    subset: str | None = None
+    """Configuration name (or `data_dir`) of a hub dataset."""
+    split: str = "train"
+    """Split of a hub dataset."""
+    heldout: str | None = None
+    """Held-out pairs: a file, or another split of the hub dataset. Absent: `heldout_share`."""
+    heldout_share: float = Field(0.05, gt=0, lt=1)
+    """Share of the prompts (chosen by their hash) that is held out when `heldout` is absent."""
+    limit: int | None = Field(None, ge=1)
+    """Use the first so many training pairs only."""
+    pairs_of: list[str] | None = Field(None, min_length=1)
+    """Instead of `path`: the pairs of these values, each pair turned round where this value's own
+    reward prefers the rejected answer (ties are dropped)."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Data:
+        if (self.path is None) == (self.pairs_of is None):
+            raise ValueError("give either `path` or `pairs_of`")
+        return self
+
+
+class _AnyReward(Section):
+    sign: Literal[1, -1] = 1
+    """-1 for a cost model, where lower is better."""
+
+
+class ClassifierReward(_AnyReward):
+    """A Hugging Face sequence classifier with one or many outputs."""
+
+    classifier: str
+    """Model directory (relative to the recipe) or hub id."""
+    revision: str | None = None
+    output: int | str = 0
+    """Which output is the reward: its index, or its label in the model's `id2label`."""
+    text: str = "chat_template"
+    """`chat_template`; `pair` (prompt and response as two segments); `response` alone; or a
+    template string with `{prompt}` and `{response}`."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    max_length: int | None = Field(None, ge=8)
+    """Tokens; longer prompts lose their start, never the response. Absent: the model's own."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+
+    @field_validator("text")
+    @classmethod
+    def _known_text(cls, text: str) -> str:
+        if text not in ("chat_template", "pair", "response") and not (
+            "{prompt}" in text and "{response}" in text
+        ):
+            raise ValueError(
+                "must be chat_template, pair, response, or a template with {prompt} and {response}"
+            )
+        return text
+
+
+class CallableReward(_AnyReward):
+    """A Python function (prompt messages, response text) -> float."""
+
+    callable: str = Field(pattern=r"^[\w./-]+:[A-Za-z_]\w*$")
+    """`package.module:function`, or `file.py:function` relative to the recipe."""
+
+
+class ColumnsReward(_AnyReward):
+    """Scores that the data already carries; needs no model, and cannot judge new answers."""
+
+    columns: tuple[str, str]
+    """Names of the columns with the chosen and the rejected answer's score."""
+
+
+def _reward_kind(reward: Any) -> str | None:
+    keys = reward if isinstance(reward, dict) else getattr(reward, "model_fields_set", ())
+    return next((kind for kind in ("classifier", "callable", "columns") if kind in keys), None)
+
+
+Reward = Annotated[
+    Annotated[ClassifierReward, Tag("classifier")]
+    | Annotated[CallableReward, Tag("callable")]
+    | Annotated[ColumnsReward, Tag("columns")],
+    Discriminator(
+        _reward_kind,
+        custom_error_type="reward_kind",
+        custom_error_message="needs one of the keys `classifier`, `callable` or `columns`",
+    ),
+]
+
+
+class Value(Section):
+    """One human value: how it is rewarded, and the preference pairs that teach it."""
+
+    reward: Reward
+    data: Data | None = None
+    """Absent: the value takes part in the consistency and the evaluation, but trains no policy."""
+    judge: Reward | None = None
+    """Reward that evaluates the soups on this value in place of `reward`, which a filter may
+    have overfitted."""
+
+
+class Scoring(Section):
+    """Stage 1."""
+
+    shard_pairs: int = Field(512, ge=1)
+    """Pairs per shard: the unit of work and of recovery."""
+    tokens_per_batch: int = Field(8192, ge=1)
+    """Token budget of one forward of a reward model."""
+    actors: int = Field(1, ge=1)
+    """Ray actors per reward model."""
+    cpus_per_actor: float = Field(1, ge=0)
+    gpus_per_actor: float = Field(0, ge=0)
+    max_bad_rows: float = Field(0.05, ge=0, le=1)
+    """Share of unusable rows above which a dataset is refused."""
+
+
+class Consistency(Section):
+    """Stage 2. c = cos(g, 1), with the gaps g_j = (r_j(chosen) - r_j(rejected)) / s_j."""
+
+    normalisation: Literal["zscore", "gap_std", "robust", "none"] = "zscore"
+    """s_j: standard deviation of the rewards (chosen and rejected pooled), of the gaps, the median
+    absolute deviation of the rewards (scaled to a normal's std), or 1."""
+    scope: Literal["dataset", "all"] = "dataset"
+    """Over what s_j is taken: each dataset by itself, or all datasets together."""
+    policy: Literal["threshold", "ratio", "all_positive", "random"] = "threshold"
+    """What `vc_soup` keeps: c >= threshold; the best share by c; all gaps > 0; a random share."""
+    threshold: float = Field(0.0, ge=-1, le=1)
+    """The same threshold means different things for different numbers of values: docs/method.md."""
+    ratio: float | None = Field(None, gt=0, le=1)
+    """Share kept by the policies `ratio` and `random`."""
+    min_norm: float = Field(0.0, ge=0)
+    """Pairs with a shorter gap vector are dropped: the cosine does not see magnitude."""
+
+    @model_validator(mode="after")
+    def _ratio_given(self) -> Consistency:
+        if self.policy in ("ratio", "random") and self.ratio is None:
+            raise ValueError(f"policy `{self.policy}` needs the key `ratio`")
+        return self
+
+
+class Training(Section):
+    """Stage 3: one full-parameter policy per value, all from the same initial weights."""
+
+    objective: Literal["dpo", "sft"] = "dpo"
+    beta: float = Field(0.1, gt=0)
+    """DPO's strength of the pull towards the reference."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    learning_rate: float = Field(5e-7, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises from 0."""
+    weight_decay: float = Field(0.0, ge=0)
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    pairs_per_step: int = Field(64, ge=1)
+    """Pairs of one optimizer step over all ranks."""
+    epochs: float = Field(1.0, gt=0)
+    """Passes over the value's pairs. With `equal_steps` the pairs *before* filtering are counted,
+    so that every method takes the same number of steps."""
+    equal_steps: bool = True
+    steps: int | None = Field(None, ge=1)
+    """Optimizer steps; overrules `epochs`."""
+    max_length: int = Field(2048, ge=8)
+    """Tokens of prompt and answer together."""
+    overlong: Literal["truncate_prompt", "drop"] = "truncate_prompt"
+    """A pair beyond `max_length`: cut its prompt's start, or drop it. Answers are never cut; a pair
+    whose answer alone is too long is dropped and counted."""
+    tokens_per_batch: int = Field(8192, ge=1)
+    """Token budget of one micro-batch on one rank."""
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    deepspeed: str = "zero3"
+    """Name of a file in `ds_configs/`, or the path of your own (relative to the recipe)."""
+    gradient_checkpointing: bool = True
+    attention: Literal["auto", "flash_attn", "torch_varlen", "segments"] = "auto"
+    """How attention runs over packed sequences; `auto` takes the fastest that is installed."""
+    evaluate_every: int = Field(50, ge=1)
+    """Steps between two evaluations on the held-out pairs."""
+    heldout_pairs: int = Field(256, ge=1)
+    """At most so many held-out pairs are evaluated."""
+    checkpoint_every: int = Field(200, ge=1)
+    """Steps between two DeepSpeed checkpoints to resume from."""
+
+
+class Soup(Section):
+    """Stage 4. theta(lambda) = sum of lambda_i theta_i over the trained policies."""
+
+    grid: float | None = Field(None, gt=0, le=1)
+    """Step of the simplex grid; 0.1 where neither `grid` nor `weights` is given."""
+    weights: list[list[float]] | None = Field(None, min_length=1)
+    """Weight vectors of your own, in the order of the values that have data."""
+    max_soups: int = Field(100, ge=1)
+    """A grid with more points is refused."""
+    shard_size: int = Field(5_000_000_000, ge=1024)
+    """Bytes per safetensors file."""
+    memory: int = Field(1 << 30, ge=1 << 20)
+    """Bytes that the merger may hold."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Soup:
+        if self.grid is not None and self.weights is not None:
+            raise ValueError("give `grid` or `weights`, not both")
+        for i, row in enumerate(self.weights or []):
+            if abs(math.fsum(row) - 1) > 1e-6 or any(w < 0 or w > 1 for w in row):
+                raise ValueError(f"weights[{i}] must lie in [0, 1] and sum to 1, got {row}")
+        return self
+
+
+class Evaluation(Section):
+    """Stage 5."""
+
+    prompts: int = Field(64, ge=2)
+    """Held-out prompts per dataset (the first by content hash)."""
+    max_new_tokens: int = Field(256, ge=1)
+    max_prompt_tokens: int = Field(1024, ge=8)
+    """Longer prompts are left out, and counted."""
+    temperature: float = Field(1.0, ge=0)
+    """0 decodes greedily."""
+    top_p: float = Field(0.9, gt=0, le=1)
+    seed: int = 0
+    batch: int = Field(64, ge=1)
+    """Prompts generated together."""
+    actors: int = Field(1, ge=1)
+    """Ray actors; each holds one soup and all rewards."""
+    cpus_per_actor: float = Field(1, ge=0)
+    gpus_per_actor: float = Field(0, ge=0)
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    bootstrap: int = Field(1000, ge=100)
+    """Resamples over prompts for the intervals."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    samples: int = Field(3, ge=0)
+    """Prompts whose answers the report shows side by side."""
+
+
+class Launch(Section):
+    """Where ranks and actors run."""
+
+    ranks: int = Field(1, ge=1)
+    """Training processes on this machine, one per GPU where there are GPUs."""
+    threads: int = Field(1, ge=1)
+    """OMP_NUM_THREADS of every rank and actor; on a CPU it decides the last bits of a result."""
+    ray_address: str | None = None
+    """Address of a running Ray cluster. Absent: RAY_ADDRESS, else a cluster of this machine."""
+
+
+class Keep(Section):
+    """What `vcsoup clean` leaves in place."""
+
+    checkpoints: bool = False
+    """DeepSpeed checkpoints of finished policies."""
+    reference: bool = True
+    """Reference log-probs, once all policies are trained."""
+    soups: bool = True
+    """Weights of the soups, once they are evaluated."""
+
+
+class Recipe(Section):
+    """Everything that decides a run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The run directory is `runs/<name>` unless the command line says otherwise."""
+    model: str
+    """theta_0, from which every policy starts: model directory (relative to the recipe) or hub
+    id. Also the reference."""
+    revision: str | None = None
+    values: dict[Annotated[str, Field(pattern=NAME)], Value] = Field(min_length=1)
+    policies: list[str] | None = None
+    """Values to train a policy for; absent: every value that has data."""
+    methods: list[Method] = Field(["vc_soup"], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
+    """One policy per method, value and seed."""
+    scoring: Scoring = Scoring()
+    consistency: Consistency = Consistency()
+    training: Training = Training()
+    soup: Soup = Soup()
+    evaluation: Evaluation = Evaluation()
+    launch: Launch = Launch()
+    keep: Keep = Keep()
+
+    _folder: Path = PrivateAttr(default=Path())
+
+    def trained_values(self) -> list[str]:
+        """Values that get a policy, in the recipe's order: the axes of a soup's weights."""
+        wanted = self.policies or [name for name, value in self.values.items() if value.data]
+        return [name for name in self.values if name in wanted]
+
+    def local_path(self, reference: str) -> Path | None:
+        """The local file or folder that `reference` means, or None where it is a hub id."""
+        path = Path(os.path.expanduser(reference))
+        path = path if path.is_absolute() else self._folder / path
+        return path if path.exists() else None
+
+    def judge_of(self, value: str) -> ClassifierReward | CallableReward | ColumnsReward:
+        """The reward that evaluates `value`."""
+        return self.values[value].judge or self.values[value].reward
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        for listed in (self.methods, self.seeds, self.policies or []):
+            if len(set(listed)) != len(listed):
+                raise ValueError(f"{listed} lists something twice")
+        for name in self.policies or []:
+            if name not in self.values:
+                raise ValueError(f"policies: no value is called `{name}`")
+            if self.values[name].data is None:
+                raise ValueError(f"policies: `{name}` has no data to train on; give values.{name}.data")
+        if not self.trained_values():
+            raise ValueError("values: at least one value needs `data` to train a policy on")
+        for name, value in self.values.items():
+            for other in (value.data and value.data.pairs_of) or []:
+                data = self.values[other].data if other in self.values else None
+                if data is None or data.path is None:
+                    raise ValueError(
+                        f"values.{name}.data.pairs_of: `{other}` is not a value with a data path"
+                    )
+            if isinstance(self.judge_of(name), ColumnsReward):
+                raise ValueError(
+                    f"values.{name}: a reward from columns cannot judge new answers; "
+                    f"give values.{name}.judge"
+                )
+        self._check_soup()
+        if "random" in self.methods and "vc_soup" not in self.methods:
+            raise ValueError("methods: `random` copies the size of `vc_soup`; list that too")
+        return self
+
+    def _check_soup(self) -> None:
+        axes = len(self.trained_values())
+        for i, row in enumerate(self.soup.weights or []):
+            if len(row) != axes:
+                raise ValueError(
+                    f"soup.weights[{i}] has {len(row)} numbers for {axes} policies"
+                )
+        if self.soup.weights is None:
+            steps = round(1 / self.grid_step())
+            if abs(steps * self.grid_step() - 1) > 1e-9:
+                raise ValueError(f"soup.grid: {self.grid_step()} does not divide 1")
+            count = math.comb(steps + axes - 1, axes - 1)
+            if count > self.soup.max_soups:
+                raise ValueError(
+                    f"soup.grid: {count} soups of {axes} policies are more than "
+                    f"soup.max_soups = {self.soup.max_soups}; take a larger step or raise it"
+                )
+
+    def grid_step(self) -> float:
+        """Step of the simplex grid, where no weights are listed."""
+        return self.soup.grid if self.soup.grid is not None else 0.1
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check a recipe; `${NAME}` in it is replaced from the environment.
+
+    Raises UserError with one line per mistake, each naming the key's path.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read the recipe: {error}") from error
+    try:
+        raw = yaml.safe_load(_from_environment(text, path))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a recipe is a YAML mapping of keys")
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise UserError("\n".join(f"{path}: {line}" for line in _mistakes(error))) from error
+    recipe._folder = path.resolve().parent
+    return recipe
+
+
+def _from_environment(text: str, path: Path) -> str:
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in os.environ:
+            raise UserError(f"{path}: ${{{name}}} is not set in the environment; export {name}=...")
+        return os.environ[name]
+
+    lines = (re.sub(r"\$\{(\w+)\}", value, line) if not line.lstrip().startswith("#") else line
+             for line in text.splitlines())
+    return "\n".join(lines)
+
+
+def _mistakes(error: ValidationError) -> list[str]:
+    """One line per mistake: key path, what is wrong, what was given."""
+    lines = []
+    for detail in error.errors():
+        # A union's tag is pydantic's own and no key of the recipe.
+        kinds = ("classifier", "callable", "columns")
+        keys = [
+            str(key)
+            for i, key in enumerate(detail["loc"])
+            if not (key in kinds and i and detail["loc"][i - 1] in ("reward", "judge"))
+        ]
+        where, given = ".".join(keys), detail["input"]
+        message = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] == "extra_forbidden":
+            message = f"unknown key{_suggestion(keys)}"
+        elif detail["type"] == "missing":
+            message = "this key is required"
+        elif detail["type"] != "value_error" and not isinstance(given, dict | list):
+            message = f"{message[0].lower()}{message[1:]} (got {given!r})"
+        lines.append(f"{where}: {message}" if where else message)
+    return lines
+
+
+def _suggestion(keys: list[str]) -> str:
+    known = sorted(_all_keys(Recipe))
+    close = difflib.get_close_matches(keys[-1], known, n=1)
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def _all_keys(section: type[BaseModel]) -> set[str]:
+    found: set[str] = set()
+    for name, field in section.model_fields.items():
+        found.add(name)
+        for kind in _sections_in(field.annotation):
+            found |= _all_keys(kind)
+    return found
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections_in(part)]

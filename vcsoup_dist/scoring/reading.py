@@ -1,0 +1,159 @@
+"""Raw rows -> training shards, held-out pairs and rejected rows, in one streaming pass."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.files import write_atomically
+from vcsoup_dist.preferences import BadRow, Pair, prompt_id
+from vcsoup_dist.scoring.pair_files import (
+    HELD_OUT,
+    REJECTED,
+    REJECTED_ROWS,
+    AppendedTable,
+    pair_row,
+    pairs_schema,
+    shard_name,
+)
+
+log = logging.getLogger("vcsoup")
+
+Rows = Iterable[tuple[int, Pair | BadRow]]
+
+
+@dataclass
+class Source:
+    """Rows of one file or split, what to call it, and what was found in it so far."""
+
+    name: str
+    rows: Rows
+    read: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    first_row: dict[str, int] = field(default_factory=dict)
+    """Row number where each reason was first met."""
+
+
+def write_pairs(
+    folder: Path,
+    train: Source,
+    heldout: Source | None,
+    *,
+    heldout_share: float,
+    limit: int | None,
+    shard_pairs: int,
+    columns: Sequence[str],
+    max_bad_rows: float,
+) -> dict[str, Any]:
+    """Fill `folder` with train-*.parquet, heldout.parquet, rejected_rows.parquet and manifest.json.
+
+    Without `heldout`, the prompts whose hash falls under `heldout_share` are held out; either way
+    no prompt is on both sides. `limit` counts training pairs; no row after the last of them is
+    read. Returns the manifest. Raises UserError where more than `max_bad_rows` of a source's rows
+    are unusable, or no training pair is left.
+    """
+    schema = pairs_schema(columns)
+    ids: set[str] = set()
+    counts: Counter[str] = Counter(train=0, heldout=0, duplicates=0)
+    heldout_prompts: set[str] = set()
+    leaked_prompts: set[str] = set()
+    shards: list[dict[str, Any]] = []
+    shard: list[dict[str, Any]] = []
+
+    def unseen(source: Source, rejected: AppendedTable) -> Iterator[Pair]:
+        for pair in _good(source, rejected):
+            if pair.id in ids:
+                counts["duplicates"] += 1
+            else:
+                ids.add(pair.id)
+                yield pair
+
+    def flush() -> None:
+        file = shard_name(len(shards))
+        pq.write_table(pa.Table.from_pylist(shard, schema=schema), folder / file)
+        shards.append({"file": file, "rows": len(shard)})
+        shard.clear()
+
+    with ExitStack() as files:
+        rejected = files.enter_context(AppendedTable(folder / REJECTED_ROWS, REJECTED))
+        held_out = files.enter_context(AppendedTable(folder / HELD_OUT, schema))
+        for pair in unseen(heldout, rejected) if heldout else ():
+            heldout_prompts.add(prompt_id(pair.prompt))
+            held_out.add(pair_row(pair))
+            counts["heldout"] += 1
+        for pair in unseen(train, rejected):
+            prompt = prompt_id(pair.prompt)
+            if prompt in heldout_prompts:
+                leaked_prompts.add(prompt)
+                counts["leaked"] += 1
+            elif heldout is None and int(prompt, 16) < heldout_share * 2**64:
+                held_out.add(pair_row(pair))
+                counts["heldout"] += 1
+            else:
+                shard.append(pair_row(pair))
+                counts["train"] += 1
+                if len(shard) == shard_pairs:
+                    flush()
+                if counts["train"] == limit:
+                    break
+    if shard:
+        flush()
+    sources = [train] if heldout is None else [train, heldout]
+    for source in sources:
+        _judge(source, max_bad_rows)
+    if not shards:
+        raise UserError(f"{train.name}: of {train.read} rows none is left to train on")
+    if not counts["heldout"]:
+        log.warning(
+            "%s: none of %d pairs is held out; raise heldout_share or name a `heldout` file",
+            train.name, counts["train"],
+        )  # fmt: skip
+    manifest = {
+        "rows": sum(source.read for source in sources),
+        "train": counts["train"],
+        "heldout": counts["heldout"],
+        "duplicates": counts["duplicates"],
+        "rejected": dict(sorted(sum((s.rejected for s in sources), Counter()).items())),
+        "heldout_in_train": len(leaked_prompts),
+        "heldout_in_train_pairs": counts["leaked"],
+        "shards": shards,
+    }
+    write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    return manifest
+
+
+def _good(source: Source, rejected: AppendedTable) -> Iterator[Pair]:
+    for number, row in source.rows:
+        source.read += 1
+        if isinstance(row, BadRow):
+            source.rejected[row.reason] += 1
+            source.first_row.setdefault(row.reason, number)
+            record = {"source": source.name, "row": number, "reason": row.reason}
+            rejected.add({**record, "text": row.text})
+        else:
+            yield row
+
+
+def _judge(source: Source, max_bad_rows: float) -> None:
+    """Say how many rows were unusable; raises UserError where they are too many."""
+    bad = source.rejected.total()
+    if not bad:
+        return
+    reason, times = source.rejected.most_common(1)[0]
+    found = (
+        f"{source.name}: {bad} of {source.read} rows ({bad / source.read:.1%}) cannot be used; "
+        f"most often ({times}): {reason}, first in row {source.first_row[reason]}"
+    )
+    if bad > max_bad_rows * source.read:
+        raise UserError(f"{found}; mend them or raise scoring.max_bad_rows ({max_bad_rows:g})")
+    log.info("%s", found)

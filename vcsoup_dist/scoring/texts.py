@@ -1,0 +1,130 @@
+"""A prompt and a response as the tokens that a reward model was trained on.
+
+Truncation cuts the prompt's start. Where the response alone is too long its start goes too, and
+the special tokens around both stay.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.forward.template import encode_answer, encode_prompt
+from vcsoup_dist.preferences import Message
+
+MARKERS = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: ", "system": "\n\nSystem: "}
+SLOT = re.compile(r"(\{prompt\}|\{response\})")
+
+
+@dataclass(frozen=True)
+class RewardText:
+    """Tokens of one text, and which of them may be cut."""
+
+    ids: list[int]
+    prompt: range
+    response: range
+    types: list[int] | None = None
+    """token_type_ids, where the tokenizer gives them."""
+    truncated: bool = False
+    response_truncated: bool = False
+
+
+def prompt_text(prompt: Sequence[Message]) -> str:
+    """A prompt as plain text: its only message, or a dialogue whose first marker is left out.
+
+    So a template `\\n\\nHuman: {prompt}\\n\\nAssistant: {response}` is right for one turn and many.
+    """
+    text = "".join(MARKERS[each["role"]] + each["content"] for each in prompt)
+    return text.removeprefix(MARKERS["user"])
+
+
+def encode_text(
+    tokenizer: Any, form: str, prompt: Sequence[Message], response: str, max_length: int | None
+) -> RewardText:
+    """Tokens of prompt and response in a recipe's `text` form, at most `max_length` of them."""
+    if form == "chat_template":
+        text = _chat(tokenizer, prompt, response)
+    elif not tokenizer.is_fast:
+        raise UserError(
+            f"{tokenizer.name_or_path}: `text: {form}` needs a fast tokenizer (tokenizer.json)"
+        )
+    elif form == "pair":
+        text = _segments(tokenizer(prompt_text(prompt), response), prompt_segment=0)
+    elif form == "response":
+        text = _segments(tokenizer(response), prompt_segment=None)
+    else:
+        text = _filled(tokenizer, form, prompt_text(prompt), response)
+    return text if max_length is None else cut(text, max_length)
+
+
+def cut(text: RewardText, max_length: int) -> RewardText:
+    """Leave out tokens until `max_length` remain: the prompt's first, then the response's."""
+    surplus = len(text.ids) - max_length
+    if surplus <= 0:
+        return text
+    left_out = set([*text.prompt, *text.response][:surplus])
+    # Where markers alone are longer than that, only the end can stay.
+    kept = [i for i in range(len(text.ids)) if i not in left_out][-max_length:]
+    return replace(
+        text,
+        ids=[text.ids[i] for i in kept],
+        types=text.types and [text.types[i] for i in kept],
+        truncated=True,
+        response_truncated=surplus > len(text.prompt),
+    )
+
+
+def _chat(tokenizer: Any, prompt: Sequence[Message], response: str) -> RewardText:
+    from jinja2 import TemplateError
+
+    try:
+        encoded = encode_answer(tokenizer, prompt, encode_prompt(tokenizer, prompt), response)
+    except TemplateError as error:
+        raise UserError(
+            f"{tokenizer.name_or_path}: its chat template refuses a prompt: {error}"
+        ) from error
+    first = 1 if encoded.ids[0] == tokenizer.bos_token_id else 0
+    return RewardText(
+        encoded.ids, range(first, encoded.start), range(encoded.start, len(encoded.ids))
+    )
+
+
+def _segments(encoded: Any, prompt_segment: int | None) -> RewardText:
+    """A text whose segments the tokenizer tells apart; the response is the last of them."""
+    owners = encoded.sequence_ids(0)
+    response_segment = 0 if prompt_segment is None else 1
+    prompt = [i for i, owner in enumerate(owners) if owner == prompt_segment is not None]
+    response = [i for i, owner in enumerate(owners) if owner == response_segment]
+    return RewardText(
+        encoded["input_ids"], _range(prompt), _range(response), encoded.get("token_type_ids")
+    )
+
+
+def _filled(tokenizer: Any, template: str, prompt: str, response: str) -> RewardText:
+    """A template with its slots filled; the tokenizer's offsets say which token is whose."""
+    text, spans = "", {"{prompt}": (0, 0), "{response}": (0, 0)}
+    for part in SLOT.split(template):
+        content = {"{prompt}": prompt, "{response}": response}.get(part, part)
+        if part in spans:
+            spans[part] = (len(text), len(text) + len(content))
+        text += content
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    types = encoded.get("token_type_ids")
+    if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:  # the template has its own
+        ids, offsets, types = ids[1:], offsets[1:], types and types[1:]
+
+    def tokens_of(span: tuple[int, int]) -> range:
+        inside = [
+            i for i, (start, end) in enumerate(offsets) if span[0] <= start < end <= span[1]
+        ]
+        return _range(inside)
+
+    return RewardText(ids, tokens_of(spans["{prompt}"]), tokens_of(spans["{response}"]), types)
+
+
+def _range(positions: Sequence[int]) -> range:
+    return range(positions[0], positions[-1] + 1) if positions else range(0)

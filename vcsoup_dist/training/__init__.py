@@ -1,0 +1,1 @@
+"""Stage 3: one full-parameter policy per value, with DeepSpeed."""

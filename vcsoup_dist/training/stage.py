@@ -1,0 +1,79 @@
+"""The door of training: reference log-probs, then policies, on ranks started for them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from vcsoup_dist.launch.ranks import run_ranks
+from vcsoup_dist.progress import log
+from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.training.jobs import Job, PolicyTask, ReferenceTask
+from vcsoup_dist.workspace import Draft, Product, Workspace
+
+RANK = "vcsoup_dist.training.rank"
+
+
+def make_references(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
+    """Make reference log-probs: one launch for all datasets."""
+    with contextlib.ExitStack() as stack:
+        drafts = [stack.enter_context(workspace.making(product)) for product in products]
+        tasks = []
+        for product, draft in zip(products, drafts, strict=True):
+            (pairs,) = product.inputs_of("read")
+            folder = workspace.need(pairs).resolve()
+            tasks.append(ReferenceTask(str(folder), str(draft.output.resolve()), _lock(draft)))
+        _launch(recipe, workspace, products[0], drafts[0], references=tasks)
+
+
+def make_policies(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
+    """Train policies, one launch of ranks after the other."""
+    for product in products:
+        with workspace.making(product) as draft:
+            (filtered,) = product.inputs_of("filter")
+            counts = json.loads((workspace.need(filtered) / "report.json").read_text())
+            references = [workspace.need(each) for each in product.inputs_of("reference")]
+            task = PolicyTask(
+                name=product.name,
+                filtered=str(workspace.folder(filtered).resolve()),
+                references=[str(folder.resolve()) for folder in references],
+                seed=product.seed or 0,
+                unfiltered_pairs=counts["pairs"],
+                output=str(draft.output.resolve()),
+                scratch=str(draft.scratch.resolve()),
+                logs=str((workspace.root / "logs" / product.name).resolve()),
+                workers_lock=_lock(draft),
+            )
+            _launch(recipe, workspace, product, draft, policy=task)
+
+
+def _launch(
+    recipe: Recipe,
+    workspace: Workspace,
+    product: Product,
+    draft: Draft,
+    references: list[ReferenceTask] | None = None,
+    policy: PolicyTask | None = None,
+) -> None:
+    from vcsoup_dist.training.deepspeed_config import find_deepspeed_config
+
+    model = product.sources["model"]
+    job = Job(
+        model.source,
+        model.revision,
+        str(find_deepspeed_config(recipe)),
+        recipe.training,
+        references or [],
+        policy,
+    )
+    file = draft.scratch.resolve() / "job.json"
+    job.write(file)
+    log.info("%s: starting %d ranks", product.stage, recipe.launch.ranks)
+    logs = Path(workspace.root / "logs" / product.name).resolve()
+    run_ranks(RANK, file, recipe.launch.ranks, recipe.launch.threads, logs)
+
+
+def _lock(draft: Draft) -> str:
+    return str(draft.workers_lock.resolve())

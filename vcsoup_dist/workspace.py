@@ -1,0 +1,248 @@
+"""The run directory: products, their fingerprints, locks and atomic publishing.
+
+    recipe.yaml                     the frozen recipe
+    <product name>/                 a finished product, with its product.json
+    work/<product name>/output/     the product while it is being made
+    work/<product name>/scratch/    what its maker needs to go on after a kill (checkpoints)
+    locks/                          one writer per product
+
+A product is published by one rename, so a reader sees all of it or nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.files import sync, sync_tree, write_atomically
+from vcsoup_dist.identity import Located
+from vcsoup_dist.recipe import Recipe
+
+WORKERS_TIMEOUT = 60.0  # seconds; ranks and actors of a killed run die well within this
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """Something a run makes: its name is its folder, its fingerprint what it is made from.
+
+    `dataset`, `method`, `value`, `seed` and `weights` say which one of its stage's products it is,
+    where the stage has several.
+    """
+
+    name: str
+    stage: str
+    made_from: Mapping[str, Any]
+    """Recipe part and identities of files, JSON-able: all that decides the content but `inputs`."""
+    inputs: tuple[Product, ...] = ()
+    sources: Mapping[str, Located] = field(default_factory=dict)
+    """Models and files it reads, by role; their identities are in `made_from`."""
+    dataset: str | None = None
+    method: str | None = None
+    value: str | None = None
+    seed: int | None = None
+    weights: tuple[float, ...] | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of the stage, of `made_from` and of the inputs' fingerprints."""
+        content = {
+            "stage": self.stage,
+            "made_from": self.made_from,
+            "inputs": {product.name: product.fingerprint for product in self.inputs},
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+    def inputs_of(self, stage: str) -> list[Product]:
+        """The inputs that a stage makes, in the plan's order."""
+        return [product for product in self.inputs if product.stage == stage]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A product in the making; the folders survive a kill and are found again."""
+
+    product: Product
+    output: Path
+    """What is published in the end."""
+    scratch: Path
+    """What is thrown away by `vcsoup clean`."""
+    workers_lock: Path
+    """Every rank and actor that writes to `output` holds this: see `hold_while_working`."""
+
+
+class Workspace:
+    """A run directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @classmethod
+    def open(cls, root: Path, recipe: Recipe) -> Workspace:
+        """Make or enter the run directory of `recipe`; refuses that of a recipe of another name."""
+        workspace = cls.look(root, recipe)
+        frozen = root / "recipe.yaml"
+        text = yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            if not frozen.exists() or frozen.read_text() != text:
+                write_atomically(frozen, text)
+        except OSError as error:
+            raise UserError(f"{root}: cannot write the run directory: {error.strerror}") from error
+        return workspace
+
+    @classmethod
+    def look(cls, root: Path, recipe: Recipe) -> Workspace:
+        """The run directory of `recipe` without touching it; it need not be there."""
+        frozen = root / "recipe.yaml"
+        try:
+            if frozen.exists():
+                name = (yaml.safe_load(frozen.read_text()) or {}).get("name")
+                if name != recipe.name:
+                    raise UserError(
+                        f"{root}: this run directory belongs to the recipe `{name}`, not to "
+                        f"`{recipe.name}`; choose another with --run-dir"
+                    )
+            elif root.exists() and any(root.iterdir()):
+                raise UserError(
+                    f"{root}: not empty and no run directory; choose another with --run-dir"
+                )
+        except OSError as error:
+            raise UserError(f"{root}: cannot read the run directory: {error.strerror}") from error
+        return cls(root)
+
+    def folder(self, product: Product) -> Path:
+        """Where a finished product lies."""
+        return self.root / product.name
+
+    def is_made(self, product: Product) -> bool:
+        """Whether the product is there and was made from just what the recipe says now."""
+        return self.fingerprint_on_disk(product.name) == product.fingerprint
+
+    def fingerprint_on_disk(self, name: str) -> str | None:
+        """Fingerprint of the finished product of that name, or None."""
+        try:
+            return str(json.loads((self.root / name / "product.json").read_text())["fingerprint"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{self.root / name}/product.json: unreadable ({error}); remove that folder"
+            ) from error
+
+    def need(self, product: Product) -> Path:
+        """Folder of a finished input; raises UserError where it is not there."""
+        if not self.is_made(product):
+            raise UserError(
+                f"{product.name} is not made yet, or not by this recipe: "
+                f"run `vcsoup {command_of(product)}` first, or `vcsoup run` for all"
+            )
+        return self.folder(product)
+
+    @contextmanager
+    def making(self, product: Product) -> Iterator[Draft]:
+        """Hold the product's lock, give its draft, and publish it when the block ends well.
+
+        What a killed run left in the draft is kept where its fingerprint is the same, and removed
+        where it is not.
+        """
+        with self._alone(product) as workers_lock:
+            work = self.root / "work" / product.name
+            marker = work / "fingerprint"
+            if not marker.exists() or marker.read_text() != product.fingerprint:
+                shutil.rmtree(work, ignore_errors=True)
+                work.mkdir(parents=True)
+                write_atomically(marker, product.fingerprint)
+            draft = Draft(product, work / "output", work / "scratch", workers_lock)
+            draft.output.mkdir(exist_ok=True)
+            draft.scratch.mkdir(exist_ok=True)
+            try:
+                yield draft
+                self._publish(draft)
+            except OSError as error:
+                raise UserError(f"{product.name}: {error.strerror}: {error.filename}") from error
+
+    def _publish(self, draft: Draft) -> None:
+        product = draft.product
+        record = {
+            "name": product.name,
+            "stage": product.stage,
+            "fingerprint": product.fingerprint,
+            "made_from": product.made_from,
+            "inputs": {each.name: each.fingerprint for each in product.inputs},
+        }
+        write_atomically(draft.output / "product.json", json.dumps(record, indent=1) + "\n")
+        sync_tree(draft.output)
+        final = self.folder(product)
+        stale = draft.output.with_name("stale")
+        shutil.rmtree(stale, ignore_errors=True)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if final.exists():
+            final.rename(stale)
+        draft.output.rename(final)
+        sync(final.parent)
+        shutil.rmtree(stale, ignore_errors=True)
+
+    @contextmanager
+    def _alone(self, product: Product) -> Iterator[Path]:
+        """One writer: an exclusive lock, after the workers of a killed writer are gone."""
+        locks = self.root / "locks"
+        locks.mkdir(exist_ok=True)
+        stem = product.name.replace("/", ".")
+        workers_lock = locks / f"{stem}.workers"
+        with open(locks / f"{stem}.writer", "a+") as writer, open(workers_lock, "a") as workers:
+            try:
+                fcntl.flock(writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                writer.seek(0)
+                raise UserError(
+                    f"{product.name} is being made by another process ({writer.read().strip()})"
+                ) from error
+            writer.truncate(0)
+            writer.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+            writer.flush()
+            _wait_for_workers(workers, product)
+            yield workers_lock
+
+
+def _wait_for_workers(lock: Any, product: Product) -> None:
+    deadline = time.monotonic() + WORKERS_TIMEOUT
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{product.name}: ranks or actors of a former run still write to it after "
+                    f"{WORKERS_TIMEOUT:.0f} s; end them first"
+                ) from error
+            time.sleep(0.1)
+
+
+def hold_while_working(workers_lock: Path) -> int:
+    """Take a rank's or actor's share of a product's lock until the process ends."""
+    handle = os.open(workers_lock, os.O_RDWR)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    return handle
+
+
+def command_of(product: Product) -> str:
+    """The `vcsoup` command that makes a product."""
+    commands = {"read": "score", "score": "score", "filter": "filter", "merge": "merge",
+                "evaluate": "evaluate", "report": "report"}
+    return commands.get(product.stage) or f"train {product.value or product.dataset}"
