@@ -1,0 +1,403 @@
+"""The report's page and plots: complete, well-formed, self-contained, and safe with any text."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import re
+import struct
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import matplotlib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from PIL import Image
+
+from vcsoup_dist.evaluation import plots
+from vcsoup_dist.evaluation.plot_labels import Label, place_labels
+from vcsoup_dist.evaluation.report import CHAPTERS, render
+from vcsoup_dist.evaluation.report_data import (
+    Answer,
+    PairsRead,
+    PairsScored,
+    Patterns,
+    Plot,
+    Prompts,
+    ReportData,
+    Sample,
+    Trained,
+)
+from vcsoup_dist.evaluation.report_html import decimals_for, number, text
+from vcsoup_dist.evaluation.summary import Evaluated, Summary, summarise
+
+VOID = {"meta", "img"}
+DOT = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
+)
+
+
+class Page(HTMLParser):
+    """Elements of a page with their attributes and text; raises where tags do not match."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[tuple[str, dict[str, str | None], list[str]]] = []
+        self.elements: list[tuple[str, dict[str, str | None], str]] = []
+        self.feed(page)
+        self.close()
+        assert not self.open, f"never closed: {[name for name, _, _ in self.open]}"
+
+    def handle_starttag(self, tag, attrs):
+        assert len(dict(attrs)) == len(attrs), f"an attribute comes twice in {tag}"
+        if tag in VOID:
+            self.elements.append((tag, dict(attrs), ""))
+        else:
+            self.open.append((tag, dict(attrs), []))
+
+    def handle_endtag(self, tag):
+        name, attributes, inside = self.open.pop()
+        assert name == tag, f"</{tag}> closes <{name}>"
+        self.elements.append((name, attributes, "".join(inside)))
+
+    def handle_data(self, data):
+        for _, _, inside in self.open:
+            inside.append(data)
+
+    def texts(self, name: str) -> list[str]:
+        return [inside for tag, _, inside in self.elements if tag == name]
+
+    def section(self, name: str) -> str:
+        (found,) = [i for tag, a, i in self.elements if tag == "section" and a.get("id") == name]
+        return found
+
+
+def rewards(mean: float, prompts: int = 8) -> np.ndarray:
+    return mean + np.linspace(-1, 1, prompts)
+
+
+def made_up(
+    values=("helpful", "harmless"), methods=("vc_soup", "random"), seeds=(0, 1), shift=0.5
+) -> Summary:
+    """theta_0 earns 0, policies 2 and -1, halves 1; each further method earns `shift` less."""
+    found = [Evaluated("base", None, None, None, {value: rewards(0.0) for value in values})]
+    corners = np.eye(len(values))
+    lambdas = [*corners, *((a + b) / 2 for a, b in itertools.combinations(corners, 2))]
+    for place, method in enumerate(methods):
+        for seed in seeds:
+            for weights in lambdas:
+                lam = dict(zip(values, map(float, weights), strict=True))
+                lost = shift * place + 0.1 * seed
+                means = {v: {1.0: 2.0, 0.5: 1.0, 0.0: -1.0}[w] - lost for v, w in lam.items()}
+                found.append(Evaluated(
+                    f"{method}/{seed}/{weights}", method, seed, lam,
+                    {value: rewards(mean) for value, mean in means.items()},
+                ))  # fmt: skip
+    return summarise(found, resamples=100, confidence=0.95)
+
+
+@pytest.fixture(scope="module")
+def summary() -> Summary:
+    return made_up()
+
+
+def report_of(summary: Summary) -> ReportData:
+    return ReportData(
+        title="a run",
+        facts={"Base model": "small-model"},
+        notes=["Judged by the filter's own rewards."],
+        summary=summary,
+        front_plot=DOT,
+        hypervolume_plot=DOT,
+        edge_plot=DOT,
+        pairs=[PairsRead("helpful", 12345, 11000, 1000, 300, 38, {"empty response": 5, "odd": 2})],
+        scores=[PairsScored("helpful", "harmless", 11000, 17, -0.25, 1.5)],
+        patterns=[Patterns("helpful", {"++": 6000, "+-": 4000, "--": 1000},
+                           {"vc_soup": {"++": 5900, "+-": 100}, "random": {"++": 3300}})],
+        consistency_plots=[Plot("Consistency of helpful", DOT)],
+        trained=[Trained("vc_soup", "helpful", 1, {"steps": 120, "loss": 0.61234, "stopped": None}),
+                 Trained("random", "helpful", 0, {"steps": 119, "KL": 1234.5})],
+        prompts=[Prompts("helpful", 64, 3, ["What is seen twice?"]),
+                 Prompts("harmless", 60, 0, [])],
+        samples=[Sample("What now?", [Answer("θ₀", "Nothing.", {"helpful": -0.5})])],
+        commands=["vcsoup run recipe.yaml"],
+        recipe="name: a-run\n",
+    )  # fmt: skip
+
+
+def test_the_page_is_well_formed_and_deterministic(summary):
+    page = render(report_of(summary))
+    assert page.startswith("<!DOCTYPE html>")
+    assert page == render(report_of(summary))
+    names = [a["id"] for tag, a, _ in Page(page).elements if tag == "section"]
+    assert names == list(CHAPTERS)
+
+
+def test_nothing_is_loaded_from_outside_and_no_script_runs(summary):
+    page = render(report_of(summary))
+    parsed = Page(page)
+    ids = {a["id"] for _, a, _ in parsed.elements if "id" in a}
+    for tag, attributes, _ in parsed.elements:
+        assert tag not in {"script", "link", "iframe", "object", "form", "base"}
+        assert not [name for name in attributes if name.startswith("on")]
+        if "src" in attributes:
+            kind, data = attributes["src"].split(",")
+            assert kind == "data:image/png;base64"
+            assert base64.b64decode(data, validate=True) == DOT
+        if "href" in attributes:
+            assert attributes["href"][0] == "#" and attributes["href"][1:] in ids
+    (style,) = parsed.texts("style")
+    assert "url(" not in style and "@import" not in style
+    policy = [a["content"] for _, a, _ in parsed.elements if "http-equiv" in a]
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+def two(number: float) -> str:
+    """Two decimals, a true minus sign, no negative zero."""
+    return f"{round(number, 2) + 0.0:.2f}".replace("-", "−")
+
+
+def lede_of(data: ReportData) -> str:
+    (lede,) = [i for _, a, i in Page(render(data)).elements if a.get("class") == "lede"]
+    return lede
+
+
+def test_every_soup_is_a_row_with_its_numbers(summary):
+    page = render(report_of(summary))
+    parsed = Page(page)
+    rows = [i for tag, _, i in parsed.elements if tag == "tr"]
+    for row in summary.rows:
+        weights = "".join(f"{w:.2f}" for w in row.weights.values()) if row.weights else "––"
+        numbers = ""
+        for cell in row.cells.values():
+            numbers += f"{two(cell.mean)}{two(cell.low)} … {two(cell.high)}"
+            numbers += "" if cell.seed_spread is None else f"± {two(cell.seed_spread)}"
+        assert len([line for line in rows if line.startswith(weights + numbers)]) == 1
+    marks = [i for tag, a, i in parsed.elements if "badge" in (a.get("class") or "").split()]
+    assert marks.count("front") == len(summary.front)
+    assert marks.count("own front") == sum(
+        row.on_method_front and not row.on_front for row in summary.rows
+    )
+    assert marks.count("balanced") == 1
+    chosen = [i for tag, a, i in parsed.elements if tag == "tr" and a.get("class") == "chosen"]
+    assert len(chosen) == 1 and chosen[0].startswith("0.500.50") and "balanced" in chosen[0]
+
+
+def test_the_result_names_the_largest_hypervolume_and_the_balanced_soup(summary):
+    lede = lede_of(report_of(summary))
+    first, second = summary.methods
+    assert lede.startswith(
+        f"vc_soup has the largest hypervolume, {first.hypervolume:.3f} ± "
+        f"{first.hypervolume_spread:.3f}, before random {second.hypervolume:.3f}"
+    )
+    assert "over 2 seeds" in lede
+    assert "balanced soup is vc_soup at 0.50 helpful + 0.50 harmless: helpful 0.95 (θ₀ 0.0" in lede
+
+
+def test_the_result_says_so_where_nothing_beats_the_start():
+    values = ("helpful", "harmless")
+    base = Evaluated("base", None, None, None, {value: rewards(1.5) for value in values})
+    soup = Evaluated("s", "vc_soup", 0, {"helpful": 1.0, "harmless": 0.0},
+                     {"helpful": rewards(2.5), "harmless": rewards(-1.0)})  # fmt: skip
+    lede = lede_of(report_of(summarise([base, soup], resamples=100, confidence=0.9)))
+    assert "vc_soup reaches a hypervolume of" in lede and "one seed" in lede
+    assert "Nothing is more balanced than θ₀ itself: helpful 1.50, harmless 1.50." in lede
+    alone = lede_of(report_of(summarise([base], resamples=100, confidence=0.9)))
+    assert alone.startswith("No soup was evaluated, only θ₀.")
+
+
+def test_counts_of_every_stage_are_on_the_page(summary):
+    parsed = Page(render(report_of(summary)))
+    rows = parsed.texts("tr")
+    for expected in [
+        "helpful12,34511,0001,000300387",
+        "helpfulempty response5",
+        "helpfulharmless11,00017−0.251.5",
+        "++6,0005,9003,300",
+        "−−1,00000",
+        "all11,0006,000 (55 %)3,300 (30 %)",
+        "● vc_souphelpful11200.6123––",
+        "■ randomhelpful0119––1,234",
+        "helpful6431",
+    ]:
+        assert rows.count(expected) == 1, expected
+    assert "What is seen twice?" in parsed.section("prompts")
+    assert "vcsoup run recipe.yaml" in parsed.section("again")
+    assert "name: a-run" in parsed.section("again")
+
+
+def test_reference_point_and_scale_are_on_the_page(summary):
+    section = Page(render(report_of(summary))).section("hypervolume")
+    low, high = summary.scale.low["helpful"], summary.scale.high["helpful"]
+    assert (low, high) == (pytest.approx(-1.6), pytest.approx(2.0))
+    assert "helpful−1.6002.000−1.960−0.10" in section
+
+
+def test_barriers_are_on_the_page_only_where_there_is_a_drop(summary):
+    assert "–" in Page(render(report_of(summary))).section("connectivity")
+    dented = [
+        replace(summary.edges[0], barrier={"helpful": 0.36, "harmless": 0.0},
+                barrier_at={"helpful": 0.5, "harmless": None})
+    ]  # fmt: skip
+    page = Page(render(report_of(replace(summary, edges=tuple(dented)))))
+    assert "● vc_souphelpful → harmless0.36 (10 %) at 0.5–" in page.texts("tr")
+    without = render(replace(report_of(summary), edge_plot=None))
+    assert "No line between two policies was evaluated" in Page(without).section("connectivity")
+
+
+def test_hostile_text_is_shown_and_never_obeyed():
+    planted = []
+
+    def hostile(where: str) -> str:
+        script = f"<script>x('{where}')</script><img src=http://x/{where} onerror=\"x\">&amp;"
+        planted.append(f"</td></pre>{script}")
+        return planted[-1]
+
+    values = (hostile("value"), "harmless")
+    summary = made_up(values=values, methods=(hostile("method"), "random"))
+    data = report_of(summary)
+    data = replace(
+        data,
+        title=hostile("title"),
+        facts={hostile("term"): hostile("fact")},
+        notes=[hostile("note")],
+        pairs=[replace(data.pairs[0], dataset=hostile("data"), rejected={hostile("reason"): 1})],
+        scores=[replace(data.scores[0], value=hostile("scored"))],
+        patterns=[Patterns(hostile("kept"), {hostile("sign"): 1}, {hostile("filter"): {}})],
+        consistency_plots=[Plot(hostile("caption"), DOT)],
+        trained=[Trained(hostile("who"), "v", 0, {hostile("metric"): hostile("number")})],
+        prompts=[Prompts(hostile("prompts"), 1, 0, [hostile("seen")])],
+        samples=[Sample(hostile("prompt"), [Answer(hostile("soup"), hostile("answer"),
+                                                   {hostile("reward"): 1.0})])],
+        commands=[hostile("command")],
+        recipe=hostile("recipe"),
+    )  # fmt: skip
+    page = render(data)
+    parsed = Page(page)
+    shown = " ".join(parsed.texts("html"))
+    for one in planted:
+        assert one in shown
+    allowed = {"class", "id", "style", "colspan", "alt", "src", "href", "content", "name", "lang",
+               "charset", "http-equiv"}  # fmt: skip
+    for tag, attributes, _ in parsed.elements:
+        assert tag != "script" and set(attributes) <= allowed
+        assert "http:" not in (attributes.get("src") or "")
+
+
+@given(st.text(st.characters(exclude_categories=())), st.text())
+@settings(max_examples=60, deadline=None)
+def test_any_answer_comes_back_from_the_page_as_it_was(answer, prompt):
+    data = report_of(SMALL)
+    data = replace(data, samples=[Sample(prompt, [Answer("s", answer, {})])])
+    page = render(data)
+    page.encode("utf-8")
+    parsed = Page(page)
+    (shown,) = [i for _, a, i in parsed.elements if a.get("class") == "answer"]
+    unfit = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]"
+    assert shown == re.sub(unfit, "\N{REPLACEMENT CHARACTER}", answer)
+
+
+SMALL = made_up(methods=("vc_soup",), seeds=(0,))
+
+
+def test_a_page_without_samples_has_no_chapter_for_them(summary):
+    page = render(replace(report_of(summary), samples=[]))
+    assert 'id="answers"' not in page and 'href="#answers"' not in page
+
+
+@pytest.mark.parametrize(
+    ("value", "decimals", "shown"),
+    [(-0.001, 2, "0.00"), (-1.5, 2, "−1.50"), (1234567, None, "1,234,567"), (None, 2, "–"),
+     (0.61234, None, "0.6123"), (5310.7, None, "5,311"), ("<", None, "&lt;"),
+     (1e-7, None, "1e−07")],
+)  # fmt: skip
+def test_numbers_are_written_for_reading(value, decimals, shown):
+    assert number(value, decimals) == shown
+
+
+@pytest.mark.parametrize(
+    ("span", "decimals"), [(3.2, 2), (0.05, 4), (99, 1), (450, 0), (1e6, 0), (0, 2), (1e-12, 9)]
+)
+def test_decimals_show_three_digits_of_the_range(span, decimals):
+    assert decimals_for(span) == decimals
+
+
+def test_attribute_text_cannot_leave_its_quotes():
+    assert text("\"'<>&") == "&quot;&#x27;&lt;&gt;&amp;"
+
+
+def chunks(png: bytes) -> list[bytes]:
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    names, at = [], 8
+    while at < len(png):
+        (length,) = struct.unpack(">I", png[at : at + 4])
+        names.append(png[at + 4 : at + 8])
+        at += 12 + length
+    return names
+
+
+@pytest.mark.parametrize("draw", [plots.front_plot, plots.hypervolume_plot, plots.edge_plot])
+def test_plots_are_the_same_bytes_whatever_the_users_settings(summary, draw):
+    first = draw(summary)
+    assert not {b"tEXt", b"zTXt", b"iTXt", b"tIME"} & set(chunks(first))
+    with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9, "savefig.dpi": 40}):
+        before = dict(matplotlib.rcParams)
+        assert draw(summary) == first
+        assert dict(matplotlib.rcParams) == before
+    assert Image.open(io.BytesIO(first)).width == 1440
+
+
+@pytest.mark.parametrize("values", [("a",), ("a", "b", "c")])
+def test_the_front_is_drawn_for_any_number_of_values(values):
+    image = Image.open(io.BytesIO(plots.front_plot(made_up(values=values, seeds=(0,)))))
+    assert image.width == 1440
+    assert len(image.convert("RGB").getcolors(1 << 24)) > 20
+
+
+def test_plots_of_a_run_without_soups_or_differences():
+    same = {"a": np.ones(3), "b": np.ones(3)}
+    base = Evaluated("base", None, None, None, same)
+    soup = Evaluated("soup", "m", 0, {"a": 1.0, "b": 0.0}, same)
+    for evaluated in ([base], [base, soup], [soup]):
+        summary = summarise(evaluated, resamples=100, confidence=0.9)
+        assert Image.open(io.BytesIO(plots.front_plot(summary))).width == 1440
+        assert Image.open(io.BytesIO(plots.hypervolume_plot(summary))).width == 1440
+        Page(render(report_of(summary)))
+        with pytest.raises(ValueError, match="no edge"):
+            plots.edge_plot(summary)
+
+
+def test_labels_cover_neither_each_other_nor_marks_nor_lines():
+    figure = Figure(figsize=(4, 3), dpi=100)
+    axes = figure.subplots()
+    draw = np.random.default_rng(0)
+    points = [tuple(map(float, point)) for point in draw.uniform(size=(40, 2))]
+    line = np.array(sorted(points[:6]))
+    axes.plot(*zip(*points, strict=True), "o", ms=6)
+    place_labels(axes, [Label(p, "0.25/0.75", "black", 5) for p in points],
+                 [(p, 6.0) for p in points], [line])  # fmt: skip
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in axes.texts]
+    assert 5 < len(boxes) < 40  # some have no room, and are left out
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[i + 1 :])
+        assert not box.count_contains(axes.transData.transform(points))
+        assert axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
+        dense = [a + t * (b - a) for a, b in zip(line, line[1:], strict=False)
+                 for t in np.linspace(0, 1, 40)]  # fmt: skip
+        assert not box.count_contains(axes.transData.transform(dense))
+
+
+def test_the_page_needs_no_plotting_library_and_no_framework():
+    code = (
+        "import sys, vcsoup_dist.evaluation.report, vcsoup_dist.evaluation.summary_files\n"
+        "heavy = {'matplotlib', 'torch', 'ray', 'deepspeed', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -14,8 +14,9 @@ from vcsoup_dist.checkpoints.writer import ShardFile, plan_shards, write_index
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping import kernel
 from vcsoup_dist.souping.card import card_text, weights_hash, write_card
+from vcsoup_dist.souping.formats import FLOAT_DTYPES, has_nonfinite
 from vcsoup_dist.souping.grids import random_weights, simplex_grid, soup_name, validate_weights
-from vcsoup_dist.souping.kernel import FLOAT_DTYPES, has_nonfinite, weighted_sum
+from vcsoup_dist.souping.kernel import weighted_sum
 
 # precision in bits, smallest and largest exponent
 FORMATS = {"BF16": (8, -126, 127), "F16": (11, -14, 15), "F32": (24, -126, 127)}
@@ -99,6 +100,17 @@ def test_signs_of_zero_infinity_and_nan_survive():
     words = np.array([0x7F81, 0x7FFF, 0xFF81, 0xFFFF, 0x7FC0, 0x3F80], "<u2").view(np.uint8)
     (result,) = soup([words], ["BF16"], [[1.0]], "BF16")
     assert np.isnan(to_float64(result, "BF16")).tolist() == [True] * 5 + [False]
+    other = np.full(6, 0x3F80, "<u2").view(np.uint8)
+    for weights in ((0.3, 0.7), (0.7, -0.3)):
+        (result,) = soup([words, other], ["BF16"] * 2, [weights], "BF16")
+        assert np.isnan(to_float64(result, "BF16")).tolist() == [True] * 5 + [False]
+    for dtype in ("BF16", "F16", "F32"):
+        edges = stored(np.array([-0.0, 0.0, -0.0, math.inf, -math.inf, math.inf]), dtype)
+        others = stored(np.array([-0.0, 0.0, 0.0, 1.0, -math.inf, -math.inf]), dtype)
+        (result,) = soup([edges, others], [dtype] * 2, [(0.3, 0.7)], dtype)
+        zeros, infinities = np.split(to_float64(result, dtype), [3])
+        assert zeros.tolist() == [0.0] * 3 and np.signbit(zeros).tolist() == [True, False, False]
+        assert infinities[:2].tolist() == [math.inf, -math.inf] and np.isnan(infinities[2])
     payloads = np.array([0x7FF0000000000001, 0x7FF0000020000000, -1, -(1 << 51)], "<i8")
     for dtype in ("BF16", "F16", "F32"):
         assert np.isnan(cast(payloads.view("<f8"), dtype)).all()

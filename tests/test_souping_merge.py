@@ -257,11 +257,12 @@ def test_a_merged_llama_loads_and_equals_the_float64_merge_of_torch(tmp_path, dt
 
 
 MEASURE = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from vcsoup_dist.souping.merge import merge
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():  # ru_maxrss would begin with what the parent had
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) * 1024
 before = peak()
 p, q, out = map(Path, sys.argv[1:])
 soups = {"x": (0.3, 0.7), "y": (0.6, 0.4)}
@@ -286,4 +287,5 @@ def test_memory_is_bounded_and_no_framework_is_imported(tmp_path):
     )  # fmt: skip
     grown, loaded = done.stdout.split(maxsplit=1)
     assert loaded.strip() == "[]"
-    assert int(grown) < 64 * 2**20 + 16 * 2**20
+    # Buffers, and about a dozen float64 blocks of the kernel.
+    assert 48 * 2**20 < int(grown) < 64 * 2**20 + 16 * 2**20

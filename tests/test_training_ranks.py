@@ -101,7 +101,7 @@ class World:
         return self._write(name, Training(**(SETTINGS | changes)), [], task)
 
     def _write(self, name, training, references, policy) -> Path:
-        config = str(FOLDERS[0] / "zero3.json")
+        config = str(FOLDERS[0] / f"{training.deepspeed}.json")
         file = self.root / f"{name}.json"
         Job(str(self.model), None, config, training, references, policy).write(file)
         return file
@@ -228,6 +228,7 @@ def test_a_reference_of_another_model_is_refused_before_the_first_step(world, tm
 
 
 FLAVOURS = {
+    "optimizer in host memory": {"deepspeed": "zero3_offload"},
     "bf16, gradient checkpointing": {"dtype": "bf16", "gradient_checkpointing": True},
     "sft": {"objective": "sft"},
 }

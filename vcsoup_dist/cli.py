@@ -24,31 +24,38 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
 RunDir = Annotated[
     Path | None,
-    typer.Option("--run-dir", "-d", help="Run directory; runs/<name of the recipe> by default."),
+    typer.Option("--run-dir", "-d", help="Run directory; runs/NAME by default, with the recipe's name."),
 ]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"vcsoup_dist {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def _start(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+    ] = False,
 ) -> None:
-    if version:
-        print(__version__)
-        raise typer.Exit
+    pass
 
 
 @app.command()
 def check(recipe: RecipeFile, run_dir: RunDir = None) -> None:
     """Check a recipe and say what will run and what it will cost; changes nothing.
 
-    Example: `vcsoup check examples/hh_llama3_8b.yaml`
+    Example: vcsoup check examples/hh_llama3_8b.yaml
     """
     from vcsoup_dist.plan.show import show_check
 
@@ -60,7 +67,7 @@ def check(recipe: RecipeFile, run_dir: RunDir = None) -> None:
 def status(recipe: RecipeFile, run_dir: RunDir = None) -> None:
     """Say stage by stage what is made and what is missing.
 
-    Example: `vcsoup status recipe.yaml`
+    Example: vcsoup status recipe.yaml
     """
     from vcsoup_dist.plan.show import show_status
 
@@ -72,7 +79,7 @@ def status(recipe: RecipeFile, run_dir: RunDir = None) -> None:
 def score(recipe: RecipeFile, run_dir: RunDir = None) -> None:
     """Read the preference pairs and score them with every reward, on Ray actors.
 
-    Example: `vcsoup score recipe.yaml`
+    Example: vcsoup score recipe.yaml
     """
     _make(recipe, run_dir, ["read", "score"])
 
@@ -81,7 +88,7 @@ def score(recipe: RecipeFile, run_dir: RunDir = None) -> None:
 def filter_pairs(recipe: RecipeFile, run_dir: RunDir = None) -> None:
     """Keep the consistent pairs of every value.
 
-    Example: `vcsoup filter recipe.yaml`
+    Example: vcsoup filter recipe.yaml
     """
     _make(recipe, run_dir, ["filter"])
 
@@ -96,9 +103,9 @@ def train(
 
     The reference log-probs they need are computed first, once for all values.
 
-    Example: `vcsoup train helpful recipe.yaml`
+    Example: vcsoup train helpful recipe.yaml
     """
-    from vcsoup_dist.recipe import load_recipe
+    from vcsoup_dist.recipe_file import load_recipe
 
     known = load_recipe(recipe).trained_values()
     if value not in known:
@@ -110,7 +117,7 @@ def train(
 def merge(recipe: RecipeFile, run_dir: RunDir = None) -> None:
     """Write the soups of the recipe's grid, streaming the policies once.
 
-    Example: `vcsoup merge recipe.yaml`
+    Example: vcsoup merge recipe.yaml
     """
     _make(recipe, run_dir, ["merge"])
 
@@ -119,7 +126,7 @@ def merge(recipe: RecipeFile, run_dir: RunDir = None) -> None:
 def evaluate(recipe: RecipeFile, run_dir: RunDir = None) -> None:
     """Generate held-out answers with every soup and score them, on Ray actors.
 
-    Example: `vcsoup evaluate recipe.yaml`
+    Example: vcsoup evaluate recipe.yaml
     """
     _make(recipe, run_dir, ["evaluate"])
 
@@ -128,7 +135,7 @@ def evaluate(recipe: RecipeFile, run_dir: RunDir = None) -> None:
 def report(recipe: RecipeFile, run_dir: RunDir = None) -> None:
     """Find the Pareto fronts and write the report: HTML, PNG, CSV and JSON.
 
-    Example: `vcsoup report recipe.yaml`
+    Example: vcsoup report recipe.yaml
     """
     from vcsoup_dist.plan.show import show_result
 
@@ -140,7 +147,7 @@ def report(recipe: RecipeFile, run_dir: RunDir = None) -> None:
 def run(recipe: RecipeFile, run_dir: RunDir = None) -> None:
     """Make all that is missing, from the pairs to the report; run again, it goes on.
 
-    Example: `vcsoup run recipe.yaml --run-dir /scratch/me/run1`
+    Example: vcsoup run recipe.yaml --run-dir /scratch/me/run1
     """
     from vcsoup_dist.plan.products import STAGES
     from vcsoup_dist.plan.show import show_result
@@ -157,7 +164,7 @@ def clean(
 ) -> None:
     """Remove checkpoints of finished policies, stale products, and what `keep` gives up.
 
-    Example: `vcsoup clean recipe.yaml --dry-run`
+    Example: vcsoup clean recipe.yaml --dry-run
     """
     from vcsoup_dist.plan.clean import remove, removable, size_of
 
@@ -179,7 +186,7 @@ def demo(
 ) -> None:
     """Run the whole method on a small generated world: ten minutes on two cores, no downloads.
 
-    Example: `vcsoup demo --dir /tmp/demo`
+    Example: vcsoup demo --dir /tmp/demo
     """
     from vcsoup_dist.demo.run import run_demo
 
@@ -192,7 +199,7 @@ def _plan(
     """Recipe, workspace and plan; the run directory is touched only where something is made."""
     from vcsoup_dist.identity import Hashes
     from vcsoup_dist.plan.products import make_plan
-    from vcsoup_dist.recipe import load_recipe
+    from vcsoup_dist.recipe_file import load_recipe
     from vcsoup_dist.workspace import Workspace
 
     recipe = load_recipe(recipe_file)

@@ -1,19 +1,16 @@
-"""The one typed recipe of a run: YAML in, checked dataclass-like models out.
+"""The one typed recipe of a run.
 
 Every default of the project is stated here and nowhere else; the text below a key is its
-documentation. `load_recipe` turns every mistake into one line that names the key.
+documentation. `recipe_file.load_recipe` reads one from YAML.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -21,12 +18,9 @@ from pydantic import (
     Field,
     PrivateAttr,
     Tag,
-    ValidationError,
     field_validator,
     model_validator,
 )
-
-from vcsoup_dist.errors import UserError
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_]*$"
 
@@ -80,12 +74,14 @@ class ClassifierReward(_AnyReward):
     classifier: str
     """Model directory (relative to the recipe) or hub id."""
     revision: str | None = None
+    """Branch, tag or commit on the hub."""
     output: int | str = 0
     """Which output is the reward: its index, or its label in the model's `id2label`."""
     text: str = "chat_template"
     """`chat_template`; `pair` (prompt and response as two segments); `response` alone; or a
     template string with `{prompt}` and `{response}`."""
     dtype: Literal["fp32", "bf16"] = "fp32"
+    """What the reward model computes in."""
     max_length: int | None = Field(None, ge=8)
     """Tokens; longer prompts lose their start, never the response. Absent: the model's own."""
     trust_remote_code: bool = False
@@ -138,6 +134,7 @@ class Value(Section):
     """One human value: how it is rewarded, and the preference pairs that teach it."""
 
     reward: Reward
+    """A classifier, a callable or columns."""
     data: Data | None = None
     """Absent: the value takes part in the consistency and the evaluation, but trains no policy."""
     judge: Reward | None = None
@@ -155,7 +152,9 @@ class Scoring(Section):
     actors: int = Field(1, ge=1)
     """Ray actors per reward model."""
     cpus_per_actor: float = Field(1, ge=0)
+    """CPUs that Ray sets aside for each actor."""
     gpus_per_actor: float = Field(0, ge=0)
+    """GPUs, or a share of one, for each actor; 0 scores on the CPU."""
     max_bad_rows: float = Field(0.05, ge=0, le=1)
     """Share of unusable rows above which a dataset is refused."""
 
@@ -188,23 +187,32 @@ class Training(Section):
     """Stage 3: one full-parameter policy per value, all from the same initial weights."""
 
     objective: Literal["dpo", "sft"] = "dpo"
+    """`dpo` on pairs, or `sft` on the chosen answers alone."""
     beta: float = Field(0.1, gt=0)
     """DPO's strength of the pull towards the reference."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Share of labels that DPO takes to be wrong (cDPO)."""
     learning_rate: float = Field(5e-7, gt=0)
+    """Its peak."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up; to 0, or not at all."""
     warmup: float = Field(0.1, ge=0, lt=1)
     """Share of the steps over which the learning rate rises from 0."""
     weight_decay: float = Field(0.0, ge=0)
+    """AdamW's, on all parameters."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of its two moments."""
     adam_eps: float = Field(1e-8, gt=0)
+    """AdamW's epsilon."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
     pairs_per_step: int = Field(64, ge=1)
     """Pairs of one optimizer step over all ranks."""
     epochs: float = Field(1.0, gt=0)
     """Passes over the value's pairs. With `equal_steps` the pairs *before* filtering are counted,
     so that every method takes the same number of steps."""
     equal_steps: bool = True
+    """Whether `epochs` counts pairs before filtering (all methods equal) or after (each its own)."""
     steps: int | None = Field(None, ge=1)
     """Optimizer steps; overrules `epochs`."""
     max_length: int = Field(2048, ge=8)
@@ -215,9 +223,11 @@ class Training(Section):
     tokens_per_batch: int = Field(8192, ge=1)
     """Token budget of one micro-batch on one rank."""
     dtype: Literal["bf16", "fp32"] = "bf16"
+    """What weights and activations are computed in; the policies are written in it too."""
     deepspeed: str = "zero3"
     """Name of a file in `ds_configs/`, or the path of your own (relative to the recipe)."""
     gradient_checkpointing: bool = True
+    """Compute activations again in the backward pass instead of keeping them."""
     attention: Literal["auto", "flash_attn", "torch_varlen", "segments"] = "auto"
     """How attention runs over packed sequences; `auto` takes the fastest that is installed."""
     evaluate_every: int = Field(50, ge=1)
@@ -258,22 +268,29 @@ class Evaluation(Section):
     prompts: int = Field(64, ge=2)
     """Held-out prompts per dataset (the first by content hash)."""
     max_new_tokens: int = Field(256, ge=1)
+    """Longest answer, in tokens."""
     max_prompt_tokens: int = Field(1024, ge=8)
     """Longer prompts are left out, and counted."""
     temperature: float = Field(1.0, ge=0)
     """0 decodes greedily."""
     top_p: float = Field(0.9, gt=0, le=1)
+    """Sample from the likeliest tokens that hold this probability together."""
     seed: int = 0
+    """Of the sampling; the same for every soup."""
     batch: int = Field(64, ge=1)
     """Prompts generated together."""
     actors: int = Field(1, ge=1)
     """Ray actors; each holds one soup and all rewards."""
     cpus_per_actor: float = Field(1, ge=0)
+    """CPUs that Ray sets aside for each actor."""
     gpus_per_actor: float = Field(0, ge=0)
+    """GPUs for each actor; several hold a large soup together, 0 runs on the CPU."""
     dtype: Literal["bf16", "fp32"] = "bf16"
+    """What the soups compute in."""
     bootstrap: int = Field(1000, ge=100)
     """Resamples over prompts for the intervals."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Of the intervals."""
     samples: int = Field(3, ge=0)
     """Prompts whose answers the report shows side by side."""
 
@@ -309,19 +326,29 @@ class Recipe(Section):
     """theta_0, from which every policy starts: model directory (relative to the recipe) or hub
     id. Also the reference."""
     revision: str | None = None
+    """Branch, tag or commit of `model` on the hub."""
     values: dict[Annotated[str, Field(pattern=NAME)], Value] = Field(min_length=1)
+    """The values by name; their order is the order of gaps and weights everywhere."""
     policies: list[str] | None = None
     """Values to train a policy for; absent: every value that has data."""
     methods: list[Method] = Field(["vc_soup"], min_length=1)
+    """Which pairs the policies are trained on; several are compared in one report."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
     """One policy per method, value and seed."""
     scoring: Scoring = Scoring()
+    """Stage 1."""
     consistency: Consistency = Consistency()
+    """Stage 2."""
     training: Training = Training()
+    """Stage 3."""
     soup: Soup = Soup()
+    """Stage 4."""
     evaluation: Evaluation = Evaluation()
+    """Stage 5."""
     launch: Launch = Launch()
+    """Where it runs."""
     keep: Keep = Keep()
+    """What `vcsoup clean` leaves."""
 
     _folder: Path = PrivateAttr(default=Path())
 
@@ -329,6 +356,10 @@ class Recipe(Section):
         """Values that get a policy, in the recipe's order: the axes of a soup's weights."""
         wanted = self.policies or [name for name, value in self.values.items() if value.data]
         return [name for name in self.values if name in wanted]
+
+    def resolve_paths_from(self, folder: Path) -> None:
+        """Take relative paths from `folder`, where the recipe's file lies."""
+        self._folder = folder
 
     def local_path(self, reference: str) -> Path | None:
         """The local file or folder that `reference` means, or None where it is a hub id."""
@@ -390,82 +421,3 @@ class Recipe(Section):
     def grid_step(self) -> float:
         """Step of the simplex grid, where no weights are listed."""
         return self.soup.grid if self.soup.grid is not None else 0.1
-
-
-def load_recipe(path: Path) -> Recipe:
-    """Read and check a recipe; `${NAME}` in it is replaced from the environment.
-
-    Raises UserError with one line per mistake, each naming the key's path.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read the recipe: {error}") from error
-    try:
-        raw = yaml.safe_load(_from_environment(text, path))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: a recipe is a YAML mapping of keys")
-    try:
-        recipe = Recipe.model_validate(raw)
-    except ValidationError as error:
-        raise UserError("\n".join(f"{path}: {line}" for line in _mistakes(error))) from error
-    recipe._folder = path.resolve().parent
-    return recipe
-
-
-def _from_environment(text: str, path: Path) -> str:
-    def value(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name not in os.environ:
-            raise UserError(f"{path}: ${{{name}}} is not set in the environment; export {name}=...")
-        return os.environ[name]
-
-    lines = (re.sub(r"\$\{(\w+)\}", value, line) if not line.lstrip().startswith("#") else line
-             for line in text.splitlines())
-    return "\n".join(lines)
-
-
-def _mistakes(error: ValidationError) -> list[str]:
-    """One line per mistake: key path, what is wrong, what was given."""
-    lines = []
-    for detail in error.errors():
-        # A union's tag is pydantic's own and no key of the recipe.
-        kinds = ("classifier", "callable", "columns")
-        keys = [
-            str(key)
-            for i, key in enumerate(detail["loc"])
-            if not (key in kinds and i and detail["loc"][i - 1] in ("reward", "judge"))
-        ]
-        where, given = ".".join(keys), detail["input"]
-        message = detail["msg"].removeprefix("Value error, ")
-        if detail["type"] == "extra_forbidden":
-            message = f"unknown key{_suggestion(keys)}"
-        elif detail["type"] == "missing":
-            message = "this key is required"
-        elif detail["type"] != "value_error" and not isinstance(given, dict | list):
-            message = f"{message[0].lower()}{message[1:]} (got {given!r})"
-        lines.append(f"{where}: {message}" if where else message)
-    return lines
-
-
-def _suggestion(keys: list[str]) -> str:
-    known = sorted(_all_keys(Recipe))
-    close = difflib.get_close_matches(keys[-1], known, n=1)
-    return f"; did you mean `{close[0]}`?" if close else ""
-
-
-def _all_keys(section: type[BaseModel]) -> set[str]:
-    found: set[str] = set()
-    for name, field in section.model_fields.items():
-        found.add(name)
-        for kind in _sections_in(field.annotation):
-            found |= _all_keys(kind)
-    return found
-
-
-def _sections_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [section for part in get_args(annotation) for section in _sections_in(part)]

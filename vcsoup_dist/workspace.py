@@ -11,6 +11,7 @@ A product is published by one rename, so a reader sees all of it or nothing.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -31,6 +32,8 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import sync, sync_tree, write_atomically
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import Recipe
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 WORKERS_TIMEOUT = 60.0  # seconds; ranks and actors of a killed run die well within this
 
@@ -173,7 +176,13 @@ class Workspace:
                 yield draft
                 self._publish(draft)
             except OSError as error:
-                raise UserError(f"{product.name}: {error.strerror}: {error.filename}") from error
+                if error.errno not in DISK_ERRORS:
+                    raise
+                where = f" ({error.filename})" if error.filename else ""
+                raise UserError(
+                    f"{product.name}: cannot be written: {error.strerror}{where}; nothing is lost, "
+                    "mend it and run the same command again"
+                ) from error
 
     def _publish(self, draft: Draft) -> None:
         product = draft.product

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 MARGIN = 0.1  # of each value's range, from the worst point down to the reference point
+ROUNDING = 1e-12  # a range this small beside its numbers is their rounding, and counts as none
 
 
 def nondominated(points: ArrayLike, maximised: bool | Sequence[bool] = True) -> NDArray[np.bool_]:
@@ -45,7 +46,8 @@ def reference_point(points: ArrayLike) -> Array:
     points agree has no range: it counts as 1, so that its volume is not zero.
     """
     low, high = bounds(points)
-    return low - MARGIN * np.where(high > low, high - low, 1.0)
+    span = _span(low, high)
+    return low - MARGIN * np.where(span > 0, span, 1.0)
 
 
 def bounds(points: ArrayLike) -> tuple[Array, Array]:
@@ -61,7 +63,7 @@ def normalise(points: ArrayLike, low: ArrayLike, high: ArrayLike) -> Array:
     value is a soup's worst.
     """
     checked, low, high = _checked(points), np.asarray(low, float), np.asarray(high, float)
-    span = high - low
+    span = _span(low, high)
     return np.where(span > 0, (checked - low) / np.where(span > 0, span, 1.0), 1.0)
 
 
@@ -90,6 +92,12 @@ def pick(points_normalised: ArrayLike, preference: ArrayLike) -> int:
     if not (np.isfinite(wanted).all() and (wanted >= 0).all() and wanted.any()):
         raise ValueError(f"a preference is non-negative and not all zero, got {wanted.tolist()}")
     return _first_best(checked @ wanted, checked.mean(axis=1))
+
+
+def _span(low: Array, high: Array) -> Array:
+    """[N]: the range of each value, 0 where it is no more than rounding."""
+    span = high - low
+    return np.where(span > ROUNDING * np.maximum(np.abs(low), np.abs(high)), span, 0.0)
 
 
 def _first_best(first: Array, second: Array) -> int:

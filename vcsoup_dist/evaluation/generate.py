@@ -31,10 +31,14 @@ def load_model(source: str, revision: str | None, dtype: str, device: str) -> tu
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(
-        source, revision=revision, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32
+        source,
+        revision=revision,
+        dtype=torch.bfloat16 if dtype == "bf16" else torch.float32,
+        # All GPUs that the actor was given: a large soup may need several.
+        device_map="auto" if device == "cuda" else None,
     )
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    return model.to(device).eval(), tokenizer
+    return model.eval(), tokenizer
 
 
 def generate_answers(

@@ -41,9 +41,8 @@ def paragraph(*inside: Html, css: str = "") -> Html:
 
 def section(name: str, title: str, *inside: Html) -> Html:
     """A section with a heading that `#name` leads to."""
-    return Html(
-        f'<section id="{text(name)}">\n<h2>{text(title)}</h2>\n' + "\n".join(inside) + "\n</section>"
-    )
+    heading = f'<section id="{text(name)}">\n<h2>{text(title)}</h2>\n'
+    return Html(heading + "\n".join(inside) + "\n</section>")
 
 
 def cell(inside: Html, css: str = "", *, head: bool = False, span: int = 1) -> Html:
@@ -64,7 +63,8 @@ def table(head: Sequence[Html], bodies: Sequence[Sequence[Html]], css: str = "")
 
 
 def plain_table(head: Sequence[str], rows: Iterable[Sequence[Html]], numbers_from: int = 1) -> Html:
-    """A table of a row of titles and cells' contents; from column `numbers_from` on right-aligned."""
+    """A table of titles and cells' contents; right-aligned from column `numbers_from` on."""
+
     def css(column: int) -> str:
         return "number" if column >= numbers_from else ""
 
@@ -85,18 +85,19 @@ def picture(png: bytes, alternative: str, caption: Html) -> Html:
 
 
 def method_name(method: str | None, place: int | None) -> Html:
-    """A method with the mark it has in the plots; theta_0 without one."""
-    if method is None or place is None:
-        return Html('<span class="mark start">★</span> θ<sub>0</sub>, before training')
-    return Html(
-        f'<span class="mark" style="color:{colour_of(place)}">{sign_of(place)}</span> {text(method)}'
-    )
+    """A method with the mark it has in the plots, where it is in them; theta_0 for None."""
+    if method is None:
+        return Html("★ θ₀, before training")
+    if place is None:
+        return text(method)
+    mark = f'<span class="mark" style="color:{colour_of(place)}">{sign_of(place)}</span>'
+    return Html(f"{mark} {text(method)}")
 
 
 def soup_name(weights: Mapping[str, float] | None) -> Html:
     """`0.30 helpful + 0.70 harmless`, leaving out what weighs nothing; theta_0 for None."""
     if weights is None:
-        return Html("θ<sub>0</sub>")
+        return Html("θ₀")
     return text(" + ".join(f"{w:.2f} {axis}" for axis, w in weights.items() if w) or "nothing")
 
 
@@ -109,7 +110,7 @@ def number(value: float | int | str | None, decimals: int | None = None) -> Html
     if isinstance(value, int):
         shown = f"{value:,}"
     elif decimals is None:
-        shown = f"{value:.4g}"
+        shown = f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     else:
         shown = f"{value:.{decimals}f}"
         shown = shown.lstrip("-") if float(shown) == 0 else shown

@@ -30,11 +30,11 @@ def front_section(summary: Summary, png: bytes) -> Html:
     """The front plot."""
     several = len(summary.values) > 2
     caption = (
-        f"Mean rewards of {summary.prompts} prompts; whiskers are {_percent(summary)} intervals. "
+        f"Mean rewards over {summary.prompts} prompts; whiskers are {_percent(summary)} intervals. "
         + ("In each panel the line and the strong marks are the soups not dominated in its two "
            "values. " if several else "The line joins each method's non-dominated soups. ")
-        + "Hollow marks are dominated within their method. Labels are weights in the order "
-        + "/".join(summary.axes) + "."
+        + "Hollow marks are dominated within their method. "
+        + ("" if several else f"Labels are weights in the order {'/'.join(summary.axes)}.")
     )  # fmt: skip
     return section("front", "Front", picture(png, "Mean rewards of every soup", text(caption)))
 
@@ -42,47 +42,47 @@ def front_section(summary: Summary, png: bytes) -> Html:
 def soup_section(summary: Summary) -> Html:
     """Every soup with every value's mean and interval."""
     places = {method.method: i for i, method in enumerate(summary.methods)}
-    columns = len(summary.axes) + len(summary.values) + 1
+    seeds = max(len(row.seeds) for row in summary.rows)
+    parts = 3 if seeds > 1 else 2  # of a value: mean, interval, spread over the seeds
     head = [cell(text(f"λ {axis}"), "number", head=True) for axis in summary.axes]
-    head += [cell(text(value), "number", head=True) for value in summary.values]
+    head += [cell(text(value), "value", head=True, span=parts) for value in summary.values]
     head.append(cell(Html(""), head=True))
-    best = {v: max(row.cells[v].mean for row in summary.rows) for v in summary.values}
+    columns = len(summary.axes) + parts * len(summary.values) + 1
     bodies = []
     for method in dict.fromkeys(row.method for row in summary.rows):
-        title = cell(method_name(method, places.get(method or "")), "group", head=True, span=columns)
-        lines = [tag("tr", title)]
-        for index, row in enumerate(summary.rows):
-            if row.method == method:
-                lines.append(_soup_row(summary, index, best))
+        name = method_name(method, places.get(method or ""))
+        lines = [tag("tr", cell(name, "group", head=True, span=columns))]
+        lines += [_soup_row(summary, index, seeds > 1)
+                  for index, row in enumerate(summary.rows) if row.method == method]
         bodies.append(lines)
-    seeds = max(len(row.seeds) for row in summary.rows)
     explained = (
-        f"Mean reward of {summary.prompts} prompts with its {_percent(summary)} bootstrap interval "
-        f"over the prompts ({summary.resamples:,} resamples)"
+        f"Mean reward over {summary.prompts} prompts with its {_percent(summary)} bootstrap "
+        f"interval over the prompts ({summary.resamples:,} resamples)"
         + (f"; ± is the standard deviation over up to {seeds} seeds" if seeds > 1 else "")
-        + ". The bar shows where a mean lies between the worst and the best of this run; the best "
-        "mean of a value is bold. “Front” is not dominated by anything here, “own front” by nothing "
-        "of its method. “Balanced” has the largest smallest scaled value, of all or of its method."
+        + ". The bar shows where a mean lies between the worst and the best of this run; a value's "
+        "best mean is bold. “Front” is dominated by nothing here, “own front” by nothing of its "
+        "method. “Balanced” is best at its worst value, among all or among its method's soups."
     )
     return section("soups", "Soups", paragraph(text(explained)), table(head, bodies, "soups"))
 
 
 def volume_section(summary: Summary, png: bytes) -> Html:
     """Hypervolumes, the scale they are measured on, and the mean inner product."""
+    seeds = max((len(method.hypervolume_by_seed) for method in summary.methods), default=0)
+    caption = "Bars: mean over the seeds. Dots: seeds." if seeds > 1 else "One seed per method."
     rows = [
         [
             method_name(method.method, place),
             _volume(method),
-            join((number(v, 3) for v in method.hypervolume_by_seed.values()), ", "),
+            tag("small", join((number(v, 3) for v in method.hypervolume_by_seed.values()), ", ")),
             number(method.hypervolume_original),
             text(f"{len(method.front)} of {len(method.rows)}"),
             number(method.mean_inner_product, 3),
-            soup_name(summary.rows[method.balanced].weights),
         ]
         for place, method in enumerate(summary.methods)
     ]
     titles = ["Method", "Hypervolume", "By seed", "In rewards' units", "On own front",
-              "Mean inner product", "Balanced soup"]  # fmt: skip
+              "Mean inner product"]  # fmt: skip
     scale = summary.scale
     scales = [
         [text(value), *(number(side[value], _decimals(summary, value) + 1)
@@ -93,13 +93,13 @@ def volume_section(summary: Summary, png: bytes) -> Html:
     explained = (
         "The volume between a method's soups and the reference point, larger being better. Each "
         "value is scaled so that the worst mean evaluated in this run is 0 and the best 1; the "
-        "reference point lies a tenth of the range below the worst. Both belong to this run: do not "
-        "compare hypervolumes of different runs. The mean inner product of the weights λ and the "
-        "scaled values is high where soups are good at what their weights ask for."
+        "reference point lies a tenth of the range below the worst. Both belong to this run, so "
+        "hypervolumes of different runs do not compare. The mean inner product of the weights λ "
+        "and the scaled values is high where soups are good at what their weights ask for."
     )
     return section(
         "hypervolume", "Hypervolume", paragraph(text(explained)),
-        picture(png, "Hypervolume of every method", text("Bars: mean over the seeds; dots: seeds.")),
+        picture(png, "Hypervolume of every method", text(caption)),
         plain_table(titles, rows), tag("h3", text("Scale and reference point")),
         plain_table(["Value", "Worst (0)", "Best (1)", "Reference", "Reference, scaled"], scales),
     )  # fmt: skip
@@ -117,25 +117,25 @@ def edge_section(summary: Summary, png: bytes | None) -> Html:
     for edge in summary.edges:
         drops = []
         for value in summary.values:
-            span = summary.scale.high[value] - summary.scale.low[value]
             drop, at = edge.barrier[value], edge.barrier_at[value]
-            share = round(100 * drop / span) if span else 0
-            drops.append(
-                Html("–") if at is None
-                else join([number(drop, _decimals(summary, value)), text(f"at {at:.2g}, {share} %")], " · ")
-            )  # fmt: skip
+            share = 100 * drop / ((summary.scale.high[value] - summary.scale.low[value]) or 1)
+            percent = f"({share:.0f} %)" if share >= 1 else "(< 1 %)"
+            below = [number(drop, _decimals(summary, value)), text(percent)]
+            where = text(f"at {at or 0:.2g}")
+            drops.append(Html("–") if at is None else join([*below, where], " "))
         name = method_name(edge.method, places[edge.method])
         rows.append([name, text(f"{edge.start} → {edge.end}"), *drops])
     explained = (
         "Where policies are linearly connected, a soup between two of them earns at least what the "
         "straight line between their rewards promises. The barrier is the largest drop below that "
-        "line: in the reward's units, at which weight of the second policy, and as a share of the "
-        "value's range. A dash means that no soup lies below the line."
+        "line: in the reward's units, as a share of the value's range, and at which weight of the "
+        "second policy. A dash means that no soup lies below the line."
     )
+    titles = ["Method", "Line", *(f"Barrier, {value}" for value in summary.values)]
     return section(
         "connectivity", "Between two policies", paragraph(text(explained)),
         picture(png, "Rewards between two policies", text("Solid: soups. Dashed: straight line.")),
-        plain_table(["Method", "Line", *(f"Barrier, {value}" for value in summary.values)], rows, 2),
+        plain_table(titles, rows, 2),
     )  # fmt: skip
 
 
@@ -146,10 +146,12 @@ def _volume_sentence(summary: Summary) -> Html:
     first, rest = ranked[0], ranked[1:]
     name = tag("strong", text(first.method))
     seeds = len(first.hypervolume_by_seed)
-    spread = f" (± over {seeds} seeds)" if seeds > 1 else " (one seed, so without a spread)"
+    spread = " (one seed, so without a spread)"
+    if seeds > 1:
+        spread = f" (±\N{NO-BREAK SPACE}over {seeds} seeds)"
     if not rest:
-        return join([name, Html(" reaches a hypervolume of "), _volume(first), text(spread),
-                     text(f"; {len(first.front)} of its {len(first.rows)} soups are on its front.")])
+        count = f"{spread}; {len(first.front)} of its {len(first.rows)} soups are on its front."
+        return join([name, Html(" reaches a hypervolume of "), _volume(first), text(count)])
     others = [join([text(each.method), _volume(each)], " ") for each in rest]
     listed = join([join(others[:-1], ", "), others[-1]], " and ") if len(others) > 1 else others[0]
     return join([name, Html(" has the largest hypervolume, "), _volume(first), Html(", before "),
@@ -159,46 +161,44 @@ def _volume_sentence(summary: Summary) -> Html:
 def _balance_sentence(summary: Summary) -> Html:
     row = summary.rows[summary.balanced]
     start = next((each for each in summary.rows if each.method is None), None)
-    worst = number(min(each.scaled for each in row.cells.values()), 2)
     means = []
     for value in summary.values:
         decimals = _decimals(summary, value)
         parts = [text(value), number(row.cells[value].mean, decimals)]
         if start is not None and start is not row:
-            parts += [Html("(θ<sub>0</sub>"), Html(number(start.cells[value].mean, decimals) + ")")]
+            parts += [Html("(θ₀"), Html(number(start.cells[value].mean, decimals) + ")")]
         means.append(join(parts, " "))
     found = join(means, ", ")
     if row.method is None:
-        return join([Html("Nothing is more balanced than θ<sub>0</sub> itself: "), found, Html(".")])
-    return join([
-        Html("The balanced soup is "), tag("strong", text(row.method), Html(" at "),
-                                           soup_name(row.weights)),
-        Html(": "), found, text("; its worst value reaches "), worst,
-        text(" of the way from this run's worst to its best."),
-    ])  # fmt: skip
+        return join([Html("Nothing is more balanced than θ₀ itself: "), found, Html(".")])
+    name = tag("strong", text(row.method), Html(" at "), soup_name(row.weights))
+    worst = min(each.scaled for each in row.cells.values())
+    ending = f"; at its worst value it is {100 * worst:.0f} % of the way from worst to best."
+    return join([Html("The balanced soup is "), name, Html(": "), found, text(ending)])
 
 
-def _soup_row(summary: Summary, index: int, best: dict[str, float]) -> Html:
+def _soup_row(summary: Summary, index: int, spreads: bool) -> Html:
     row = summary.rows[index]
     weights = row.weights or {}
     cells = [cell(number(weights.get(axis), 2), "number weight") for axis in summary.axes]
-    for value in summary.values:
-        one = row.cells[value]
-        inside = _mean_and_interval(one, _decimals(summary, value), bold=one.mean == best[value])
-        cells.append(cell(inside, "number"))
+    for value, one in row.cells.items():
+        decimals = _decimals(summary, value)
+        mean = number(one.mean, decimals)
+        best = one.mean == max(each.cells[value].mean for each in summary.rows)
+        cells.append(cell(join([tag("b", mean) if best else mean, _bar(one)]), "number mean"))
+        ends = [number(one.low, decimals), number(one.high, decimals)]
+        cells.append(cell(tag("small", join(ends, " … ")), "interval"))
+        if spreads:
+            spread = one.seed_spread
+            shown = Html("") if spread is None else Html(f"± {number(spread, decimals)}")
+            cells.append(cell(tag("small", shown), "spread"))
     cells.append(cell(_badges(summary, index, row), "badges"))
     return tag("tr", *cells, css="chosen" if index == summary.balanced else "")
 
 
-def _mean_and_interval(one: Cell, decimals: int, *, bold: bool) -> Html:
-    mean = number(one.mean, decimals)
-    interval = f"{number(one.low, decimals)} … {number(one.high, decimals)}"
-    spread = "" if one.seed_spread is None else f"± {number(one.seed_spread, decimals)}"
-    return Html(
-        f"{tag('b', mean) if bold else mean} <small>{interval}</small>"
-        + (f" <small>{spread}</small>" if spread else "")
-        + f'<span class="bar"><span style="width:{100 * min(1, max(0, one.scaled)):.1f}%"></span></span>'
-    )
+def _bar(one: Cell) -> Html:
+    width = 100 * min(1.0, max(0.0, one.scaled))
+    return Html(f'<span class="bar"><span style="width:{width:.1f}%"></span></span>')
 
 
 def _badges(summary: Summary, index: int, row: Row) -> Html:

@@ -1,4 +1,4 @@
-"""The report's sections about the run itself: data, filters, training, prompts, answers, commands."""
+"""The report's sections about the run: data, filters, training, prompts, answers, commands."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ from vcsoup_dist.evaluation.report_html import (
 
 def facts_list(facts: Mapping[str, str]) -> Html:
     """What was run, as a list of terms."""
-    pairs = [tag("div", tag("dt", text(term)), tag("dd", text(fact))) for term, fact in facts.items()]
-    return tag("dl", *pairs, css="facts")
+    terms = [tag("div", tag("dt", text(term)), tag("dd", text(fact)))
+             for term, fact in facts.items()]  # fmt: skip
+    return tag("dl", *terms, css="facts")
 
 
 def data_section(pairs: Sequence[PairsRead], scores: Sequence[PairsScored]) -> Html:
@@ -52,7 +53,13 @@ def data_section(pairs: Sequence[PairsRead], scores: Sequence[PairsScored]) -> H
          number(each.mean), number(each.std)]
         for each in scores
     ]  # fmt: skip
-    parts = [plain_table(titles, read)]
+    parts = [
+        paragraph(text(
+            "Not trained on: pairs held out, duplicates of earlier pairs, pairs whose prompt is "
+            "held out, and rejected rows."
+        )),
+        plain_table(titles, read),
+    ]  # fmt: skip
     if reasons:
         parts.append(tag("h3", text("Rejected rows")))
         parts.append(plain_table(["Data of", "Reason", "Rows"], reasons, 2))
@@ -68,8 +75,8 @@ def filter_section(
     """What each filter kept, by the signs of the gaps, and the plots of the consistency."""
     order = ", ".join(values)
     parts = [paragraph(text(
-        "A pair's gap is positive (+) where a value's reward prefers the chosen answer, and negative "
-        f"(−) where it prefers the rejected one. Signs stand in the order {order}."
+        "A pair's gap is positive (+) where a value's reward prefers the chosen answer, and "
+        f"negative (−) where it prefers the rejected one. Signs stand in the order {order}."
     ))]  # fmt: skip
     for each in patterns:
         signs = sorted(each.all_pairs, key=lambda sign: (-each.all_pairs[sign], sign))
@@ -114,10 +121,9 @@ def prompt_section(prompts: Sequence[Prompts]) -> Html:
     parts = [plain_table(titles, rows)]
     seen = list(dict.fromkeys(prompt for each in prompts for prompt in each.in_training))
     if seen:
-        parts.append(paragraph(text(
-            f"{len(seen):,} evaluation prompts were trained on; their rewards say less about new "
-            "prompts."
-        )))  # fmt: skip
+        were = "prompt was" if len(seen) == 1 else "prompts were"
+        told = f"{len(seen):,} evaluation {were} also trained on, which flatters the rewards:"
+        parts.append(paragraph(text(told)))
         parts.append(tag("ul", *(tag("li", text(_shortened(prompt))) for prompt in seen[:10])))
     else:
         parts.append(paragraph(text("No evaluation prompt occurs in the training data.")))
@@ -130,11 +136,12 @@ def sample_section(samples: Sequence[Sample]) -> Html:
     for sample in samples:
         answers = []
         for answer in sample.answers:
-            rewards = [
-                join([text(value), number(reward, 2)], " ") for value, reward in answer.rewards.items()
-            ]
+            rewards = [join([text(value), number(reward, 2)], " ")
+                       for value, reward in answer.rewards.items()]  # fmt: skip
             answers.append(tag(
-                "article", tag("h4", text(answer.soup)), tag("div", text(answer.text), css="answer"),
+                "article",
+                tag("h4", text(answer.soup)),
+                tag("div", text(answer.text), css="answer"),
                 paragraph(join(rewards, " · "), css="rewards"),
             ))  # fmt: skip
         parts.append(tag("blockquote", text(sample.prompt)))

@@ -1,4 +1,4 @@
-"""The report's style sheet: light and dark, on a screen and on paper, with the reader's own fonts."""
+"""The report's style sheet: light and dark, on screen and paper, in the reader's own fonts."""
 
 STYLE = """
 :root { color-scheme: light dark;
@@ -10,7 +10,7 @@ STYLE = """
   /* Plots are drawn on white: turn lightness round and keep the hues. White becomes --page. */
   figure img, .mark { filter: invert(.92) hue-rotate(180deg); } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 3rem 1.5rem 5rem; max-width: 62rem; background: var(--page);
+body { margin: 0 auto; padding: 3rem 1.5rem 5rem; max-width: 68rem; background: var(--page);
   color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans",
   "Helvetica Neue", sans-serif; -webkit-text-size-adjust: 100%; }
 h1 { margin: 0; font-size: 2.1rem; line-height: 1.15; letter-spacing: -.02em;
@@ -25,8 +25,8 @@ section > p { color: var(--soft); font-size: .93rem; }
 .lede { margin: 1.6rem 0; font-size: 1.22rem; line-height: 1.5; max-width: 48rem; }
 .notes { max-width: 46rem; margin: 1.4rem 0; padding: .2rem 1.1rem; border-left: 3px solid #d9a21f;
   background: var(--tint); font-size: .95rem; }
-.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: .9rem 2rem;
-  margin: 1.8rem 0 0; font-size: .93rem; }
+.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr));
+  gap: .9rem 2rem; margin: 1.8rem 0 0; font-size: .93rem; }
 .facts dt { color: var(--soft); font-size: .8rem; }
 .facts dd { margin: 0; overflow-wrap: anywhere; }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: 1.8rem 0 0; font-size: .9rem; }
@@ -38,22 +38,30 @@ figcaption { max-width: 44rem; margin-top: .6rem; color: var(--soft); font-size:
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr));
   gap: .5rem 2rem; }
 .wide { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums lining-nums; }
+table { border-collapse: collapse; font-size: .9rem;
+  font-variant-numeric: tabular-nums lining-nums; }
 th, td { padding: .32rem 1.1rem .32rem 0; text-align: left; vertical-align: baseline;
   white-space: nowrap; }
 tbody tr + tr > * { border-top: 1px solid var(--line); }
 thead th { color: var(--soft); font-weight: 500; font-size: .83rem;
   border-bottom: 1.5px solid var(--ink); }
+th:last-child, td:last-child { padding-right: 0; }
 .number { text-align: right; }
-td small { color: var(--soft); font-size: .78rem; }
+td small { color: var(--soft); font-size: .87em; }
 .soups { width: 100%; }
 .soups .group { padding-top: 1.3rem; font-weight: 600; text-align: left; }
 .soups tbody:first-of-type .group { padding-top: .6rem; }
 .soups td.weight { color: var(--soft); }
 .soups .chosen > * { background: var(--chosen); }
 .soups td:first-child { padding-left: .5rem; }
+.soups td.mean { min-width: 4.6rem; padding-right: .6rem; }
+.soups td.interval { padding-right: 1.6rem; text-align: right; }
+.soups td.spread { padding-right: 1.6rem; text-align: right; }
+.soups td.interval:has(+ .spread) { padding-right: .6rem; }
+.soups thead .value { color: var(--ink); font-weight: 600; }
+.soups td.badges { width: 50%; }
 .bar { display: block; height: 3px; margin-top: 2px; background: var(--tint); }
-.bar > span { display: block; height: 3px; margin-left: auto; background: var(--bar); }
+.bar > span { display: block; height: 3px; background: var(--bar); }
 .badge { padding: .05rem .45rem; border: 1px solid var(--line); border-radius: 1rem;
   color: var(--soft); font-size: .75rem; }
 .badge.front { border-color: var(--accent); color: var(--accent); }

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from vcsoup_dist.identity import Located
 from vcsoup_dist.launch.death import die_with_parent
 from vcsoup_dist.preferences import Pair
 from vcsoup_dist.recipe import CallableReward, ClassifierReward, Scoring
-from vcsoup_dist.scoring.pair_files import iter_pairs
+from vcsoup_dist.scoring.pair_files import PairSlice, read_slice
 from vcsoup_dist.scoring.rewards import Reward, load_reward
 from vcsoup_dist.scoring.score_files import ScoreShard, write_scores
 from vcsoup_dist.workspace import hold_while_working
@@ -39,8 +40,7 @@ class ShardTask:
 
     name: str
     """What errors call it."""
-    pairs: Path
-    rows: int
+    pairs: PairSlice
     scores: Path
     """File to write."""
     starts: Path
@@ -65,7 +65,7 @@ def score_pairs(pairs: Sequence[Pair], reward: Reward) -> ScoreShard:
     """Score chosen and rejected of all pairs in one call, so that they share batches."""
     texts = [(pair.prompt, pair.chosen) for pair in pairs]
     texts += [(pair.prompt, pair.rejected) for pair in pairs]
-    names = [f"the {which} answer of pair {p.id}" for which in ("chosen", "rejected") for p in pairs]
+    names = [f"the {which} of pair {p.id}" for which in ("chosen", "rejected") for p in pairs]
     scored = reward.score(texts, names)
     chosen, rejected = scored.rewards[: len(pairs)], scored.rewards[len(pairs) :]
     ids = [pair.id for pair in pairs]
@@ -95,7 +95,7 @@ class ScoringActor:
             self.held.add(task.workers_lock)
         reward = self._loaded()
         with _counting_starts(task.starts, task.name):
-            write_scores(task.scores, score_pairs(list(iter_pairs(task.pairs)), reward))
+            write_scores(task.scores, score_pairs(read_slice(task.pairs), reward))
 
     def _loaded(self) -> Reward:
         # Not in __init__, whose errors Ray gives back as text only; after a restart by `score`.
@@ -114,30 +114,24 @@ class ScoringActor:
         return self.reward
 
 
-class _counting_starts:  # noqa: N801 (used as a function)
+@contextmanager
+def _counting_starts(path: Path, what: str) -> Iterator[None]:
     """Count a start in a file that outlives this process; forget them when the work ends."""
-
-    def __init__(self, path: Path, what: str) -> None:
-        self.path = path
-        self.what = what
-
-    def __enter__(self) -> None:
-        with open(self.path, "ab") as file:
-            file.write(b".")
-            starts = file.tell()
-        if starts > STARTS:
-            raise UserError(
-                f"{self.what}: the scoring actor died {STARTS} times at it; out of memory? "
-                "lower scoring.tokens_per_batch or scoring.shard_pairs, or give it more memory"
-            )
-
-    def __exit__(self, *_: object) -> None:
-        self.path.unlink()
+    with open(path, "ab") as file:
+        file.write(b".")
+        starts = file.tell()
+    if starts > STARTS:
+        raise UserError(
+            f"{what}: the scoring actor died {STARTS} times at it; out of memory? "
+            "lower scoring.tokens_per_batch or scoring.shard_pairs, or give it more memory"
+        )
+    yield
+    path.unlink()
 
 
 def run_pools(
     pools: Sequence[Pool], scoring: Scoring, advance: Callable[[float], None]
-) -> Iterator[Pool]:
+) -> Generator[Pool]:
     """Score all shards on the connected Ray cluster; yields each pool when it is done.
 
     Pools run side by side as far as the cluster has room for their actors, in the given order.
@@ -150,10 +144,8 @@ def run_pools(
 
     def has_room(pool: Pool) -> bool:
         actors = sum(len(each.actors) for each in running) + _actor_count(pool, scoring)
-        return (
-            actors * scoring.cpus_per_actor <= total.get("CPU", 0)
-            and actors * scoring.gpus_per_actor <= total.get("GPU", 0)
-        )
+        wanted = {"CPU": scoring.cpus_per_actor, "GPU": scoring.gpus_per_actor}
+        return all(actors * each <= total.get(kind, 0) for kind, each in wanted.items())
 
     try:
         while waiting or running:
@@ -205,7 +197,7 @@ class _RunningPool:
         actor, task = self.pending.pop(reference)
         result = _result(reference, self.pool)
         if task is not None:
-            advance(task.rows)
+            advance(task.pairs.rows)
         elif not self.described:
             log.info("%s", result)
             self.described = True

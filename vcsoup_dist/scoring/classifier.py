@@ -50,7 +50,7 @@ class Classifier:
         config = self.model.config
         self.pools_last_token = isinstance(getattr(self.model, "score", None), torch.nn.Module)
         if self.pools_last_token:
-            config.pad_token_id = None  # so that transformers, too, pools one text's very last token
+            config.pad_token_id = None  # so that transformers, too, pools a text's very last token
         self.output = _output_index(reward.output, config, self.name)
         self.max_length = _max_length(reward.max_length, config, self.tokenizer, self.name)
         self.way, self.logits = self._choose_way()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -39,9 +41,28 @@ def shard_name(index: int) -> str:
     return f"train-{index:05d}.parquet"
 
 
-def train_shards(folder: Path) -> list[Path]:
+@dataclass(frozen=True)
+class PairSlice:
+    """Consecutive pairs of a file: the unit of work and of recovery."""
+
+    file: Path
+    first: int
+    rows: int
+
+
+def train_slices(folder: Path) -> list[PairSlice]:
     """The training shards of a finished `pairs/<dataset>`, in order."""
-    return [folder / shard["file"] for shard in read_manifest(folder)["shards"]]
+    shards = read_manifest(folder)["shards"]
+    return [PairSlice(folder / shard["file"], 0, shard["rows"]) for shard in shards]
+
+
+def heldout_slices(folder: Path, shard_pairs: int) -> list[PairSlice]:
+    """The held-out pairs of a finished `pairs/<dataset>`, at most `shard_pairs` at a time."""
+    rows = read_manifest(folder)["heldout"]
+    return [
+        PairSlice(folder / HELD_OUT, first, min(shard_pairs, rows - first))
+        for first in range(0, rows, shard_pairs)
+    ]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -51,14 +72,28 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def iter_pairs(path: Path) -> Iterator[Pair]:
-    """The pairs of a file, a row group at a time."""
-    file = pq.ParquetFile(path)
-    columns = file.schema_arrow.names[4:]
-    for batch in file.iter_batches(batch_size=ROWS_PER_GROUP):
-        for row in batch.to_pylist():
-            scores = {name: row[name] for name in columns}
-            yield Pair(row["id"], row["prompt"], row["chosen"], row["rejected"], scores)
+def read_slice(part: PairSlice) -> list[Pair]:
+    """The pairs of a slice; only the row groups that hold them are read."""
+    file = pq.ParquetFile(part.file)
+    ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
+    groups = [
+        i
+        for i, end in enumerate(ends.tolist())
+        if end > part.first and end - file.metadata.row_group(i).num_rows < part.first + part.rows
+    ]
+    before = ends[groups[0]] - file.metadata.row_group(groups[0]).num_rows
+    table = file.read_row_groups(groups).slice(part.first - before, part.rows)
+    columns = table.column_names[4:]
+    return [
+        Pair(
+            row["id"],
+            row["prompt"],
+            row["chosen"],
+            row["rejected"],
+            {name: row[name] for name in columns},
+        )
+        for row in table.to_pylist()
+    ]
 
 
 class AppendedTable:

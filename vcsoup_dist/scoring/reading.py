@@ -63,7 +63,6 @@ def write_pairs(
     are unusable, or no training pair is left.
     """
     schema = pairs_schema(columns)
-    ids: set[str] = set()
     counts: Counter[str] = Counter(train=0, heldout=0, duplicates=0)
     heldout_prompts: set[str] = set()
     leaked_prompts: set[str] = set()
@@ -71,6 +70,7 @@ def write_pairs(
     shard: list[dict[str, Any]] = []
 
     def unseen(source: Source, rejected: AppendedTable) -> Iterator[Pair]:
+        ids: set[str] = set()
         for pair in _good(source, rejected):
             if pair.id in ids:
                 counts["duplicates"] += 1

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
@@ -25,7 +26,7 @@ Text = tuple[Sequence[Message], str]
 class Scored:
     """Rewards of n texts."""
 
-    rewards: np.ndarray[Any, np.dtype[np.float64]]
+    rewards: NDArray[np.float64]
     """[n] float64, finite; the sign is applied, so that higher is better."""
     truncated: int = 0
     """Texts of which something was cut."""

@@ -1,4 +1,4 @@
-"""The parquet files of `scores/<dataset>/<value>`: one per training shard, and their summary."""
+"""The parquet files of `scores/<dataset>/<value>`: one per slice of pairs, and their summary."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from vcsoup_dist.files import sync, write_atomically
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
+Array = NDArray[np.float64]
 
 SCHEMA = pa.schema([("id", pa.string()), ("chosen", pa.float64()), ("rejected", pa.float64())])
 CUTS = (b"truncated", b"truncated_responses")  # metadata keys: counts of texts
@@ -37,9 +38,9 @@ class ScoreShard:
     """Those of them whose response alone was too long."""
 
 
-def score_name(index: int) -> str:
-    """File name of the scores of training shard `index`."""
-    return f"shard-{index:05d}.parquet"
+def score_name(index: int, heldout: bool = False) -> str:
+    """File name of the scores of training shard, or held-out slice, `index`."""
+    return f"{'heldout' if heldout else 'shard'}-{index:05d}.parquet"
 
 
 def write_scores(path: Path, shard: ScoreShard) -> None:
@@ -62,10 +63,13 @@ def read_scores(path: Path) -> ScoreShard:
     return ScoreShard(table["id"].to_pylist(), chosen, rejected, truncated, responses)
 
 
-def write_summary(folder: Path, shards: Sequence[Path]) -> dict[str, Any]:
-    """Write manifest.json over all score shards of a product, and return it.
+def write_summary(
+    folder: Path, shards: Sequence[Path], heldout: Sequence[Path]
+) -> dict[str, Any]:
+    """Write manifest.json over all score files of a product, and return it.
 
-    `mean` and `std` (ddof = 0) are over chosen and rejected pooled; `constant`: no two differ.
+    All statistics are of the training shards: `mean` and `std` (ddof = 0) over chosen and rejected
+    pooled; `constant`: no two rewards differ.
     """
     count, mean, squares = 0, 0.0, 0.0
     lowest, highest = math.inf, -math.inf
@@ -95,6 +99,7 @@ def write_summary(folder: Path, shards: Sequence[Path]) -> dict[str, Any]:
         "max": highest,
         "constant": lowest == highest,
         "shards": listed,
+        "heldout": [{"file": each.name, "rows": len(read_scores(each).ids)} for each in heldout],
     }
     write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     return manifest

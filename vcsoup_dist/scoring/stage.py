@@ -16,7 +16,13 @@ from vcsoup_dist.preferences import read_pairs
 from vcsoup_dist.progress import progress
 from vcsoup_dist.recipe import Data, Recipe
 from vcsoup_dist.scoring.columns import column_scores
-from vcsoup_dist.scoring.pair_files import iter_pairs, read_manifest, train_shards
+from vcsoup_dist.scoring.pair_files import (
+    HELD_OUT,
+    PairSlice,
+    heldout_slices,
+    read_slice,
+    train_slices,
+)
 from vcsoup_dist.scoring.reading import Source, write_pairs
 from vcsoup_dist.scoring.score_files import score_name, write_scores, write_summary
 from vcsoup_dist.workspace import Draft, Product, Workspace
@@ -54,8 +60,8 @@ def read(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
                 max_bad_rows=recipe.scoring.max_bad_rows,
             )
         log.info(
-            "%s: %d pairs to train on, %d held out; left out of %d rows: %d unusable, %d duplicates, "
-            "%d whose prompt is held out",
+            "%s: %d pairs to train on, %d held out; left out of %d rows: %d unusable, "
+            "%d duplicates, %d whose prompt is held out",
             product.name, manifest["train"], manifest["heldout"], manifest["rows"],
             sum(manifest["rejected"].values()), manifest["duplicates"],
             manifest["heldout_in_train_pairs"],
@@ -75,8 +81,8 @@ class _Reward:
 
     products: list[Product]
     drafts: list[Draft]
-    shards: list[list[Path]]
-    """Files of pairs, by product."""
+    work: list[dict[Path, PairSlice]]
+    """Files of scores to write, and the pairs that each is of, by product."""
     stack: ExitStack
     """Closing it publishes the products."""
 
@@ -86,7 +92,7 @@ class _Reward:
 
 
 def score(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
-    """Make the products of stage `score`: one reward of every training pair of a dataset.
+    """Make the products of stage `score`: one reward of every pair of a dataset.
 
     Shards that a killed run left are kept. Ray is started only where an actor has work to do.
     """
@@ -99,8 +105,8 @@ def score(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> 
         for group in groups.values():
             stack = all_drafts.enter_context(ExitStack())
             drafts = [stack.enter_context(workspace.making(product)) for product in group]
-            shards = [train_shards(workspace.need(each.inputs_of("read")[0])) for each in group]
-            rewards.append(_Reward(group, drafts, shards, stack))
+            work = [_work(recipe, workspace, draft) for draft in drafts]
+            rewards.append(_Reward(group, drafts, work, stack))
         with_actors = []
         for reward in rewards:
             if "columns" in reward.products[0].made_from["reward"]:
@@ -114,20 +120,29 @@ def score(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> 
             _score_with_actors(recipe, with_actors)
 
 
-def _missing(reward: _Reward) -> list[tuple[Draft, int, Path]]:
-    """(draft, shard index, file of pairs) of every shard without scores."""
+def _work(recipe: Recipe, workspace: Workspace, draft: Draft) -> dict[Path, PairSlice]:
+    folder = workspace.need(draft.product.inputs_of("read")[0])
+    train = train_slices(folder)
+    heldout = heldout_slices(folder, recipe.scoring.shard_pairs)
+    return {draft.output / score_name(i): part for i, part in enumerate(train)} | {
+        draft.output / score_name(i, heldout=True): part for i, part in enumerate(heldout)
+    }
+
+
+def _missing(reward: _Reward) -> list[tuple[Draft, Path, PairSlice]]:
+    """(draft, file of scores, pairs) of all that a killed run has not left."""
     return [
-        (draft, i, shard)
-        for draft, shards in zip(reward.drafts, reward.shards, strict=True)
-        for i, shard in enumerate(shards)
-        if not (draft.output / score_name(i)).exists()
+        (draft, scores, part)
+        for draft, work in zip(reward.drafts, reward.work, strict=True)
+        for scores, part in work.items()
+        if not scores.exists()
     ]
 
 
 def _score_columns(recipe: Recipe, reward: _Reward) -> None:
     settings: Any = recipe.values[reward.values[0]].reward
-    for draft, i, shard in _missing(reward):
-        write_scores(draft.output / score_name(i), column_scores(iter_pairs(shard), settings))
+    for _, scores, part in _missing(reward):
+        write_scores(scores, column_scores(read_slice(part), settings))
 
 
 def _score_with_actors(recipe: Recipe, rewards: Sequence[_Reward]) -> None:
@@ -139,21 +154,20 @@ def _score_with_actors(recipe: Recipe, rewards: Sequence[_Reward]) -> None:
     for reward in rewards:
         tasks = [
             ShardTask(
-                f"{draft.product.name}, {shard.name}",
-                shard,
-                _rows(shard),
-                draft.output / score_name(i),
-                draft.scratch / f"{score_name(i)}.starts",
+                f"{draft.product.name}, {scores.name}",
+                part,
+                scores,
+                draft.scratch / f"{scores.name}.starts",
                 draft.workers_lock,
             )
-            for draft, i, shard in _missing(reward)
+            for draft, scores, part in _missing(reward)
         ]
         settings: Any = recipe.values[reward.values[0]].reward
         source = reward.products[0].sources["reward"]
         name = f"reward of {', '.join(reward.values)}"
         pools.append(Pool(name, settings, source, tasks, reward.drafts[0].scratch / "load.starts"))
         of_pool[name] = reward
-    pairs = sum(task.rows for pool in pools for task in pool.tasks)
+    pairs = sum(task.pairs.rows for pool in pools for task in pool.tasks)
     with (
         ray_cluster(recipe.launch),
         progress("scoring", pairs, "pairs") as advance,
@@ -163,20 +177,13 @@ def _score_with_actors(recipe: Recipe, rewards: Sequence[_Reward]) -> None:
             _finish(recipe, of_pool[pool.name])
 
 
-def _rows(shard: Path) -> int:
-    import pyarrow.parquet as pq
-
-    return int(pq.read_metadata(shard).num_rows)
-
-
 def _finish(recipe: Recipe, reward: _Reward) -> None:
     """Summarise the scores and publish the products; raises UserError for a constant reward."""
     constants: dict[str, list[tuple[str, float]]] = {}
-    for product, draft, shards in zip(
-        reward.products, reward.drafts, reward.shards, strict=True
-    ):
-        files = [draft.output / score_name(i) for i in range(len(shards))]
-        summary = write_summary(draft.output, files)
+    for product, draft, work in zip(reward.products, reward.drafts, reward.work, strict=True):
+        heldout = [file for file, part in work.items() if part.file.name == HELD_OUT]
+        train = [file for file in work if file not in heldout]
+        summary = write_summary(draft.output, train, heldout)
         log.info(
             "%s: %d pairs, mean %.4g, std %.4g; truncated %d texts, of %d even the response",
             product.name, summary["rows"], summary["mean"], summary["std"],
@@ -184,8 +191,8 @@ def _finish(recipe: Recipe, reward: _Reward) -> None:
         )  # fmt: skip
         if summary["constant"]:
             constants.setdefault(str(product.value), []).append((product.name, summary["mean"]))
-    datasets = sum(value.data is not None and value.data.path is not None
-                   for value in recipe.values.values())
+    origins = [value.data.path for value in recipe.values.values() if value.data is not None]
+    datasets = sum(path is not None for path in origins)
     for value, found in constants.items():
         if len(found) == datasets and len({mean for _, mean in found}) == 1:
             raise UserError(

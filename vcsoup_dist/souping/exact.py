@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-Float64 = NDArray[np.float64]
+from vcsoup_dist.souping.formats import Float64
 
 UPPER_BITS = np.int64(-1 << 27)  # of a float64: leaves 26 of its 53 significant bits
 
@@ -29,8 +28,8 @@ def exact_sums(terms: Sequence[Float64], weights: Sequence[float]) -> Float64:
     upper = (whole.view(np.int64) & UPPER_BITS).view(np.float64)
     parts: list[Float64] = []  # exact sum so far, without overlap, small to large (Shewchuk 1997)
     for term, high, low in zip(terms, upper, whole - upper, strict=True):
-        for product in (term * high, term * low):  # 24 + 27 bits: both are exact
-            total = product
+        for half in (high, low) if low else (high,):  # 0.5 or 0.75 have no lower half
+            total = term * half  # 24 + 27 bits: exact
             for i, part in enumerate(parts):
                 total, parts[i] = _two_sum(total, part)
             parts.append(total)

@@ -14,7 +14,8 @@ from vcsoup_dist.checkpoints.layout import tensor_bytes
 from vcsoup_dist.checkpoints.reader import CheckpointReader
 from vcsoup_dist.checkpoints.writer import ShardFile, write_index
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.souping.kernel import FLOAT_DTYPES, Bytes, has_nonfinite, weighted_sum
+from vcsoup_dist.souping.formats import FLOAT_DTYPES, Bytes, has_nonfinite
+from vcsoup_dist.souping.kernel import weighted_sum
 from vcsoup_dist.souping.preflight import MergePlan, plan_merge
 
 LARGEST_CHUNK = 1 << 25  # bytes; larger reads are no faster

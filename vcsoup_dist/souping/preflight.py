@@ -19,8 +19,8 @@ from vcsoup_dist.checkpoints.companions import (
 from vcsoup_dist.checkpoints.layout import TensorSpec, read_layout
 from vcsoup_dist.checkpoints.writer import Shard, header_bytes, plan_shards
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.souping.formats import FLOAT_DTYPES
 from vcsoup_dist.souping.grids import validate_weights
-from vcsoup_dist.souping.kernel import FLOAT_DTYPES
 
 COPIED_DTYPES = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
 """Buffers of these must be equal in all policies, and are copied."""

@@ -1,0 +1,123 @@
+"""The `vcsoup` command: what it says, what it imports, how it fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import save_tiny_model, write_pairs
+
+RECIPE = """
+name: small
+model: base
+values:
+  long:
+    data: {path: pairs.jsonl}
+    reward: {callable: "rewards.py:longer"}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    save_tiny_model(tmp_path / "base")
+    write_pairs(tmp_path / "pairs.jsonl", 20)
+    (tmp_path / "rewards.py").write_text("def longer(prompt, response):\n    return len(response)\n")
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+def vcsoup(*arguments: str, folder: Path, code: int = 0) -> str:
+    """Run the command in `folder`; what it printed."""
+    command = [sys.executable, "-m", "vcsoup_dist.cli", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
+
+
+def imported_by(statement: str, folder: Path) -> set[str]:
+    code = f"""
+import sys, json
+try:
+    {statement}
+except SystemExit:
+    pass
+print("\\n" + json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+HEAVY = {"torch", "ray", "deepspeed", "transformers", "matplotlib", "datasets"}
+
+
+def test_help_and_check_import_nothing_heavy(folder):
+    run = "sys.argv = ['vcsoup', *{}]; from vcsoup_dist.cli import main; main()"
+    assert not HEAVY & imported_by("import vcsoup_dist", folder)
+    assert not HEAVY & imported_by(run.format(["--help"]), folder)
+    assert not HEAVY & imported_by(run.format(["check", "recipe.yaml"]), folder)
+
+
+def test_each_stage_imports_only_its_own_frameworks(folder):
+    merge = imported_by("import vcsoup_dist.souping.stage", folder)
+    assert not {"torch", "ray", "deepspeed", "transformers"} & merge
+    train = imported_by("import vcsoup_dist.training.rank, vcsoup_dist.training.loop", folder)
+    assert "torch" in train and "ray" not in train
+    score = imported_by("import vcsoup_dist.scoring.actors, vcsoup_dist.scoring.classifier", folder)
+    assert "ray" in score and "deepspeed" not in score
+
+
+COMMANDS = [
+    "check", "status", "score", "filter", "train", "merge", "evaluate", "report", "run", "clean",
+    "demo",
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_commands_help_has_an_example(command, tmp_path):
+    assert f"Example: vcsoup {command}" in vcsoup(command, "--help", folder=tmp_path)
+
+
+def test_check_prints_the_plan_and_its_cost_and_writes_nothing(folder):
+    printed = vcsoup("check", "recipe.yaml", folder=folder)
+    assert "policies/vc_soup/long/seed-0" in printed
+    assert "pairs (held-out ones included)   20" in printed
+    assert "disk free" in printed
+    assert not (folder / "runs").exists()
+
+
+def test_status_marks_every_product(folder):
+    printed = vcsoup("status", "recipe.yaml", folder=folder)
+    assert "missing  pairs/long" in printed
+    vcsoup("score", "recipe.yaml", folder=folder)
+    printed = vcsoup("status", "recipe.yaml", folder=folder)
+    assert "made     scores/long/long" in printed
+    assert "missing  filtered/vc_soup/long" in printed
+    again = vcsoup("score", "recipe.yaml", folder=folder)
+    assert "nothing to do" in again
+
+
+MISTAKES = {
+    "no recipe": (["check", "nowhere.yaml"], "vcsoup: nowhere.yaml: cannot read the recipe"),
+    "value of no name": (["train", "brave", "recipe.yaml"], "vcsoup: `brave` is no value"),
+    "input not made": (["filter", "recipe.yaml"], "is not made yet, or not by this recipe: run "
+                       "`vcsoup score` first"),
+}
+
+
+@pytest.mark.parametrize("arguments, line", MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_a_line_and_exit_code_2(folder, arguments, line):
+    printed = vcsoup(*arguments, folder=folder, code=2)
+    assert line in printed
+    assert "Traceback" not in printed
+
+
+def test_a_missing_model_or_data_file_is_named_by_its_key(folder):
+    (folder / "pairs.jsonl").unlink()
+    printed = vcsoup("check", "recipe.yaml", folder=folder, code=2)
+    assert "vcsoup: values.long.data.path: no such file or folder: pairs.jsonl" in printed
+    (folder / "base" / "config.json").unlink()
+    printed = vcsoup("check", "recipe.yaml", folder=folder, code=2)
+    assert "vcsoup: model: base is no model directory (it has no config.json)" in printed

@@ -1,0 +1,242 @@
+"""Public formats of preference data become canonical pairs, and bad rows get a reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.identity import Located
+from vcsoup_dist.preferences import (
+    BadRow,
+    Pair,
+    detect_format,
+    from_hh,
+    pair_id,
+    prompt_id,
+    read_pairs,
+    to_pair,
+)
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+SYSTEM = {"role": "system", "content": "be kind"}
+TURNS = [user("hi"), assistant("hello"), user("why?")]
+HH = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: why?\n\nAssistant:"
+
+GOOD = {
+    "strings": ({"prompt": "why?", "chosen": "a", "rejected": "b"}, [user("why?")]),
+    "message lists": (
+        {"prompt": [SYSTEM, *TURNS], "chosen": [assistant("a")], "rejected": [assistant("b")]},
+        [SYSTEM, *TURNS],
+    ),
+    "prompt messages, answer strings": ({"prompt": TURNS, "chosen": "a", "rejected": "b"}, TURNS),
+    "prompt string, answer messages": (
+        {"prompt": "why?", "chosen": [assistant("a")], "rejected": [assistant("b")]},
+        [user("why?")],
+    ),
+    "implicit prompt": (
+        {"chosen": [*TURNS, assistant("a")], "rejected": [*TURNS, assistant("b")]},
+        TURNS,
+    ),
+    "dialogues that repeat the prompt": (
+        {"prompt": TURNS, "chosen": [*TURNS, assistant("a")], "rejected": [*TURNS, assistant("b")]},
+        TURNS,
+    ),
+    "dialogues beside a prompt string": (
+        {
+            "prompt": "why?",
+            "chosen": [user("why?"), assistant("a")],
+            "rejected": [user("why?"), assistant("b")],
+        },
+        [user("why?")],
+    ),
+    "hh": ({"chosen": HH + " a", "rejected": HH + " b"}, TURNS),
+}
+
+
+@pytest.mark.parametrize(("row", "prompt"), GOOD.values(), ids=GOOD.keys())
+def test_a_good_row_becomes_its_canonical_pair(row, prompt):
+    pair = to_pair(row, detect_format(row))
+    assert pair == Pair(pair_id(prompt, "a", "b"), prompt, "a", "b", {})
+
+
+BAD = {
+    "missing column `chosen`": {"prompt": "x", "rejected": "b"},
+    "missing column `rejected`": {"prompt": "x", "chosen": "a", "rejected": None},
+    "missing column `prompt`": {"chosen": "a", "rejected": "b"},
+    "empty response": {"prompt": "x", "chosen": "a", "rejected": " \n"},
+    "empty prompt": {"prompt": "", "chosen": "a", "rejected": "b"},
+    "chosen equals rejected": {"prompt": "x", "chosen": "a", "rejected": "a"},
+    "wrong roles": {"prompt": [user("x"), user("y")], "chosen": "a", "rejected": "b"},
+    "message without a role": {"prompt": [{"content": "x"}], "chosen": "a", "rejected": "b"},
+    "message whose content is no text": {
+        "prompt": [{"role": "user", "content": [{"type": "image"}]}],
+        "chosen": "a",
+        "rejected": "b",
+    },
+    "no text and no message list": {"prompt": 7, "chosen": "a", "rejected": "b"},
+    "chosen and rejected differ before the last answer": {
+        "chosen": [user("x"), assistant("a")],
+        "rejected": [user("y"), assistant("b")],
+    },
+    "not UTF-8": {"prompt": "x", "chosen": "a\ud800", "rejected": "b"},
+}
+
+
+@pytest.mark.parametrize(("reason", "row"), BAD.items(), ids=BAD.keys())
+def test_a_bad_row_is_refused_with_its_reason(reason, row):
+    with pytest.raises(BadRow) as refused:
+        to_pair(row, detect_format(row))
+    assert refused.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [assistant("x")], "chosen": "a", "rejected": "b"},
+        {"prompt": [user("x"), assistant("y")], "chosen": "a", "rejected": "b"},
+        {"prompt": [SYSTEM], "chosen": "a", "rejected": "b"},
+        {"prompt": [user("x"), SYSTEM, user("y")], "chosen": "a", "rejected": "b"},
+        {"prompt": [user("x")], "chosen": [user("a")], "rejected": [assistant("b")]},
+        {"chosen": "\n\nHuman: x", "rejected": "\n\nHuman: x\n\nAssistant: b"},
+        {"chosen": "\n\nAssistant: x", "rejected": "\n\nAssistant: b"},
+    ],
+)
+def test_roles_that_do_not_take_turns_up_to_the_answer_are_wrong(row):
+    with pytest.raises(BadRow, match="wrong roles"):
+        to_pair(row, detect_format(row))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "reason"),
+    [
+        (HH + " a", HH.replace("why", "what") + " b", "differ before"),
+        (HH + " a", HH + " b\n\nHuman: and?\n\nAssistant: c", "differ before"),
+        ("Question: " + HH + " a", HH + " b", "no dialogue"),
+        (HH + " a", "b", "no dialogue"),
+        (HH + " a", HH, "empty response"),
+        (3, HH + " b", "no text"),
+    ],
+)
+def test_bad_hh_dialogues_are_refused(chosen, rejected, reason):
+    with pytest.raises(BadRow, match=reason):
+        to_pair({"chosen": chosen, "rejected": rejected}, "hh")
+
+
+@pytest.mark.parametrize("score", ["3.5", True, None, float("nan"), float("inf"), 10**400, [1]])
+def test_a_score_that_is_no_number_makes_a_bad_row(score):
+    row = {"prompt": "x", "chosen": "a", "rejected": "b", "s": score}
+    with pytest.raises(BadRow, match="column `s`"):
+        to_pair(row, "trl", ["s"])
+
+
+def test_scores_are_read_from_named_columns_only():
+    row = {"prompt": "x", "chosen": "a", "rejected": "b", "s": 3, "t": "?"}
+    assert to_pair(row, "trl", ["s"]).columns == {"s": 3.0}
+
+
+words = st.text(st.characters(codec="utf-8"), min_size=1).filter(
+    lambda text: text.strip() and "\n\nHuman:" not in text and "\n\nAssistant:" not in text
+)
+
+
+@given(st.lists(words, min_size=1, max_size=5).filter(lambda turns: len(turns) % 2), words, words)
+def test_hh_text_gives_back_the_turns_it_was_written_from(turns, chosen, rejected):
+    names = ["Human", "Assistant"]
+    text = "".join(f"\n\n{names[i % 2]}: {turn}" for i, turn in enumerate(turns))
+    prompt, *answers = from_hh(
+        {
+            "chosen": f"{text}\n\nAssistant: {chosen}",
+            "rejected": f"{text}\n\nAssistant: {rejected}",
+        }
+    )
+    assert [message["content"] for message in prompt] == [turn.strip() for turn in turns]
+    assert answers == [chosen.strip(), rejected.strip()]
+
+
+@given(words, words, words)
+def test_an_id_depends_on_content_and_order_alone(prompt, chosen, rejected):
+    turned = [{"content": prompt, "role": "user"}]
+    assert pair_id([user(prompt)], chosen, rejected) == pair_id(turned, chosen, rejected)
+    assert len(prompt_id(turned)) == 16
+    if chosen != rejected:
+        assert pair_id(turned, chosen, rejected) != pair_id(turned, rejected, chosen)
+
+
+def test_an_id_is_the_hash_of_the_canonical_json():
+    text = '{"chosen":"é","prompt":[{"content":"why?","role":"user"}],"rejected":"b"}'
+    expected = xxhash.xxh3_128_hexdigest(text.encode())[:16]
+    assert pair_id([user("why?")], "é", "b") == expected
+
+
+def test_bad_lines_of_a_jsonl_file_do_not_hide_the_good_ones(tmp_path: Path):
+    good = json.dumps({"prompt": "x", "chosen": "a", "rejected": "b"}).encode()
+    lines = [good[:-3], good.replace(b'"a"', b'"\xff"'), b"", good, b"[1]", b"[" * 100_000, good]
+    file = tmp_path / "pairs.jsonl"
+    file.write_bytes(b"\n".join(lines))
+    found = list(read_pairs(Located(str(file), None, None)))
+    assert [number for number, _ in found] == [1, 2, 4, 5, 6, 7]
+    reasons = [row.reason if isinstance(row, BadRow) else "" for _, row in found]
+    assert reasons == ["malformed JSON", "not UTF-8", "", "no JSON object", "malformed JSON", ""]
+    assert all(len(row.text) <= 500 for _, row in found if isinstance(row, BadRow))
+
+
+def test_parquet_and_jsonl_of_the_same_rows_give_the_same_pairs(tmp_path: Path):
+    rows = [{"prompt": TURNS, "chosen": f"a{i}", "rejected": "b", "s": float(i)} for i in range(9)]
+    rows[4]["chosen"] = ""
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    by_kind = [
+        [
+            row.reason if isinstance(row, BadRow) else row
+            for _, row in read_pairs(Located(str(tmp_path / name), None, None), columns=["s"])
+        ]
+        for name in ("p.jsonl", "p.parquet")
+    ]
+    assert by_kind[0] == by_kind[1]
+    assert by_kind[0][4] == "empty response"
+
+
+def test_text_in_parquet_that_is_not_utf8_is_one_bad_row(tmp_path: Path):
+    binary = pa.array([b"a", b"\xff", b"c"], pa.binary())
+    text = pa.Array.from_buffers(pa.string(), 3, binary.buffers())
+    same = pa.array(["x"] * 3)
+    pq.write_table(pa.table({"prompt": same, "chosen": text, "rejected": same}), tmp_path / "p.parquet")
+    found = [row for _, row in read_pairs(Located(str(tmp_path / "p.parquet"), None, None))]
+    assert [isinstance(row, BadRow) for row in found] == [False, True, False]
+
+
+def test_a_folder_is_read_by_datasets_with_its_splits(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / ".cache")
+    for split, answer in (("train", "a"), ("test", "c")):
+        row = {"prompt": "x", "chosen": answer, "rejected": "b"}
+        (tmp_path / "part").mkdir(exist_ok=True)
+        (tmp_path / "part" / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
+    ((number, pair),) = read_pairs(
+        Located(str(tmp_path), None, None), subset="part", split="test"
+    )
+    assert number == 1 and isinstance(pair, Pair) and pair.chosen == "c"
+    with pytest.raises(UserError, match="split nosuch"):
+        list(read_pairs(Located(str(tmp_path), None, None), subset="part", split="nosuch"))
+
+
+@pytest.mark.parametrize(("name", "what"), [("p.csv", "convert"), ("p.parquet", "unreadable")])
+def test_a_file_of_another_kind_is_one_clear_error(tmp_path: Path, name, what):
+    (tmp_path / name).write_text("prompt,chosen,rejected\n")
+    with pytest.raises(UserError, match=what):
+        list(read_pairs(Located(str(tmp_path / name), None, None)))

@@ -1,0 +1,134 @@
+"""Every mistake in a recipe is one line that names the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.recipe_file import all_sections, load_recipe
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.yaml"))
+
+GOOD = {
+    "name": "x",
+    "model": "some/model",
+    "values": {
+        "helpful": {"data": {"path": "a.jsonl"}, "reward": {"classifier": "some/reward"}},
+        "harmless": {"data": {"path": "b.jsonl"}, "reward": {"callable": "a.b:c"}},
+    },
+}
+
+
+def changed(*keys: str, to: object) -> dict:
+    """GOOD with one key set; the path is made where it is not there."""
+    recipe = yaml.safe_load(yaml.safe_dump(GOOD))
+    section = recipe
+    for key in keys[:-1]:
+        section = section.setdefault(key, {})
+    section[keys[-1]] = to
+    return recipe
+
+
+MISTAKES = {
+    "unknown key": (
+        changed("training", "learning_rat", to=1), "training.learning_rat: unknown key; did you "
+        "mean `learning_rate`?",
+    ),
+    "wrong type": (changed("training", "steps", to="many"), "training.steps: .*'many'"),
+    "out of range": (changed("consistency", "threshold", to=1.5), "consistency.threshold: .*1.5"),
+    "missing key": ({"name": "x", "values": GOOD["values"]}, "model: this key is required"),
+    "reward of no kind": (
+        changed("values", "helpful", "reward", to={"sign": 1}),
+        "values.helpful.reward: needs one of the keys `classifier`, `callable` or `columns`",
+    ),
+    "policy without data": (
+        changed("values", "harmless", to={"reward": {"callable": "a.b:c"}}) | {"policies": ["harmless"]},
+        "policies: `harmless` has no data to train on",
+    ),
+    "policy of no value": (GOOD | {"policies": ["honest"]}, "policies: no value is called `honest`"),
+    "ratio not given": (changed("consistency", "policy", to="ratio"), "needs the key `ratio`"),
+    "grid that does not divide 1": (changed("soup", "grid", to=0.3), "soup.grid: 0.3 does not divide"),
+    "grid too large": (changed("soup", "grid", to=0.001), "soup.grid: 1001 soups of 2 policies"),
+    "weights of another length": (
+        changed("soup", "weights", to=[[0.2, 0.3, 0.5]]), r"soup.weights\[0\] has 3 numbers for 2",
+    ),
+    "weights off the simplex": (changed("soup", "weights", to=[[0.6, 0.6]]), "sum to 1"),
+    "columns cannot judge": (
+        changed("values", "helpful", "reward", to={"columns": ["a", "b"]}), "values.helpful.judge",
+    ),
+    "pairs of no value": (
+        changed("values", "helpful", "data", to={"pairs_of": ["honest"]}),
+        "values.helpful.data.pairs_of: `honest`",
+    ),
+    "random without vc_soup": (GOOD | {"methods": ["random"]}, "methods: `random`"),
+    "the same method twice": (GOOD | {"methods": ["vc_soup", "vc_soup"]}, "twice"),
+    "data from nowhere": (
+        changed("values", "helpful", "data", to={}), "values.helpful.data: give either",
+    ),
+    "reward template without slots": (
+        changed("values", "helpful", "reward", "text", to="{prompt}"), "values.helpful.reward.text",
+    ),
+}
+
+
+@pytest.mark.parametrize("recipe, line", MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_one_line_with_the_keys_path(tmp_path, recipe, line):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    with pytest.raises(UserError, match=line) as caught:
+        load_recipe(file)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{file}: ")
+
+
+def test_all_mistakes_are_told_at_once(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(GOOD | {"sead": 1, "training": {"beta": -1}}))
+    with pytest.raises(UserError) as caught:
+        load_recipe(file)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", ""])
+def test_what_is_no_yaml_mapping_is_refused(tmp_path, text):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match="recipe.yaml: "):
+        load_recipe(file)
+
+
+def test_a_recipe_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere.yaml: cannot read"):
+        load_recipe(tmp_path / "nowhere.yaml")
+
+
+def test_environment_variables_are_filled_in_and_missing_ones_named(tmp_path, monkeypatch):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(GOOD | {"model": "${TEST_MODELS}/base"}))
+    monkeypatch.setenv("TEST_MODELS", "/models")
+    assert load_recipe(file).model == "/models/base"
+    monkeypatch.delenv("TEST_MODELS")
+    with pytest.raises(UserError, match=r"\$\{TEST_MODELS\} is not set"):
+        load_recipe(file)
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.name)
+def test_every_example_is_a_valid_recipe(file, monkeypatch):
+    for name in ("VCSOUP_DATA", "VCSOUP_MODELS"):
+        monkeypatch.setenv(name, "/somewhere")
+    assert load_recipe(file).trained_values()
+
+
+def test_every_key_is_documented_where_it_is_defined():
+    sections = all_sections()
+    assert len(sections) > 10
+    undocumented = [
+        f"{section.__name__}.{name}"
+        for section in sections
+        for name, field in section.model_fields.items()
+        if not field.description
+    ]
+    assert undocumented == []

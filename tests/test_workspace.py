@@ -1,0 +1,168 @@
+"""Products are published whole, by one writer, and belong to their fingerprint."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.identity import Hashes, locate
+from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.workspace import Product, Workspace
+
+RECIPE = Recipe.model_validate(
+    {
+        "name": "x",
+        "model": "m",
+        "values": {"a": {"data": {"path": "a.jsonl"}, "reward": {"callable": "a:b"}}},
+    }
+)
+BASE = Product("base", "read", {"rows": 3})
+
+
+def test_a_product_is_invisible_until_its_block_ends_well(tmp_path):
+    workspace = Workspace.open(tmp_path / "run", RECIPE)
+    with pytest.raises(RuntimeError), workspace.making(BASE) as draft:
+        (draft.output / "half").write_text("half")
+        raise RuntimeError
+    assert not workspace.is_made(BASE)
+    assert not workspace.folder(BASE).exists()
+    with workspace.making(BASE) as draft:
+        assert (draft.output / "half").read_text() == "half"  # kept to go on from
+        assert not workspace.folder(BASE).exists()
+    assert workspace.is_made(BASE)
+    assert (workspace.folder(BASE) / "half").exists()
+
+
+def test_a_fingerprint_changes_with_the_recipe_and_with_an_input(tmp_path):
+    child = Product("child", "score", {}, inputs=(BASE,))
+    other_base = Product("base", "read", {"rows": 4})
+    assert child.fingerprint != Product("child", "score", {}, inputs=(other_base,)).fingerprint
+    assert child.fingerprint != Product("child", "score", {"x": 1}, inputs=(BASE,)).fingerprint
+    assert child.fingerprint == Product("child", "score", {}, inputs=(BASE,)).fingerprint
+
+
+def test_the_draft_of_another_recipe_is_not_gone_on_with(tmp_path):
+    workspace = Workspace.open(tmp_path / "run", RECIPE)
+    with pytest.raises(RuntimeError), workspace.making(BASE) as draft:
+        (draft.output / "old").write_text("")
+        raise RuntimeError
+    changed = Product("base", "read", {"rows": 4})
+    with workspace.making(changed) as draft:
+        assert not (draft.output / "old").exists()
+
+
+def test_a_changed_product_takes_the_old_ones_place(tmp_path):
+    workspace = Workspace.open(tmp_path / "run", RECIPE)
+    changed = Product("base", "read", {"rows": 4})
+    for product, name in ((BASE, "old"), (changed, "new")):
+        with workspace.making(product) as draft:
+            (draft.output / name).write_text("")
+    assert sorted(path.name for path in workspace.folder(BASE).iterdir()) == ["new", "product.json"]
+    assert workspace.is_made(changed) and not workspace.is_made(BASE)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from vcsoup_dist.workspace import Workspace, Product, hold_while_working
+workspace = Workspace(Path(sys.argv[1]))
+if sys.argv[2] == "worker":
+    hold_while_working(workspace.root / "locks" / "base.workers")
+    print("held", flush=True); time.sleep(60)
+with workspace.making(Product("base", "read", {"rows": 3})):
+    print("held", flush=True); time.sleep(60)
+"""
+
+
+def _holder(root: Path, kind: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(root), kind], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    return process
+
+
+def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
+    workspace = Workspace.open(tmp_path / "run", RECIPE)
+    holder = _holder(workspace.root, "writer")
+    with pytest.raises(UserError, match=f"base is being made by another process .pid {holder.pid} on"):
+        with workspace.making(BASE):
+            raise AssertionError("two writers")
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    with workspace.making(BASE):
+        pass
+    assert workspace.is_made(BASE)
+
+
+def test_a_writer_waits_for_the_workers_of_a_killed_one(tmp_path, monkeypatch):
+    workspace = Workspace.open(tmp_path / "run", RECIPE)
+    with workspace.making(BASE):
+        pass
+    worker = _holder(workspace.root, "worker")
+    monkeypatch.setattr("vcsoup_dist.workspace.WORKERS_TIMEOUT", 0.3)
+    with pytest.raises(UserError, match="ranks or actors of a former run"), workspace.making(BASE):
+        raise AssertionError("wrote beside a living worker")
+    worker.kill()
+    worker.wait()
+    with workspace.making(BASE):
+        pass
+
+
+def test_the_run_directory_of_another_recipe_is_refused(tmp_path):
+    Workspace.open(tmp_path / "run", RECIPE)
+    with pytest.raises(UserError, match="belongs to the recipe `x`, not to `y`"):
+        Workspace.open(tmp_path / "run", RECIPE.model_copy(update={"name": "y"}))
+
+
+def test_a_folder_with_other_things_is_no_run_directory(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="not empty and no run directory"):
+        Workspace.open(tmp_path, RECIPE)
+
+
+def test_a_run_directory_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot (read|write) the run directory"):
+        Workspace.open(tmp_path / "file" / "run", RECIPE)
+
+
+def test_hashes_follow_content_and_are_remembered(tmp_path):
+    file, cache = tmp_path / "model.bin", tmp_path / "hashes.json"
+    file.write_bytes(b"one")
+    hashes = Hashes(cache)
+    first = hashes.of(file)
+    hashes.save()
+    assert Hashes(cache).known == hashes.known
+    time.sleep(0.01)
+    file.write_bytes(b"two")
+    assert Hashes(cache).of(file) != first
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "model.bin").write_bytes(b"one")
+    assert Hashes(None).of(copy) == {"model.bin": first}
+
+
+def test_a_model_in_the_hub_cache_is_found_by_its_commit_without_a_network(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    refs = tmp_path / "models--some--model" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text("0123abcd")
+    located = locate("some/model", None, None, "model", "model", Hashes(None))
+    assert (located.source, located.revision) == ("some/model", "0123abcd")
+    with pytest.raises(UserError, match="values.a.reward: `some/other` is no local path"):
+        locate("some/other", None, None, "model", "values.a.reward", Hashes(None))
+
+
+def test_a_file_that_is_not_there_is_named_by_its_key():
+    with pytest.raises(UserError, match="values.a.data.path: no such file or folder: data/a.jsonl"):
+        locate("data/a.jsonl", None, None, "dataset", "values.a.data.path", Hashes(None))

@@ -1,0 +1,155 @@
+"""Ray actors that answer the held-out prompts with a soup and score the answers."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.evaluation.generate import Answer, generate_answers, load_model
+from vcsoup_dist.evaluation.prompts import Prompt
+from vcsoup_dist.files import write_atomically
+from vcsoup_dist.identity import Located
+from vcsoup_dist.launch.death import die_with_parent
+from vcsoup_dist.recipe import CallableReward, ClassifierReward, Evaluation
+from vcsoup_dist.scoring.rewards import Reward, load_reward
+from vcsoup_dist.workspace import hold_while_working
+
+RETRIES = 2  # of one soup, when its actor dies
+
+ANSWERS = "answers.parquet"
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The reward that evaluates one value."""
+
+    reward: ClassifierReward | CallableReward
+    source: Located
+
+
+@dataclass(frozen=True)
+class EvaluationTask:
+    """One soup to evaluate."""
+
+    name: str
+    model: Located
+    output: Path
+    """Folder to write `answers.parquet` into."""
+    workers_lock: Path
+
+
+class EvaluationActor:
+    """Holds all judges, and one soup at a time, in a process of its own."""
+
+    def __init__(
+        self, judges: Mapping[str, Judge], settings: Evaluation, tokens_per_batch: int, gpu: bool
+    ) -> None:
+        die_with_parent(int(os.environ["RAY_RAYLET_PID"]))
+        import torch
+
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        self.judges = judges
+        self.settings = settings
+        self.tokens_per_batch = tokens_per_batch
+        self.device = "cuda" if gpu else "cpu"
+        self.rewards: dict[str, Reward] = {}
+
+    def evaluate(self, task: EvaluationTask, prompts: Sequence[Prompt]) -> int:
+        """Write the answers and their rewards; returns the number of answers."""
+        hold_while_working(task.workers_lock)
+        model, tokenizer = load_model(
+            task.model.source, task.model.revision, self.settings.dtype, self.device
+        )
+        answers = generate_answers(model, tokenizer, prompts, self.settings)
+        del model
+        texts = [(answer.prompt.messages, answer.text) for answer in answers]
+        names = [f"{task.name}'s answer to prompt {answer.prompt.id}" for answer in answers]
+        scores = {value: self._reward(value).score(texts, names).rewards for value in self.judges}
+        sink = pa.BufferOutputStream()
+        pq.write_table(answer_table(answers, scores), sink)
+        write_atomically(task.output / ANSWERS, sink.getvalue().to_pybytes())
+        return len(answers)
+
+    def _reward(self, value: str) -> Reward:
+        # Not in __init__, whose errors Ray gives back as text only.
+        if value not in self.rewards:
+            judge = self.judges[value]
+            self.rewards[value] = load_reward(
+                judge.reward,
+                judge.source,
+                device=self.device,
+                tokens_per_batch=self.tokens_per_batch,
+            )
+        return self.rewards[value]
+
+
+def answer_table(answers: Sequence[Answer], scores: Mapping[str, Any]) -> pa.Table:
+    """One row per prompt: the prompt, the answer, and a column `reward_<value>` per value."""
+    columns = {
+        "prompt_id": [answer.prompt.id for answer in answers],
+        "dataset": [answer.prompt.dataset for answer in answers],
+        "prompt": [answer.prompt.messages for answer in answers],
+        "answer": [answer.text for answer in answers],
+        "tokens": [answer.tokens for answer in answers],
+        "finished": [answer.finished for answer in answers],
+        **{f"reward_{value}": rewards for value, rewards in scores.items()},
+    }
+    return pa.table(columns)
+
+
+def evaluate_all(
+    tasks: Sequence[EvaluationTask],
+    prompts: Sequence[Prompt],
+    judges: Mapping[str, Judge],
+    settings: Evaluation,
+    tokens_per_batch: int,
+    advance: Callable[[float], None],
+) -> None:
+    """Evaluate every task on the connected Ray cluster, the next one wherever an actor is free."""
+    kind = ray.remote(max_restarts=-1, max_task_retries=RETRIES)(EvaluationActor).options(
+        num_cpus=settings.cpus_per_actor, num_gpus=settings.gpus_per_actor
+    )
+    gpu = settings.gpus_per_actor > 0
+    actors = [
+        kind.remote(dict(judges), settings, tokens_per_batch, gpu)
+        for _ in range(min(settings.actors, len(tasks)))
+    ]
+    waiting = deque(tasks)
+    pending: dict[Any, tuple[Any, EvaluationTask]] = {}
+    try:
+        for actor in actors:
+            task = waiting.popleft()
+            pending[actor.evaluate.remote(task, list(prompts))] = (actor, task)
+        while pending:
+            done, _ = ray.wait(list(pending), num_returns=1)
+            actor, task = pending.pop(done[0])
+            advance(_result(done[0], task))
+            if waiting:
+                task = waiting.popleft()
+                pending[actor.evaluate.remote(task, list(prompts))] = (actor, task)
+    finally:
+        for actor in actors:
+            ray.kill(actor, no_restart=True)
+
+
+def _result(reference: Any, task: EvaluationTask) -> int:
+    try:
+        return int(ray.get(reference))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayActorError as error:
+        raise UserError(
+            f"{task.name}: its actor died {RETRIES + 1} times; out of memory? lower "
+            f"evaluation.batch, or give it more ({' '.join(str(error).split())[:300]})"
+        ) from error

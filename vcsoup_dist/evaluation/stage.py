@@ -1,0 +1,51 @@
+"""The door of evaluation: makes `evaluation/<soup>`, each one soup's answers and rewards."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.evaluation.prompts import choose_prompts
+from vcsoup_dist.identity import Located
+from vcsoup_dist.progress import log, progress
+from vcsoup_dist.recipe import ColumnsReward, Recipe
+from vcsoup_dist.workspace import Product, Workspace
+
+
+def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
+    """Evaluate theta_0 and every soup that is due, on one pool of Ray actors."""
+    from vcsoup_dist.evaluation.actors import ANSWERS, EvaluationTask, Judge, evaluate_all
+    from vcsoup_dist.launch.ray_cluster import ray_cluster
+
+    pairs = {str(each.dataset): workspace.need(each) for each in products[0].inputs_of("read")}
+    prompts = choose_prompts(pairs, recipe.evaluation.prompts)
+    if not prompts:
+        raise UserError("evaluation: no dataset has held-out prompts; raise data.heldout_share")
+    judges = {}
+    for value in recipe.values:
+        reward = recipe.judge_of(value)
+        assert not isinstance(reward, ColumnsReward)  # the recipe refuses it
+        judges[value] = Judge(reward, products[0].sources[f"judge/{value}"])
+    with contextlib.ExitStack() as stack:
+        tasks = []
+        for product in products:
+            soups = product.inputs_of("merge")
+            model = (
+                Located(str(workspace.need(soups[0])), None, None)
+                if soups
+                else product.sources["model"]
+            )
+            draft = stack.enter_context(workspace.making(product))
+            if not (draft.output / ANSWERS).exists():  # else it is a killed run's, and whole
+                tasks.append(EvaluationTask(product.name, model, draft.output, draft.workers_lock))
+        if not tasks:
+            return
+        log.info("evaluation: %d held-out prompts, %d models", len(prompts), len(tasks))
+        with (
+            ray_cluster(recipe.launch),
+            progress("evaluation", len(tasks) * len(prompts), "answers") as advance,
+        ):
+            evaluate_all(
+                tasks, prompts, judges, recipe.evaluation, recipe.scoring.tokens_per_batch, advance
+            )

@@ -1,0 +1,65 @@
+"""Raw bytes of the float formats of checkpoints, to float64 and back."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+Float64 = NDArray[np.float64]
+
+FLOAT_DTYPES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
+"""Bytes per element of the dtypes that can be summed."""
+
+_NUMPY_TYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
+_BLOCK = 1 << 15  # elements
+
+
+def decode(raw: Bytes, dtype: str, values: Float64) -> None:
+    """Fill `values` with the numbers in `raw`, exactly."""
+    if dtype != "BF16":
+        values[:] = raw.view(_NUMPY_TYPES[dtype])
+        return
+    # bf16 is the upper half of a float32.
+    halves = np.zeros((values.size, 2), "<u2")
+    halves[:, 1] = raw.view("<u2")
+    values[:] = halves.reshape(-1).view("<f4")
+
+
+def encode(values: Float64, dtype: str, raw: Bytes) -> None:
+    """Fill `raw` with `values`, rounded once, to nearest, ties to even. NaN stays NaN."""
+    if dtype != "BF16":
+        # numpy rounds float64 to float16 and float32 directly, to nearest even.
+        raw.view(_NUMPY_TYPES[dtype])[:] = values
+        return
+    single = values.astype("<f4")
+    bits = single.view("<u4")
+    # Rounding twice goes wrong only where the first rounding made a tie of the second: there the
+    # float64 decides, by one bit far below the last that is kept.
+    ties = np.flatnonzero((bits & 0xFFFF) == 0x8000)
+    if ties.size:
+        exact, rounded = np.abs(values[ties]), np.abs(single[ties])
+        bits[ties] += (exact > rounded).astype("<u4")
+        bits[ties] -= (exact < rounded).astype("<u4")
+    nan = np.isnan(single)
+    quiet = bits[nan] >> 16 | 0x40
+    bits += (bits >> 16 & 1) + np.uint32(0x7FFF)
+    bits >>= 16
+    bits[nan] = quiet  # the addition may carry a NaN's bits into the sign or to infinity
+    raw.view("<u2")[:] = bits
+
+
+def has_nonfinite(chunk: Bytes, dtype: str) -> bool:
+    """Whether raw bytes of a float dtype hold a NaN or an infinity."""
+    if dtype != "BF16":
+        values = chunk.view(_NUMPY_TYPES[dtype])
+        return any(
+            not np.isfinite(values[begin : begin + _BLOCK]).all()
+            for begin in range(0, values.size, _BLOCK)
+        )
+    words = chunk.view("<u2")
+    # Without the sign bit, infinity and all NaN are the words from 0x7F80 on.
+    return any(
+        int((words[begin : begin + _BLOCK] & 0x7FFF).max()) >= 0x7F80
+        for begin in range(0, words.size, _BLOCK)
+    )
