@@ -230,6 +230,12 @@ def test_the_barrier_is_the_largest_drop_below_the_straight_line(rewards):
     assert (at is None) == (drop == 0)
 
 
+def test_soups_on_the_straight_line_have_no_barrier():
+    positions = np.linspace(0, 1, 11)
+    rewards = straight_line(positions, 0.3 + 0.1 * positions)
+    assert barrier(positions, np.nextafter(rewards, -1)) == (0.0, None)
+
+
 @pytest.mark.parametrize("positions", [[0.1, 1], [0, 0.9], [0, 0.5, 0.5, 1], [0, 1, 2]])
 def test_a_line_must_lead_from_one_policy_to_the_other(positions):
     with pytest.raises(ValueError, match="positions"):

@@ -25,18 +25,22 @@ SIZES = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_labels": 3,
+    "initializer_range": 0.2,  # at the usual 0.02 all texts score nearly the same
 }
 CONFIGS = {
     "llama": transformers.LlamaConfig(**SIZES, num_key_value_heads=2, max_position_embeddings=128),
     "qwen3": transformers.Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=8),
-    "mistral, sliding window": transformers.MistralConfig(**SIZES, sliding_window=4),
+    "mistral, sliding window": transformers.MistralConfig(
+        **SIZES, num_key_value_heads=2, sliding_window=4
+    ),
     "gpt2": transformers.GPT2Config(
-        vocab_size=len(WORDS) + 5, n_embd=32, n_layer=2, n_head=4, n_positions=128, num_labels=3
+        vocab_size=len(WORDS) + 5, n_embd=32, n_layer=2, n_head=4, n_positions=128, num_labels=3,
+        initializer_range=0.2,
     ),
     "gemma2, soft-capped": transformers.Gemma2Config(**SIZES, head_dim=8, num_key_value_heads=2),
     "falcon, no attention interface": transformers.FalconConfig(
         vocab_size=len(WORDS) + 5, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_labels=3, alibi=False,
+        num_labels=3, alibi=False, initializer_range=0.2,
     ),
     "bert": transformers.BertConfig(**SIZES, max_position_embeddings=128),
     "deberta": transformers.DebertaV2Config(**SIZES, max_position_embeddings=128),
@@ -52,10 +56,6 @@ def save_classifier(folder: Path, config: transformers.PretrainedConfig, pad: in
     config = type(config).from_dict(config.to_dict())
     config.pad_token_id, config.eos_token_id, config.bos_token_id = pad, END, None
     model = transformers.AutoModelForSequenceClassification.from_config(config)
-    with torch.no_grad():  # initial heads are too small for a difference to show
-        for name, weight in model.named_parameters():
-            if "score" in name or "classifier" in name:
-                weight.mul_(20)
     model.save_pretrained(folder)
     save_tiny_tokenizer(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -142,11 +142,12 @@ def test_outputs_are_chosen_by_index_or_label_and_costs_change_sign(llama: Path)
             load(llama, output=unknown)
 
 
-def test_bf16_scores_are_within_a_hundredth_of_fp32(llama: Path):
+def test_bf16_scores_hardly_depend_on_the_batches(llama: Path):
     texts = draw_texts(8)
     exact, rounded = (load(llama, dtype=kind).score(texts).rewards for kind in ("fp32", "bf16"))
-    assert np.abs(rounded - exact).max() <= 1e-2 * np.abs(exact).max()
-    assert np.abs(rounded - exact).max() > 0
+    alone = np.concatenate([load(llama, dtype="bf16").score([text]).rewards for text in texts])
+    assert np.abs(rounded - alone).max() <= 1e-2 * np.abs(exact).max()
+    assert 0 < np.abs(rounded - exact).max() < 0.1
 
 
 def test_truncated_texts_are_counted_and_equal_the_cut_text_scored_alone(llama: Path):

@@ -204,6 +204,8 @@ class Workspace:
         draft.output.rename(final)
         sync(final.parent)
         shutil.rmtree(stale, ignore_errors=True)
+        if not any(draft.scratch.iterdir()):  # nothing for `keep` to decide on
+            shutil.rmtree(draft.scratch.parent)
 
     @contextmanager
     def _alone(self, product: Product) -> Iterator[Path]:

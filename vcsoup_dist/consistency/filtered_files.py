@@ -45,7 +45,7 @@ def write_filtered(
             kept = [i for i in range(rows.num_rows) if choice.kept[first + i]]
             records = [
                 _record(row, first + i, candidates, choice, values)
-                for i, row in zip(kept, rows.take(kept).to_pylist(), strict=True)
+                for i, row in zip(kept, rows.take(pa.array(kept, pa.int64())).to_pylist(), strict=True)
             ]
             if records:
                 writer.write_table(pa.Table.from_pylist(records, schema=schema))

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 NO_WEIGHT = 1e-9  # a smaller weight takes no part in a soup
+ROUNDING = 1e-12  # a drop this small beside the rewards is their rounding
 
 Soup = tuple[Mapping[str, float], Mapping[str, float]]  # (lambda by axis, reward by value)
 
@@ -56,11 +57,12 @@ def straight_line(positions: ArrayLike, rewards: ArrayLike) -> Array:
 def barrier(positions: ArrayLike, rewards: ArrayLike) -> tuple[float, float | None]:
     """(drop, position): the largest drop below the straight line, and where it is.
 
-    In the reward's units; (0, None) where no soup lies below the line.
+    In the reward's units; (0, None) where no soup lies below the line by more than rounding.
     """
-    drop = straight_line(positions, rewards) - np.asarray(rewards, float)
+    earned = np.asarray(rewards, float)
+    drop = straight_line(positions, earned) - earned
     worst = int(drop.argmax())
-    if drop[worst] <= 0:
+    if drop[worst] <= ROUNDING * np.abs(earned).max():
         return 0.0, None
     return float(drop[worst]), float(np.asarray(positions, float)[worst])
 

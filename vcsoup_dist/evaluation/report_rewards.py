@@ -45,8 +45,8 @@ def soup_section(summary: Summary) -> Html:
     seeds = max(len(row.seeds) for row in summary.rows)
     parts = 3 if seeds > 1 else 2  # of a value: mean, interval, spread over the seeds
     head = [cell(text(f"λ {axis}"), "number", head=True) for axis in summary.axes]
-    head += [cell(text(value), "value", head=True, span=parts) for value in summary.values]
     head.append(cell(Html(""), head=True))
+    head += [cell(text(value), "value", head=True, span=parts) for value in summary.values]
     columns = len(summary.axes) + parts * len(summary.values) + 1
     bodies = []
     for method in dict.fromkeys(row.method for row in summary.rows):
@@ -60,8 +60,8 @@ def soup_section(summary: Summary) -> Html:
         f"interval over the prompts ({summary.resamples:,} resamples)"
         + (f"; ± is the standard deviation over up to {seeds} seeds" if seeds > 1 else "")
         + ". The bar shows where a mean lies between the worst and the best of this run; a value's "
-        "best mean is bold. “Front” is dominated by nothing here, “own front” by nothing of its "
-        "method. “Balanced” is best at its worst value, among all or among its method's soups."
+        "best mean is bold. “Front” is dominated by nothing here, “balanced” is best at its worst "
+        "value; “own” says the same among its method's soups alone."
     )
     return section("soups", "Soups", paragraph(text(explained)), table(head, bodies, "soups"))
 
@@ -181,6 +181,7 @@ def _soup_row(summary: Summary, index: int, spreads: bool) -> Html:
     row = summary.rows[index]
     weights = row.weights or {}
     cells = [cell(number(weights.get(axis), 2), "number weight") for axis in summary.axes]
+    cells.append(cell(_badges(summary, index, row), "badges"))
     for value, one in row.cells.items():
         decimals = _decimals(summary, value)
         mean = number(one.mean, decimals)
@@ -192,7 +193,6 @@ def _soup_row(summary: Summary, index: int, spreads: bool) -> Html:
             spread = one.seed_spread
             shown = Html("") if spread is None else Html(f"± {number(spread, decimals)}")
             cells.append(cell(tag("small", shown), "spread"))
-    cells.append(cell(_badges(summary, index, row), "badges"))
     return tag("tr", *cells, css="chosen" if index == summary.balanced else "")
 
 
@@ -210,7 +210,7 @@ def _badges(summary: Summary, index: int, row: Row) -> Html:
     if index == summary.balanced:
         shown.append(tag("span", text("balanced"), css="badge balanced"))
     elif any(index == method.balanced for method in summary.methods):
-        shown.append(tag("span", text("balanced of method"), css="badge"))
+        shown.append(tag("span", text("own balanced"), css="badge"))
     return join(shown, " ")
 
 

@@ -48,7 +48,6 @@ thead th { color: var(--soft); font-weight: 500; font-size: .83rem;
 th:last-child, td:last-child { padding-right: 0; }
 .number { text-align: right; }
 td small { color: var(--soft); font-size: .87em; }
-.soups { width: 100%; }
 .soups .group { padding-top: 1.3rem; font-weight: 600; text-align: left; }
 .soups tbody:first-of-type .group { padding-top: .6rem; }
 .soups td.weight { color: var(--soft); }
@@ -59,7 +58,7 @@ td small { color: var(--soft); font-size: .87em; }
 .soups td.spread { padding-right: 1.6rem; text-align: right; }
 .soups td.interval:has(+ .spread) { padding-right: .6rem; }
 .soups thead .value { color: var(--ink); font-weight: 600; }
-.soups td.badges { width: 50%; }
+.soups td.badges { padding-right: 2rem; }
 .bar { display: block; height: 3px; margin-top: 2px; background: var(--tint); }
 .bar > span { display: block; height: 3px; background: var(--bar); }
 .badge { padding: .05rem .45rem; border: 1px solid var(--line); border-radius: 1rem;
@@ -86,8 +85,8 @@ pre { padding: 1rem 1.2rem; border-radius: 6px; background: var(--tint); white-s
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   nav { display: none; }
-  h2, h3, h4 { break-after: avoid; }
-  figure, article, blockquote, tr { break-inside: avoid; }
+  h2, h3, h4, blockquote, .group { break-after: avoid; }
+  figure, blockquote, tr { break-inside: avoid; }
   .wide { overflow: visible; }
   table { font-size: 8pt; }
   .answer { max-height: none; overflow: visible; } }

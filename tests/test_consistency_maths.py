@@ -1,0 +1,143 @@
+"""Gaps, cosine and policies against what follows from their definitions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from vcsoup_dist.consistency import policies
+from vcsoup_dist.consistency.cosine import consistency, norm
+from vcsoup_dist.consistency.gaps import gap_vectors, reward_scale, sign_patterns
+
+NORMALISATIONS = ["zscore", "gap_std", "robust", "none"]
+
+numbers = st.floats(-1e6, 1e6).filter(lambda x: x == 0 or abs(x) > 1e-6)
+gap_arrays = st.tuples(st.integers(1, 30), st.integers(1, 5)).flatmap(
+    lambda shape: arrays(np.float64, shape, elements=numbers)
+)
+small_gaps = st.tuples(st.integers(1, 12), st.integers(1, 3)).flatmap(
+    lambda shape: arrays(np.float64, shape, elements=st.sampled_from([-2.0, -1.0, 0.0, 1.0, 2.0]))
+)
+
+
+@given(gap_arrays)
+def test_cosine_is_that_of_plain_arithmetic(gaps):
+    for g, c, length in zip(gaps, consistency(gaps), norm(gaps), strict=True):
+        expected_length = math.sqrt(math.fsum(x * x for x in g))
+        assert math.isclose(length, expected_length, rel_tol=1e-12)
+        if expected_length == 0:
+            assert math.isnan(c)
+        else:
+            expected = math.fsum(g) / (math.sqrt(len(g)) * expected_length)
+            assert math.isclose(c, expected, abs_tol=1e-9) and -1 <= c <= 1
+
+
+@given(gap_arrays)
+def test_a_cosine_of_sqrt_n_minus_1_over_n_leaves_no_negative_gap(gaps):
+    n = gaps.shape[1]
+    high = consistency(gaps) >= math.sqrt((n - 1) / n) + 1e-9
+    assert (gaps[high] >= 0).all()
+
+
+@given(gap_arrays)
+def test_all_positive_gaps_have_a_cosine_above_one_over_sqrt_n(gaps):
+    positive = np.abs(gaps)
+    assume((positive > 0).all())
+    assert (consistency(positive) > 1 / math.sqrt(gaps.shape[1]) - 1e-9).all()
+
+
+def test_the_bounds_of_the_cosine_are_tight():
+    for n in (2, 3, 4):
+        just_negative = np.array([[1.0] * (n - 1) + [-1e-3]])
+        assert consistency(just_negative)[0] == pytest.approx(math.sqrt((n - 1) / n), abs=1e-3)
+        hardly_positive = np.array([[1.0] + [1e-6] * (n - 1)])
+        assert consistency(hardly_positive)[0] == pytest.approx(1 / math.sqrt(n), abs=1e-5)
+
+
+@given(gap_arrays, st.integers(-900, 900))
+def test_cosine_does_not_see_magnitude_however_small_or_large(gaps, exponent):
+    scaled = gaps * 2.0**exponent
+    np.testing.assert_allclose(consistency(scaled), consistency(gaps), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(consistency(-gaps), -consistency(gaps), rtol=0, atol=1e-12)
+
+
+@given(gap_arrays, gap_arrays, st.sampled_from(NORMALISATIONS[:3]), st.floats(0.01, 100),
+       st.floats(-10, 10))  # fmt: skip
+def test_normalised_gaps_depend_neither_on_a_rewards_unit_nor_on_its_zero(
+    chosen, rejected, normalisation, unit, zero
+):
+    shape = (min(len(chosen), len(rejected)), min(chosen.shape[1], rejected.shape[1]))
+    chosen, rejected = chosen[: shape[0], : shape[1]], rejected[: shape[0], : shape[1]]
+    scale = reward_scale(chosen, rejected, normalisation)
+    assume((scale > 1e-3 * np.abs([chosen, rejected]).max(axis=(0, 1))).all() and scale.all())
+    moved = [unit * rewards + zero for rewards in (chosen, rejected)]
+    moved_scale = reward_scale(*moved, normalisation)
+    np.testing.assert_allclose(moved_scale, unit * scale, rtol=1e-6)
+    np.testing.assert_allclose(
+        gap_vectors(*moved, moved_scale), gap_vectors(chosen, rejected, scale), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_scales_are_the_named_statistics():
+    chosen, rejected = np.array([[1.0], [4.0], [7.0]]), np.array([[0.0], [2.0], [100.0]])
+    pooled = [1, 4, 7, 0, 2, 100]
+    mean = sum(pooled) / 6
+    expected = {
+        "zscore": math.sqrt(sum((x - mean) ** 2 for x in pooled) / 6),
+        "gap_std": math.sqrt(sum((g - (1 + 2 - 93) / 3) ** 2 for g in (1, 2, -93)) / 3),
+        "robust": 1.4826 * 2.5,  # deviations from 3: 2, 1, 4, 3, 1, 97
+        "none": 1.0,
+    }
+    for name, value in expected.items():
+        assert reward_scale(chosen, rejected, name)[0] == pytest.approx(value)
+
+
+@given(small_gaps)
+def test_sign_patterns_count_every_pair_once(gaps):
+    names = ["".join("+" if x > 0 else "-" if x < 0 else "0" for x in g) for g in gaps]
+    assert sign_patterns(gaps) == {name: names.count(name) for name in sorted(set(names))}
+
+
+@given(small_gaps, st.floats(-1, 1), st.floats(0.01, 1), st.floats(0, 3), st.randoms())
+def test_policies_keep_what_brute_force_keeps_in_any_order_of_the_pairs(
+    gaps, threshold, ratio, min_norm, draw
+):
+    ids = [f"{i:016x}" for i in range(len(gaps))]
+    draw.shuffle(ids)
+    cosines = consistency(gaps)
+    candidates = policies.eligible(cosines, norm(gaps), min_norm)
+    usable = [
+        i for i, g in enumerate(gaps) if any(g) and math.sqrt(sum(x * x for x in g)) >= min_norm
+    ]
+    assert np.flatnonzero(candidates).tolist() == usable
+
+    kept = policies.by_threshold(cosines, candidates, threshold)
+    assert np.flatnonzero(kept).tolist() == [i for i in usable if cosines[i] >= threshold]
+
+    kept = policies.all_positive(gaps, candidates)
+    assert np.flatnonzero(kept).tolist() == [i for i in usable if all(x > 0 for x in gaps[i])]
+
+    kept = policies.best_share(cosines, ids, candidates, ratio)
+    ranked = sorted(usable, key=lambda i: (-cosines[i], ids[i]))
+    count = min(len(usable), max(1, math.floor(ratio * len(usable) + 0.5)))
+    assert sorted(np.flatnonzero(kept)) == sorted(ranked[:count])
+
+    drawn = policies.random_subset(ids, candidates, count)
+    assert drawn.sum() == count and not (drawn & ~candidates).any()
+    order = draw.sample(range(len(ids)), len(ids))
+    again = policies.random_subset([ids[i] for i in order], candidates[order], count)
+    assert {ids[i] for i in np.flatnonzero(drawn)} == {ids[order[i]] for i in np.flatnonzero(again)}
+
+
+def test_a_random_subset_is_no_prefix_of_the_ids_and_prefers_no_cosine():
+    draw = np.random.default_rng(0)
+    gaps = draw.standard_normal((4000, 2))
+    ids = [f"{i:016x}" for i in range(4000)]
+    kept = policies.random_subset(ids, np.ones(4000, dtype=bool), 1000)
+    assert abs(consistency(gaps)[kept].mean() - consistency(gaps).mean()) < 0.06
+    assert 200 < kept[:1000].sum() < 300

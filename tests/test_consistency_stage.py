@@ -1,0 +1,242 @@
+"""From annotated pairs to filtered sets, through the doors of both stages (no actor needed)."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from vcsoup_dist.consistency import stage as consistency_stage
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.identity import Hashes
+from vcsoup_dist.plan.products import make_plan
+from vcsoup_dist.recipe_file import load_recipe
+from vcsoup_dist.scoring import stage as scoring_stage
+from vcsoup_dist.scoring.score_files import read_scores
+from vcsoup_dist.workspace import Workspace
+
+METHODS = ["vc_soup", "rewarded_soup", "all_positive", "random"]
+JUDGE = {"callable": "judge.py:judge"}
+
+
+def write_scored_pairs(path: Path, seed: int, count: int = 80, **fixed: float) -> None:
+    """Pairs with the columns u+, u-, v+, v- and now and then a gap of exactly zero."""
+    draw = random.Random(seed)
+    rows = []
+    for i in range(count):
+        scores = {name: float(draw.randint(-3, 3)) for name in ("u+", "u-", "v+", "v-")}
+        texts = {"prompt": f"{seed} {i}", "chosen": f"yes {i}", "rejected": f"no {i}"}
+        rows.append({**texts, **scores, **fixed})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def make(folder: Path, model: Path, run: str = "run", **changed) -> Path:
+    (folder / "judge.py").write_text("def judge(prompt, response):\n    return 0.0\n")
+    for seed, name in enumerate(("a", "b")):
+        if not (folder / f"{name}.jsonl").exists():
+            write_scored_pairs(folder / f"{name}.jsonl", seed)
+    u, v = {"columns": ["u+", "u-"]}, {"columns": ["v+", "v-"], "sign": -1}
+    recipe = {
+        "name": "test",
+        "model": str(model),
+        "values": {
+            "a": {"reward": u, "judge": JUDGE, "data": {"path": "a.jsonl", "heldout_share": 0.2}},
+            "b": {"reward": v, "judge": JUDGE, "data": {"path": "b.jsonl", "heldout_share": 0.2}},
+            "c": {"reward": v, "judge": JUDGE, "data": {"pairs_of": ["a", "b"]}},
+        },
+        "methods": METHODS,
+        "scoring": {"shard_pairs": 16},
+        **changed,
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    loaded = load_recipe(folder / "recipe.yaml")
+    workspace = Workspace.open(folder / run, loaded)
+    plan = make_plan(loaded, Hashes(folder / run / "hashes.json"))
+    doors = (scoring_stage.read, scoring_stage.score, consistency_stage.make)
+    for stage, door in zip(("read", "score", "filter"), doors, strict=True):
+        door(loaded, workspace, [product for product in plan if product.stage == stage])
+    return folder / run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_model: Path) -> Path:
+    return make(tmp_path_factory.mktemp("filter"), tiny_model)
+
+
+def rows_of(run: Path, method: str, value: str, file: str = "pairs") -> list[dict]:
+    return pq.read_table(run / "filtered" / method / value / f"{file}.parquet").to_pylist()
+
+
+def report_of(run: Path, method: str, value: str) -> dict:
+    return json.loads((run / "filtered" / method / value / "report.json").read_text())
+
+
+def source_rows(run: Path, name: str) -> dict[str, dict]:
+    """The pairs of a dataset as they were written, by prompt."""
+    rows = map(json.loads, (run.parent / f"{name}.jsonl").read_text().splitlines())
+    return {row["prompt"]: row for row in rows}
+
+
+def pooled_std(rows: list[dict], name: str) -> float:
+    return float(np.std([row[name + sign] for row in rows for sign in "+-"]))
+
+
+def test_kept_pairs_are_those_whose_normalised_gaps_sum_to_at_least_zero(run: Path):
+    source = source_rows(run, "a")
+    train = {row["prompt"][0]["content"] for row in rows_of(run, "rewarded_soup", "a")}
+    rows = [source[prompt] for prompt in train]
+    u, v = pooled_std(rows, "u"), pooled_std(rows, "v")
+    expected = {}
+    for row in rows:
+        g = ((row["u+"] - row["u-"]) / u, -(row["v+"] - row["v-"]) / v, -(row["v+"] - row["v-"]) / v)
+        if any(g) and sum(g) >= 0:
+            expected[row["prompt"]] = g
+    kept = rows_of(run, "vc_soup", "a")
+    assert {row["prompt"][0]["content"] for row in kept} == set(expected)
+    for row in kept:
+        g = expected[row["prompt"][0]["content"]]
+        assert [row["gap_a"], row["gap_b"], row["gap_c"]] == pytest.approx(g)
+        assert row["norm"] == pytest.approx(np.linalg.norm(g))
+        assert row["consistency"] == pytest.approx(sum(g) / np.linalg.norm(g) / 3**0.5)
+
+
+def test_the_filtered_file_has_trls_conversational_columns(run: Path):
+    for row in rows_of(run, "vc_soup", "b"):
+        source = source_rows(run, "b")[row["prompt"][0]["content"]]
+        assert row["prompt"] == [{"role": "user", "content": source["prompt"]}]
+        assert row["chosen"] == [{"role": "assistant", "content": source["chosen"]}]
+        assert row["rejected"] == [{"role": "assistant", "content": source["rejected"]}]
+        assert (row["dataset"], row["turned"]) == ("b", False)
+
+
+@pytest.mark.parametrize("file", ["pairs", "heldout"])
+def test_borrowed_pairs_are_turned_to_what_the_values_own_reward_prefers(run: Path, file: str):
+    found = rows_of(run, "rewarded_soup", "c", file)
+    source = source_rows(run, "a") | source_rows(run, "b")
+    turned = []
+    for row in found:
+        given = source[row["prompt"][0]["content"]]
+        own_gap = -(given["v+"] - given["v-"])
+        assert own_gap != 0 and row["turned"] == (own_gap < 0) and row["gap_c"] > 0
+        answers = [row["chosen"][0]["content"], row["rejected"][0]["content"]]
+        assert answers == [given["chosen"], given["rejected"]][:: -1 if row["turned"] else 1]
+        turned.append(row["turned"])
+    assert {row["dataset"] for row in found} == {"a", "b"} and 0 < sum(turned) < len(turned)
+    lent = rows_of(run, "rewarded_soup", "a", file) + rows_of(run, "rewarded_soup", "b", file)
+    ties = [row for row in lent if row["gap_c"] == 0]
+    assert len(lent) == len(found) + len(ties) and ties
+
+
+def test_held_out_pairs_are_not_filtered_and_not_trained_on(run: Path):
+    kept = {row["id"] for row in rows_of(run, "rewarded_soup", "a")}
+    heldout = rows_of(run, "vc_soup", "a", "heldout")
+    assert heldout == rows_of(run, "all_positive", "a", "heldout")
+    assert heldout == sorted(heldout, key=lambda row: row["id"])
+    assert not kept & {row["id"] for row in heldout} and len(kept) + len(heldout) == 80
+
+
+def test_every_report_accounts_for_every_pair(run: Path):
+    for value in "abc":
+        for method in METHODS:
+            report, rows = report_of(run, method, value), rows_of(run, method, value)
+            assert report["kept"] == len(rows) > 0
+            assert report["kept"] + sum(report["dropped"].values()) == report["pairs"]
+            assert sum(report["sign_patterns"].values()) == report["pairs"]
+            names = ["".join("-0+"[int(np.sign(row[f"gap_{v}"])) + 1] for v in "abc") for row in rows]
+            counted = {name: names.count(name) for name in sorted(set(names))}
+            assert report["sign_patterns_kept"] == counted
+            assert report["turned_kept"] == sum(row["turned"] for row in rows)
+
+
+def test_methods_keep_what_their_names_say(run: Path):
+    for value in "abc":
+        kept = {method: {row["id"] for row in rows_of(run, method, value)} for method in METHODS}
+        assert kept["vc_soup"] | kept["random"] <= kept["rewarded_soup"]
+        assert len(kept["random"]) == len(kept["vc_soup"]) and kept["random"] != kept["vc_soup"]
+        strict = rows_of(run, "all_positive", value)
+        assert all(row[f"gap_{v}"] > 0 for row in strict for v in "abc")
+        assert {row["id"] for row in strict} <= kept["vc_soup"]
+        zero = [row for row in rows_of(run, "random", value) if row["norm"] == 0]
+        assert not zero
+
+
+def test_the_same_inputs_give_the_same_bytes(run: Path, tiny_model: Path, tmp_path: Path):
+    again = make(tmp_path, tiny_model)
+    files = [file.relative_to(run) for file in run.rglob("*") if file.is_file()]
+    compared = [f for f in files if f.parts[0] in ("pairs", "scores", "filtered")]
+    assert {f.suffix for f in compared} == {".parquet", ".json", ".png"}
+    for file in compared:
+        assert (run / file).read_bytes() == (again / file).read_bytes(), file
+
+
+def test_scores_carry_sign_and_summary(run: Path):
+    folder = run / "scores" / "a" / "b"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    source = source_rows(run, "a")
+    pooled = []
+    for shard in manifest["shards"]:
+        scores = read_scores(folder / shard["file"])
+        assert len(scores.ids) == shard["rows"]
+        pooled += [*scores.chosen, *scores.rejected]
+    train = {row["prompt"][0]["content"] for row in rows_of(run, "rewarded_soup", "a")}
+    expected = [-source[prompt][name] for prompt in train for name in ("v+", "v-")]
+    assert sorted(pooled) == sorted(expected) and manifest["rows"] == len(train)
+    assert manifest["mean"] == pytest.approx(np.mean(expected))
+    assert manifest["std"] == pytest.approx(np.std(expected))
+
+
+def test_scope_all_takes_one_scale_over_all_datasets(tmp_path: Path, tiny_model: Path):
+    run = make(tmp_path, tiny_model, consistency={"scope": "all"}, methods=["vc_soup"])
+    scale = report_of(run, "vc_soup", "a")["scale"]
+    assert scale["a"] == scale["b"]
+    rows = [
+        (source_rows(run, name))[row["prompt"][0]["content"]]
+        for name in "ab"
+        for shard in sorted((run / "pairs" / name).glob("train-*.parquet"))
+        for row in pq.read_table(shard).to_pylist()
+    ]
+    assert scale["a"]["a"] == pytest.approx(pooled_std(rows, "u"))
+
+
+@pytest.mark.parametrize(
+    ("fixed", "message"),
+    [
+        ({"a": {"u+": 1.0, "u-": 1.0}, "b": {"u+": 1.0, "u-": 1.0}}, "every answer the same reward"),
+        ({"a": {"u+": 1.0, "u-": 1.0}, "b": {}}, r"values.a.reward: its spread \(zscore\) is 0"),
+        ({"a": {"u+": 0.0, "u-": 1.0}, "b": {}}, "filtered/all_positive/a: .* keeps none of"),
+    ],
+)  # fmt: skip
+def test_rewards_that_cannot_filter_are_refused_by_name(
+    tmp_path: Path, tiny_model: Path, fixed, message
+):
+    for seed, (name, scores) in enumerate(fixed.items()):
+        write_scored_pairs(tmp_path / f"{name}.jsonl", seed, **scores)
+    with pytest.raises(UserError, match=message):
+        make(tmp_path, tiny_model)
+
+
+@pytest.mark.parametrize(
+    "consistency",
+    [
+        {"policy": "ratio", "ratio": 0.25},
+        {"policy": "random", "ratio": 0.25},
+        {"policy": "all_positive"},
+        {"policy": "threshold", "threshold": 0.5, "min_norm": 1.5, "normalisation": "robust"},
+    ],
+)
+def test_every_policy_of_vc_soup_can_be_asked_for(tmp_path: Path, tiny_model: Path, consistency):
+    run = make(tmp_path, tiny_model, consistency=consistency, methods=["vc_soup"])
+    report, rows = report_of(run, "vc_soup", "a"), rows_of(run, "vc_soup", "a")
+    assert report["kept"] == len(rows)
+    usable = report["pairs"] - report["dropped"]["zero gap"] - report["dropped"]["below min_norm"]
+    if "ratio" in consistency:
+        assert report["kept"] == int(0.25 * usable + 0.5)
+    assert all(row["norm"] >= consistency.get("min_norm", 0) for row in rows)
+    if consistency["policy"] == "threshold":
+        assert all(row["consistency"] >= 0.5 for row in rows)
+        assert report["dropped"]["below min_norm"] > 0

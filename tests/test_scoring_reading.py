@@ -1,0 +1,108 @@
+"""Raw rows end up in exactly one place: a training shard, held out, rejected or counted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.preferences import BadRow, Pair, pair_id
+from vcsoup_dist.scoring.pair_files import HELD_OUT, heldout_slices, read_slice, train_slices
+from vcsoup_dist.scoring.reading import Source, write_pairs
+
+
+def pair(prompt: int, answer: int = 0) -> Pair:
+    messages = [{"role": "user", "content": f"question {prompt}"}]
+    chosen = f"answer {answer}"
+    return Pair(pair_id(messages, chosen, "none"), messages, chosen, "none", {"s": float(prompt)})
+
+
+def source(rows, name: str = "data") -> Source:
+    return Source(name, enumerate(rows, start=1))
+
+
+def write(folder: Path, train: Source, heldout: Source | None = None, **changed):
+    folder.mkdir(exist_ok=True)
+    settings = {
+        "heldout_share": 0.2, "limit": None, "shard_pairs": 7, "columns": ["s"], "max_bad_rows": 0.5,
+    }  # fmt: skip
+    return write_pairs(folder, train, heldout, **(settings | changed))
+
+
+def prompts_in(folder: Path, files: str) -> list[str]:
+    tables = [pq.read_table(file) for file in sorted(folder.glob(files))]
+    return [row["prompt"][0]["content"] for table in tables for row in table.to_pylist()]
+
+
+def test_rows_are_split_by_prompt_and_none_is_lost(tmp_path: Path):
+    rows = [pair(i, answer) for i in range(300) for answer in (1, 2)]
+    rows += [pair(3, 1), pair(4, 2)]
+    rows[10:10] = [BadRow("empty response"), BadRow("wrong roles"), BadRow("empty response")]
+    manifest = write(tmp_path, source(rows))
+    train, heldout = prompts_in(tmp_path, "train-*.parquet"), prompts_in(tmp_path, HELD_OUT)
+    assert not set(train) & set(heldout)
+    assert sorted(train + heldout) == sorted(f"question {i}" for i in range(300) for _ in "ab")
+    assert 0.13 < len(heldout) / 600 < 0.27
+    assert manifest["rejected"] == {"empty response": 2, "wrong roles": 1}
+    counted = [manifest[key] for key in ("train", "heldout", "duplicates", "heldout_in_train_pairs")]
+    assert sum(counted) + 3 == manifest["rows"] == 605 and manifest["duplicates"] == 2
+    assert [shard["rows"] for shard in manifest["shards"]] == [7] * (len(train) // 7) + (
+        [len(train) % 7] if len(train) % 7 else []
+    )
+    assert json.loads((tmp_path / "manifest.json").read_text()) == manifest
+    rejected = pq.read_table(tmp_path / "rejected_rows.parquet").to_pylist()
+    assert [row["row"] for row in rejected] == [11, 12, 13]
+
+
+def test_a_prompt_of_the_heldout_file_is_not_trained_on(tmp_path: Path):
+    heldout = source([pair(1), pair(2), pair(1), BadRow("x")], "heldout")
+    rows = [pair(i, answer) for i in range(5) for answer in (0, 1)]
+    manifest = write(tmp_path, source(rows), heldout)
+    assert prompts_in(tmp_path, HELD_OUT) == ["question 1", "question 2"]
+    assert prompts_in(tmp_path, "train*") == [f"question {i}" for i in (0, 0, 3, 3, 4, 4)]
+    assert (manifest["heldout_in_train"], manifest["heldout_in_train_pairs"]) == (2, 4)
+    assert manifest["duplicates"] == 1 and manifest["rows"] == 14
+
+
+def test_the_limit_counts_training_pairs_and_stops_reading(tmp_path: Path):
+    def rows():
+        for i in range(1000):
+            assert i < 100
+            yield pair(i)
+
+    manifest = write(tmp_path, source(rows()), limit=20)
+    assert manifest["train"] == 20 and manifest["rows"] == 20 + manifest["heldout"]
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path: Path):
+    for name in "ab":
+        write(tmp_path / name, source([*(pair(i) for i in range(30)), BadRow("x", "text")]))
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+def test_too_many_bad_rows_are_refused_with_share_reason_and_row(tmp_path: Path):
+    rows = [pair(0), BadRow("wrong roles"), BadRow("empty response"), BadRow("empty response")]
+    with pytest.raises(UserError) as refused:
+        write(tmp_path, source([*rows, *(pair(i) for i in range(1, 7))]), max_bad_rows=0.2)
+    for part in ("data: 3 of 10 rows (30.0%)", "empty response, first in row 3", "max_bad_rows"):
+        assert part in str(refused.value)
+    write(tmp_path, source([*rows, *(pair(i) for i in range(1, 7))]), max_bad_rows=0.3)
+
+
+def test_a_dataset_without_training_pairs_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="of 1 rows none is left to train on"):
+        write(tmp_path, source([pair(1)]), source([pair(1)]))
+
+
+def test_slices_give_back_the_pairs_in_order(tmp_path: Path):
+    heldout = [pair(i) for i in range(600)]
+    train = [pair(i) for i in range(600, 620)]
+    write(tmp_path, source(train), source(heldout))
+    assert [p for part in train_slices(tmp_path) for p in read_slice(part)] == train
+    slices = heldout_slices(tmp_path, 250)
+    assert [part.rows for part in slices] == [250, 250, 100]
+    assert [p for part in slices for p in read_slice(part)] == heldout
