@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-WORDS = "the a cat dog house tree river runs sees likes small big red blue old new and or yes no".split()
+WORDS = [
+    *("the", "a", "cat", "dog", "house", "tree", "river", "runs", "sees", "likes"),
+    *("small", "big", "red", "blue", "old", "new", "and", "or", "yes", "no"),
+]
 
 
 def save_tiny_tokenizer(folder: Path) -> None:

@@ -24,7 +24,9 @@ values:
 def folder(tmp_path) -> Path:
     save_tiny_model(tmp_path / "base")
     write_pairs(tmp_path / "pairs.jsonl", 20)
-    (tmp_path / "rewards.py").write_text("def longer(prompt, response):\n    return len(response)\n")
+    (tmp_path / "rewards.py").write_text(
+        "def longer(prompt, response):\n    return len(response)\n"
+    )
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     return tmp_path
 
@@ -70,7 +72,16 @@ def test_each_stage_imports_only_its_own_frameworks(folder):
 
 
 COMMANDS = [
-    "check", "status", "score", "filter", "train", "merge", "evaluate", "report", "run", "clean",
+    "check",
+    "status",
+    "score",
+    "filter",
+    "train",
+    "merge",
+    "evaluate",
+    "report",
+    "run",
+    "clean",
     "demo",
 ]
 
@@ -102,8 +113,10 @@ def test_status_marks_every_product(folder):
 MISTAKES = {
     "no recipe": (["check", "nowhere.yaml"], "vcsoup: nowhere.yaml: cannot read the recipe"),
     "value of no name": (["train", "brave", "recipe.yaml"], "vcsoup: `brave` is no value"),
-    "input not made": (["filter", "recipe.yaml"], "is not made yet, or not by this recipe: run "
-                       "`vcsoup score` first"),
+    "input not made": (
+        ["filter", "recipe.yaml"],
+        "is not made yet, or not by this recipe: run `vcsoup score` first",
+    ),
 }
 
 

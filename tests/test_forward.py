@@ -77,8 +77,12 @@ def test_packed_answers_equal_plain_forwards_in_value_and_gradient(config, train
 
 def test_an_architecture_that_hides_the_segments_from_its_attention_is_refused():
     config = transformers.BertConfig(
-        vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
-        intermediate_size=48, is_decoder=False,
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=48,
+        is_decoder=False,
     )
     model = transformers.BertLMHeadModel(config)
     with pytest.raises(UserError, match="no decoder|linear"):
@@ -106,8 +110,10 @@ def test_chunked_logps_equal_float64_in_value_and_gradient(monkeypatch, bias):
     weight = torch.randn(30, 8, requires_grad=True)
     offset = torch.randn(30, requires_grad=True) if bias else None
     targets, upstream = torch.randint(0, 30, (13,)), torch.randn(13)
-    exact = [None if each is None else each.detach().double().requires_grad_()
-             for each in (hidden, weight, offset)]
+    exact = [
+        None if each is None else each.detach().double().requires_grad_()
+        for each in (hidden, weight, offset)
+    ]
     logits = torch.nn.functional.linear(*exact)
     expected = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
     (expected * upstream).sum().backward()

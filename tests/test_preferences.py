@@ -216,7 +216,8 @@ def test_text_in_parquet_that_is_not_utf8_is_one_bad_row(tmp_path: Path):
     binary = pa.array([b"a", b"\xff", b"c"], pa.binary())
     text = pa.Array.from_buffers(pa.string(), 3, binary.buffers())
     same = pa.array(["x"] * 3)
-    pq.write_table(pa.table({"prompt": same, "chosen": text, "rejected": same}), tmp_path / "p.parquet")
+    table = pa.table({"prompt": same, "chosen": text, "rejected": same})
+    pq.write_table(table, tmp_path / "p.parquet")
     found = [row for _, row in read_pairs(Located(str(tmp_path / "p.parquet"), None, None))]
     assert [isinstance(row, BadRow) for row in found] == [False, True, False]
 

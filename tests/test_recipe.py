@@ -34,8 +34,8 @@ def changed(*keys: str, to: object) -> dict:
 
 MISTAKES = {
     "unknown key": (
-        changed("training", "learning_rat", to=1), "training.learning_rat: unknown key; did you "
-        "mean `learning_rate`?",
+        changed("training", "learning_rat", to=1),
+        "training.learning_rat: unknown key; did you mean `learning_rate`?",
     ),
     "wrong type": (changed("training", "steps", to="many"), "training.steps: .*'many'"),
     "out of range": (changed("consistency", "threshold", to=1.5), "consistency.threshold: .*1.5"),
@@ -45,19 +45,28 @@ MISTAKES = {
         "values.helpful.reward: needs one of the keys `classifier`, `callable` or `columns`",
     ),
     "policy without data": (
-        changed("values", "harmless", to={"reward": {"callable": "a.b:c"}}) | {"policies": ["harmless"]},
+        changed("values", "harmless", to={"reward": {"callable": "a.b:c"}})
+        | {"policies": ["harmless"]},
         "policies: `harmless` has no data to train on",
     ),
-    "policy of no value": (GOOD | {"policies": ["honest"]}, "policies: no value is called `honest`"),
+    "policy of no value": (
+        GOOD | {"policies": ["honest"]},
+        "policies: no value is called `honest`",
+    ),
     "ratio not given": (changed("consistency", "policy", to="ratio"), "needs the key `ratio`"),
-    "grid that does not divide 1": (changed("soup", "grid", to=0.3), "soup.grid: 0.3 does not divide"),
+    "grid that does not divide 1": (
+        changed("soup", "grid", to=0.3),
+        "soup.grid: 0.3 does not divide",
+    ),
     "grid too large": (changed("soup", "grid", to=0.001), "soup.grid: 1001 soups of 2 policies"),
     "weights of another length": (
-        changed("soup", "weights", to=[[0.2, 0.3, 0.5]]), r"soup.weights\[0\] has 3 numbers for 2",
+        changed("soup", "weights", to=[[0.2, 0.3, 0.5]]),
+        r"soup.weights\[0\] has 3 numbers for 2",
     ),
     "weights off the simplex": (changed("soup", "weights", to=[[0.6, 0.6]]), "sum to 1"),
     "columns cannot judge": (
-        changed("values", "helpful", "reward", to={"columns": ["a", "b"]}), "values.helpful.judge",
+        changed("values", "helpful", "reward", to={"columns": ["a", "b"]}),
+        "values.helpful.judge",
     ),
     "pairs of no value": (
         changed("values", "helpful", "data", to={"pairs_of": ["honest"]}),
@@ -66,10 +75,12 @@ MISTAKES = {
     "random without vc_soup": (GOOD | {"methods": ["random"]}, "methods: `random`"),
     "the same method twice": (GOOD | {"methods": ["vc_soup", "vc_soup"]}, "twice"),
     "data from nowhere": (
-        changed("values", "helpful", "data", to={}), "values.helpful.data: give either",
+        changed("values", "helpful", "data", to={}),
+        "values.helpful.data: give either",
     ),
     "reward template without slots": (
-        changed("values", "helpful", "reward", "text", to="{prompt}"), "values.helpful.reward.text",
+        changed("values", "helpful", "reward", "text", to="{prompt}"),
+        "values.helpful.reward.text",
     ),
 }
 

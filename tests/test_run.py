@@ -54,7 +54,15 @@ class Run:
         self.marker = f"VCSOUP_TEST_RUN={uuid.uuid4()}"
 
     def start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "vcsoup_dist.cli", "run", "recipe.yaml", "-d", str(self.root)]
+        command = [
+            sys.executable,
+            "-m",
+            "vcsoup_dist.cli",
+            "run",
+            "recipe.yaml",
+            "-d",
+            str(self.root),
+        ]
         name, value = self.marker.split("=")
         log = open(self.root.with_suffix(".log"), "ab")  # noqa: SIM115 - the child's
         return subprocess.Popen(
@@ -84,7 +92,10 @@ class Run:
         found = []
         for entry in Path("/proc").iterdir():
             try:
-                if entry.name.isdigit() and self.marker.encode() in (entry / "environ").read_bytes():
+                if (
+                    entry.name.isdigit()
+                    and self.marker.encode() in (entry / "environ").read_bytes()
+                ):
                     state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
                     if state != "Z":
                         command = (entry / "cmdline").read_bytes()

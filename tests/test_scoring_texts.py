@@ -34,8 +34,9 @@ def tokenizer_with(single: str, pair: str, **names) -> PreTrainedTokenizerFast:
     )
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
     fast.chat_template = (
-        "{{ bos_token }} {% for m in messages %}{{ m['role'] == 'user' and 'Human:' or 'Assistant:' }}"
-        " {{ m['content'] }} </s> {% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
+        "{{ bos_token }} {% for m in messages %}"
+        "{{ m['role'] == 'user' and 'Human:' or 'Assistant:' }} {{ m['content'] }} </s> "
+        "{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
     )
     return fast
 
@@ -61,12 +62,13 @@ def test_each_form_lays_out_prompt_and_response_as_it_says():
         form: words_of(tokenizer, encode_text(tokenizer, form, PROMPT, "w7 w8", None))
         for form in FORMS
     }
-    dialogue = "w1 w2 w3 {}Assistant: w4 {}Human: w5 w6"
+    dialogue = "w1 w2 w3 Assistant: w4 Human: w5 w6"
+    ended = "w1 w2 w3 </s> Assistant: w4 </s> Human: w5 w6 </s>"
     assert written == {
-        "chat_template": f"<s> Human: {dialogue.format('</s> ', '</s> ')} </s> Assistant: w7 w8 </s>",
-        "pair": f"<s> {dialogue.format('', '')} w7 w8",
+        "chat_template": f"<s> Human: {ended} Assistant: w7 w8 </s>",
+        "pair": f"<s> {dialogue} w7 w8",
         "response": "<s> w7 w8",
-        FORMS[3]: f"<s> Human: {dialogue.format('', '')} Assistant: w7 w8 </s>",
+        FORMS[3]: f"<s> Human: {dialogue} Assistant: w7 w8 </s>",
     }
 
 

@@ -45,7 +45,9 @@ def test_dpo_equals_trls_formula_and_its_derivative_in_float64(sums, beta, smoot
 
 def test_dpo_is_ln_2_where_policy_equals_reference():
     sums = torch.tensor([-12.0, -90.0])
-    assert torch.allclose(objectives.dpo(sums, sums, sums, sums, 0.1), torch.full((2,), math.log(2)))
+    assert torch.allclose(
+        objectives.dpo(sums, sums, sums, sums, 0.1), torch.full((2,), math.log(2))
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -71,7 +73,9 @@ def test_every_rank_runs_the_same_number_of_micro_batches_and_each_pair_once(cos
     plan = micro_batches(costs, ranks, budget)
     assert len(plan) == ranks
     assert len({len(batches) for batches in plan}) == 1
-    assert sorted(i for batches in plan for batch in batches for i in batch) == list(range(len(costs)))
+    assert sorted(i for batches in plan for batch in batches for i in batch) == list(
+        range(len(costs))
+    )
     for batch in (batch for batches in plan for batch in batches):
         assert len(batch) <= 1 or sum(costs[i] for i in batch) <= budget
     loads = [sum(costs[i] for batch in batches for i in batch) for batches in plan]

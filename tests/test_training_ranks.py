@@ -66,7 +66,9 @@ class World:
         pq.write_table(pa.Table.from_pylist(rows[12:24]), self.pairs / "train-00001.parquet")
         pq.write_table(pa.Table.from_pylist(rows[24:]), self.pairs / "heldout.parquet")
         for name, part in (("pairs", rows[:24]), ("heldout", rows[24:])):
-            turned = [self._turned(row) if i % 3 == 0 else self._kept(row) for i, row in enumerate(part)]
+            turned = [
+                self._turned(row) if i % 3 == 0 else self._kept(row) for i, row in enumerate(part)
+            ]
             pq.write_table(pa.Table.from_pylist(turned), self.filtered / f"{name}.parquet")
 
     @staticmethod
@@ -136,7 +138,9 @@ def test_reference_equals_a_plain_forward_of_every_pair(world):
     tokenizer = AutoTokenizer.from_pretrained(world.model)
     files = sorted((world.root / "reference").glob("*.parquet"))
     assert [file.name for file in files] == [
-        "heldout.parquet", "train-00000.parquet", "train-00001.parquet",
+        "heldout.parquet",
+        "train-00000.parquet",
+        "train-00001.parquet",
     ]
     cached = {row["id"]: row for file in files for row in pq.read_table(file).to_pylist()}
     assert set(cached) == {row["id"] for row in world.rows}

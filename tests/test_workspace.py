@@ -82,7 +82,9 @@ with workspace.making(Product("base", "read", {"rows": 3})):
 
 
 def _holder(root: Path, kind: str) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(root), kind], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(root), kind], stdout=subprocess.PIPE
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == b"held\n"
     return process
@@ -91,9 +93,10 @@ def _holder(root: Path, kind: str) -> subprocess.Popen[bytes]:
 def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
     workspace = Workspace.open(tmp_path / "run", RECIPE)
     holder = _holder(workspace.root, "writer")
-    with pytest.raises(UserError, match=f"base is being made by another process .pid {holder.pid} on"):
-        with workspace.making(BASE):
-            raise AssertionError("two writers")
+    with pytest.raises(
+        UserError, match=f"base is being made by another process .pid {holder.pid} on"
+    ), workspace.making(BASE):
+        raise AssertionError("two writers")
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     with workspace.making(BASE):

@@ -31,7 +31,9 @@ app = typer.Typer(
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
 RunDir = Annotated[
     Path | None,
-    typer.Option("--run-dir", "-d", help="Run directory; runs/NAME by default, with the recipe's name."),
+    typer.Option(
+        "--run-dir", "-d", help="Run directory; runs/NAME by default, with the recipe's name."
+    ),
 ]
 
 
@@ -45,7 +47,9 @@ def _print_version(wanted: bool) -> None:
 def _start(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     pass
@@ -166,7 +170,7 @@ def clean(
 
     Example: vcsoup clean recipe.yaml --dry-run
     """
-    from vcsoup_dist.plan.clean import remove, removable, size_of
+    from vcsoup_dist.plan.clean import removable, remove, size_of
 
     loaded, workspace, plan = _plan(recipe, run_dir, make=False)
     found = list(removable(loaded, workspace, plan))

@@ -1,9 +1,9 @@
 """Preference pairs in their public formats -> one canonical `Pair`.
 
-    trl   prompt, chosen, rejected as strings or message lists; without a prompt, chosen and
-          rejected are whole message lists that differ in their last message (TRL's implicit prompt)
-    hh    chosen and rejected are whole dialogues as text, `\\n\\nHuman:` and `\\n\\nAssistant:`
-          (Anthropic's HH-RLHF)
+trl   prompt, chosen, rejected as strings or message lists; without a prompt, chosen and
+      rejected are whole message lists that differ in their last message (TRL's implicit prompt)
+hh    chosen and rejected are whole dialogues as text, `\\n\\nHuman:` and `\\n\\nAssistant:`
+      (Anthropic's HH-RLHF)
 """
 
 from __future__ import annotations

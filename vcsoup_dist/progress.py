@@ -51,7 +51,13 @@ def progress(title: str, total: float, unit: str) -> Iterator[Callable[[float], 
                 left = (total - done) / rate if rate else float("inf")
                 log.info(
                     "%s: %s of %s %s, %.1f %s/s, %.0f s left",
-                    title, f"{done:,.0f}", f"{total:,.0f}", unit, rate, unit, left,
+                    title,
+                    f"{done:,.0f}",
+                    f"{total:,.0f}",
+                    unit,
+                    rate,
+                    unit,
+                    left,
                 )
 
         yield report

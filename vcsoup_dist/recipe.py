@@ -212,7 +212,7 @@ class Training(Section):
     """Passes over the value's pairs. With `equal_steps` the pairs *before* filtering are counted,
     so that every method takes the same number of steps."""
     equal_steps: bool = True
-    """Whether `epochs` counts pairs before filtering (all methods equal) or after (each its own)."""
+    """`epochs` counts pairs before filtering (all methods alike), or after it (each its own)."""
     steps: int | None = Field(None, ge=1)
     """Optimizer steps; overrules `epochs`."""
     max_length: int = Field(2048, ge=8)
@@ -380,7 +380,9 @@ class Recipe(Section):
             if name not in self.values:
                 raise ValueError(f"policies: no value is called `{name}`")
             if self.values[name].data is None:
-                raise ValueError(f"policies: `{name}` has no data to train on; give values.{name}.data")
+                raise ValueError(
+                    f"policies: `{name}` has no data to train on; give values.{name}.data"
+                )
         if not self.trained_values():
             raise ValueError("values: at least one value needs `data` to train a policy on")
         for name, value in self.values.items():
@@ -404,9 +406,7 @@ class Recipe(Section):
         axes = len(self.trained_values())
         for i, row in enumerate(self.soup.weights or []):
             if len(row) != axes:
-                raise ValueError(
-                    f"soup.weights[{i}] has {len(row)} numbers for {axes} policies"
-                )
+                raise ValueError(f"soup.weights[{i}] has {len(row)} numbers for {axes} policies")
         if self.soup.weights is None:
             steps = round(1 / self.grid_step())
             if abs(steps * self.grid_step() - 1) > 1e-9:

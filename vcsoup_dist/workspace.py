@@ -254,6 +254,12 @@ def hold_while_working(workers_lock: Path) -> int:
 
 def command_of(product: Product) -> str:
     """The `vcsoup` command that makes a product."""
-    commands = {"read": "score", "score": "score", "filter": "filter", "merge": "merge",
-                "evaluate": "evaluate", "report": "report"}
+    commands = {
+        "read": "score",
+        "score": "score",
+        "filter": "filter",
+        "merge": "merge",
+        "evaluate": "evaluate",
+        "report": "report",
+    }
     return commands.get(product.stage) or f"train {product.value or product.dataset}"

@@ -43,9 +43,10 @@ def write_filtered(
         for file in pairs:
             rows = pq.read_table(file, columns=["id", "prompt", "chosen", "rejected"])
             kept = [i for i in range(rows.num_rows) if choice.kept[first + i]]
+            texts = rows.take(pa.array(kept, pa.int64())).to_pylist()
             records = [
                 _record(row, first + i, candidates, choice, values)
-                for i, row in zip(kept, rows.take(pa.array(kept, pa.int64())).to_pylist(), strict=True)
+                for i, row in zip(kept, texts, strict=True)
             ]
             if records:
                 writer.write_table(pa.Table.from_pylist(records, schema=schema))

@@ -17,17 +17,13 @@ Message = Mapping[str, str]
 Prompt = Sequence[Message]
 
 KINDS: dict[str, tuple[str, ...]] = {
-    "animal": (
-        "cat", "dog", "horse", "bird", "rabbit", "goat", "duck", "mouse", "bear", "sheep",
-    ),
-    "vehicle": ("boat", "train", "bicycle", "bus", "plane", "wagon", "tram", "sledge"),
-    "object": (
-        "lamp", "clock", "chair", "table", "book", "mirror", "piano", "drum", "basket", "blanket",
-    ),
-    "food": ("apple", "bread", "soup", "cake", "cheese", "honey", "pear", "rice"),
-    "place": ("garden", "bridge", "castle", "river", "harbour", "market", "tower", "forest"),
-    "risky": ("knife", "saw", "axe", "bleach", "petrol", "firework", "acid", "trap"),
-}  # fmt: skip
+    "animal": ("cat", "dog", "horse", "bird", "rabbit", "goat", "bear"),
+    "vehicle": ("boat", "train", "bicycle", "bus", "plane", "wagon", "sledge"),
+    "object": ("lamp", "clock", "chair", "book", "mirror", "piano", "basket"),
+    "food": ("apple", "bread", "soup", "cake", "cheese", "honey", "pear"),
+    "place": ("garden", "bridge", "castle", "river", "harbour", "market", "forest"),
+    "risky": ("knife", "axe", "bleach", "petrol", "firework", "trap"),
+}
 THINGS = frozenset(thing for kind in KINDS.values() for thing in kind)
 RISKY = frozenset(KINDS["risky"])
 HARMLESS = tuple(thing for kind, things in KINDS.items() if kind != "risky" for thing in things)

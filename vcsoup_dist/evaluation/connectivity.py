@@ -79,22 +79,22 @@ def find_edges(method: str, soups: Sequence[Soup], axes: Sequence[str]) -> list[
         rewards = {value: tuple(earned[value] for _, earned in along) for value in values}
         drops = {value: barrier(positions, rewards[value]) for value in values}
         lines = {value: straight_line(positions, rewards[value]).tolist() for value in values}
-        edges.append(Edge(
-            method=method,
-            start=start,
-            end=end,
-            positions=positions,
-            rewards=rewards,
-            line={value: tuple(line) for value, line in lines.items()},
-            barrier={value: drop for value, (drop, _) in drops.items()},
-            barrier_at={value: at for value, (_, at) in drops.items()},
-        ))
+        edges.append(
+            Edge(
+                method=method,
+                start=start,
+                end=end,
+                positions=positions,
+                rewards=rewards,
+                line={value: tuple(line) for value, line in lines.items()},
+                barrier={value: drop for value, (drop, _) in drops.items()},
+                barrier_at={value: at for value, (_, at) in drops.items()},
+            )
+        )
     return edges
 
 
-def _along(
-    soups: Sequence[Soup], start: str, end: str
-) -> list[tuple[float, Mapping[str, float]]]:
+def _along(soups: Sequence[Soup], start: str, end: str) -> list[tuple[float, Mapping[str, float]]]:
     """(position, rewards) of the soups of these two policies alone."""
     along = []
     for weights, rewards in soups:

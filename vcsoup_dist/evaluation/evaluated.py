@@ -70,9 +70,7 @@ def check_shared(evaluated: Sequence[Evaluated]) -> Shared:
     return Shared(values, axes, prompts)
 
 
-def same_soup(
-    evaluated: Sequence[Evaluated], axes: Sequence[str]
-) -> list[list[Evaluated]]:
+def same_soup(evaluated: Sequence[Evaluated], axes: Sequence[str]) -> list[list[Evaluated]]:
     """Evaluations of one method and one lambda together, by seed: theta_0 first, then the methods
     in the order in which they come, each by weights (the first axis's weight rising)."""
     groups: dict[tuple[str | None, Weights], list[Evaluated]] = {}

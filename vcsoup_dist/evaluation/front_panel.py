@@ -13,6 +13,7 @@ from vcsoup_dist.evaluation.summary import Row, Summary
 
 INK = "#2b2f36"
 
+
 def short_name(row: Row) -> str:
     """theta_0's sign, the value of a pure policy, or the weights as `0.3/0.7`."""
     if row.weights is None:

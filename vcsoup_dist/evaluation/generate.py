@@ -83,7 +83,12 @@ def _generate(
     ids = torch.tensor([[pad] * (width - len(each)) + list(each) for each in prompts])
     mask = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts])
     sampling = (
-        {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+        {
+            "do_sample": True,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "top_k": 0,
+        }
         if settings.temperature > 0
         else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     )

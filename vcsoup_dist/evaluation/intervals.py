@@ -26,10 +26,14 @@ def bootstrap_mean(
         raise ValueError(f"cannot take {resamples} resamples at confidence {confidence}")
     draw = np.random.default_rng(seed)
     rows = max(1, CHUNK // len(values))
-    means = np.concatenate([
-        values[draw.integers(len(values), size=(min(rows, resamples - done), len(values)))].mean(1)
-        for done in range(0, resamples, rows)
-    ])
+    means = np.concatenate(
+        [
+            values[
+                draw.integers(len(values), size=(min(rows, resamples - done), len(values)))
+            ].mean(1)
+            for done in range(0, resamples, rows)
+        ]
+    )
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(values.mean()), float(low), float(high)

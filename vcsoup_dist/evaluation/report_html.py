@@ -69,9 +69,7 @@ def plain_table(head: Sequence[str], rows: Iterable[Sequence[Html]], numbers_fro
         return "number" if column >= numbers_from else ""
 
     titles = [cell(text(title), css(i), head=True) for i, title in enumerate(head)]
-    lines = [
-        tag("tr", *(cell(inside, css(i)) for i, inside in enumerate(row))) for row in rows
-    ]
+    lines = [tag("tr", *(cell(inside, css(i)) for i, inside in enumerate(row))) for row in rows]
     return table(titles, [lines])
 
 

@@ -52,8 +52,11 @@ def soup_section(summary: Summary) -> Html:
     for method in dict.fromkeys(row.method for row in summary.rows):
         name = method_name(method, places.get(method or ""))
         lines = [tag("tr", cell(name, "group", head=True, span=columns))]
-        lines += [_soup_row(summary, index, seeds > 1)
-                  for index, row in enumerate(summary.rows) if row.method == method]
+        lines += [
+            _soup_row(summary, index, seeds > 1)
+            for index, row in enumerate(summary.rows)
+            if row.method == method
+        ]
         bodies.append(lines)
     explained = (
         f"Mean reward over {summary.prompts} prompts with its {_percent(summary)} bootstrap "

@@ -86,9 +86,7 @@ def filter_section(
             for sign in signs
         ]  # fmt: skip
         total = sum(each.all_pairs.values())
-        kept_totals = [
-            _share(sum(kept.values()), total) for kept in each.kept.values()
-        ]
+        kept_totals = [_share(sum(kept.values()), total) for kept in each.kept.values()]
         rows.append([tag("b", text("all")), tag("b", number(total)), *kept_totals])
         names = [f"kept by {method}" for method in each.kept]
         parts.append(tag("h3", text(f"Pairs of {each.value}")))

@@ -157,7 +157,10 @@ def _consistency_plots(workspace: Workspace, product: Product) -> list[Plot]:
             seen.add(each.value)
             folder = workspace.folder(each)
             for name, caption in (
-                ("histogram.png", f"{each.value}: consistency of its pairs, as {each.method} sees it"),
+                (
+                    "histogram.png",
+                    f"{each.value}: consistency of its pairs, as {each.method} sees it",
+                ),
                 ("gaps.png", f"{each.value}: gaps of its pairs, by sign pattern"),
             ):
                 found.append(Plot(caption, (folder / name).read_bytes()))
@@ -220,8 +223,11 @@ def _facts(recipe: Recipe, workspace: Workspace, product: Product) -> dict[str, 
     for name in recipe.values:
         judge = recipe.judge_of(name)
         kind = (
-            judge.classifier if isinstance(judge, ClassifierReward)
-            else judge.callable if isinstance(judge, CallableReward) else "columns"
+            judge.classifier
+            if isinstance(judge, ClassifierReward)
+            else judge.callable
+            if isinstance(judge, CallableReward)
+            else "columns"
         )
         other = " (took no part in filtering)" if recipe.values[name].judge else ""
         rewards.append(f"{name}: {kind}{other}")
@@ -279,8 +285,14 @@ def _notes(recipe: Recipe, prompts: Sequence[Prompts]) -> list[str]:
 
 def _commands(recipe: Recipe) -> list[str]:
     trains = [f"vcsoup train {value} recipe.yaml" for value in recipe.trained_values()]
-    stages = ["vcsoup score recipe.yaml", "vcsoup filter recipe.yaml", *trains,
-              "vcsoup merge recipe.yaml", "vcsoup evaluate recipe.yaml", "vcsoup report recipe.yaml"]
+    stages = [
+        "vcsoup score recipe.yaml",
+        "vcsoup filter recipe.yaml",
+        *trains,
+        "vcsoup merge recipe.yaml",
+        "vcsoup evaluate recipe.yaml",
+        "vcsoup report recipe.yaml",
+    ]
     return ["vcsoup run recipe.yaml   # or, stage by stage:", *stages]
 
 
@@ -316,7 +328,9 @@ def _table(summary: Summary) -> str:
         ]
         table.add_row(soup_label(row), *cells, ", ".join(mark for mark in marks if mark))
     out = io.StringIO()
-    Console(file=out, width=60 + 30 * len(summary.values), highlight=False, markup=False).print(table)
+    Console(file=out, width=60 + 30 * len(summary.values), highlight=False, markup=False).print(
+        table
+    )
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 

@@ -113,8 +113,10 @@ def summarise(evaluated: Sequence[Evaluated], *, resamples: int, confidence: flo
     low, high = fronts.bounds(every)
     reference = fronts.reference_point(every)
     reference_scaled = fronts.reference_point(fronts.normalise(every, low, high))
-    by_value = [dict(zip(values, map(float, numbers), strict=True))
-                for numbers in (low, high, reference, reference_scaled)]
+    by_value = [
+        dict(zip(values, map(float, numbers), strict=True))
+        for numbers in (low, high, reference, reference_scaled)
+    ]
     scale = Scale(*by_value)
     rows = _rows(groups, shared, scale, resamples, confidence)
     methods = list(dict.fromkeys(row.method for row in rows if row.method is not None))
@@ -134,8 +136,11 @@ def summarise(evaluated: Sequence[Evaluated], *, resamples: int, confidence: flo
             for method in methods
             for edge in find_edges(
                 method,
-                [(row.weights or {}, {value: row.cells[value].mean for value in values})
-                 for row in rows if row.method == method],
+                [
+                    (row.weights or {}, {value: row.cells[value].mean for value in values})
+                    for row in rows
+                    if row.method == method
+                ],
                 shared.axes,
             )
         ),
@@ -166,8 +171,10 @@ def _rows(
 ) -> list[Row]:
     """One row per group of evaluations of the same soup."""
     low, high = ([side[value] for value in shared.values] for side in (scale.low, scale.high))
-    intervals = [[_interval(group, value, resamples, confidence) for value in shared.values]
-                 for group in groups]
+    intervals = [
+        [_interval(group, value, resamples, confidence) for value in shared.values]
+        for group in groups
+    ]
     points = np.array([[mean for mean, _, _ in row] for row in intervals])
     scaled = fronts.normalise(points, low, high)
     front, own_front = fronts.nondominated(points), np.zeros(len(groups), dtype=bool)
@@ -229,9 +236,7 @@ def _method(
     )
 
 
-def _ordered(
-    weights: Mapping[str, float] | None, axes: Sequence[str]
-) -> dict[str, float] | None:
+def _ordered(weights: Mapping[str, float] | None, axes: Sequence[str]) -> dict[str, float] | None:
     return None if weights is None else {axis: float(weights[axis]) for axis in axes}
 
 

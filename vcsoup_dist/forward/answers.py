@@ -56,9 +56,16 @@ class AnswerLogps(torch.nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         config = model.config
-        for key in ("final_logit_softcapping", "logits_scaling", "logit_scale", "output_multiplier"):
+        for key in (
+            "final_logit_softcapping",
+            "logits_scaling",
+            "logit_scale",
+            "output_multiplier",
+        ):
             if getattr(config, key, None) not in (None, 1, 1.0):
-                raise UserError(f"{type(model).__name__}: `{key}` in its config is not supported yet")
+                raise UserError(
+                    f"{type(model).__name__}: `{key}` in its config is not supported yet"
+                )
         head = model.get_output_embeddings()
         if not isinstance(head, torch.nn.Linear):
             raise UserError(f"{type(model).__name__}: its output head is no linear layer")

@@ -62,9 +62,7 @@ class _TokenLogps(torch.autograd.Function):
         )
 
 
-def _logits(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
+def _logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return torch.nn.functional.linear(hidden, weight, bias).float()
 
 
@@ -72,7 +70,7 @@ def token_logps(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
 ) -> torch.Tensor:
     """fp32 log-probs [T] of `targets` [T] under softmax(hidden [T, H] @ weight [V, H]^T + bias)."""
-    result = _TokenLogps.apply(hidden, weight, bias, targets)
+    result = _TokenLogps.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
     assert isinstance(result, torch.Tensor)
     return result
 

@@ -70,7 +70,7 @@ def _local_ray(settings: dict[str, object]) -> Iterator[None]:
             _temp_dir=folder,
             _system_config={"enable_worker_prestart": False},
         )
-        with _agents_die_with_us():
+        with _end_with_us(folder):
             yield
     finally:
         ray.shutdown()
@@ -78,8 +78,8 @@ def _local_ray(settings: dict[str, object]) -> Iterator[None]:
 
 
 @contextmanager
-def _agents_die_with_us() -> Iterator[None]:
-    """Kill Ray's agents when this process is killed.
+def _end_with_us(folder: str) -> Iterator[None]:
+    """Kill Ray's agents and remove its `folder` when this process is killed.
 
     Ray has the kernel kill its server and raylet with their driver, but the raylet's two agents
     then try for a minute to report that death to the dead server (ray 2.60). A shell that waits
@@ -92,9 +92,9 @@ def _agents_die_with_us() -> Iterator[None]:
         if _name(raylet) == "raylet"
         for agent in _children(raylet)
     ]
-    script = 'read line; [ -n "$line" ] || kill -9 "$@" 2>/dev/null'
+    script = 'read line; [ -n "$line" ] && exit; kill -9 "$@"; sleep 1; rm -rf "$0"'
     shell = subprocess.Popen(
-        ["/bin/sh", "-c", script, "sh", *agents],
+        ["/bin/sh", "-c", script, folder, *agents],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

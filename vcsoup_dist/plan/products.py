@@ -115,7 +115,10 @@ class _Planner:
                     "version": __version__,
                     "recipe": recipe.model_dump(
                         mode="json",
-                        include={"name": True, "evaluation": {"bootstrap", "confidence", "samples"}},
+                        include={
+                            "name": True,
+                            "evaluation": {"bootstrap", "confidence", "samples"},
+                        },
                     ),
                 },
                 inputs=(*evaluations, *self.filtered.values(), *policies, *self.pairs.values()),
@@ -152,7 +155,9 @@ class _Planner:
 
     def _columns(self) -> list[str]:
         rewards = [value.reward for value in self.recipe.values.values()]
-        named = {name for each in rewards if isinstance(each, ColumnsReward) for name in each.columns}
+        named = {
+            name for each in rewards if isinstance(each, ColumnsReward) for name in each.columns
+        }
         return sorted(named)
 
     def _score(self, dataset: str, value: str) -> Product:
@@ -261,14 +266,15 @@ class _Planner:
         self, method: str, seed: int, weights: tuple[float, ...], policies: list[Product]
     ) -> Product:
         axes = self.recipe.trained_values()
+        named = dict(zip(axes, weights, strict=True))
         made_from = {
             "format": FORMATS["merge"],
-            "weights": dict(zip(axes, weights, strict=True)),
+            "weights": named,
             "shard_size": self.recipe.soup.shard_size,
         }
         return self._add(
             Product(
-                f"soups/{method}/seed-{seed}/{soup_name(made_from['weights'])}",
+                f"soups/{method}/seed-{seed}/{soup_name(named)}",
                 "merge",
                 made_from,
                 inputs=tuple(policies),
@@ -290,7 +296,14 @@ class _Planner:
                 sources[f"judge/{value}"] = source
         settings = recipe.evaluation.model_dump(
             mode="json",
-            exclude={"actors", "cpus_per_actor", "gpus_per_actor", "bootstrap", "confidence", "samples"},
+            exclude={
+                "actors",
+                "cpus_per_actor",
+                "gpus_per_actor",
+                "bootstrap",
+                "confidence",
+                "samples",
+            },
         )
         made_from = {
             "format": FORMATS["evaluate"],

@@ -26,7 +26,10 @@ DOORS = {
 
 
 def make_missing(
-    recipe: Recipe, workspace: Workspace, plan: Sequence[Product], stages: Sequence[str] = STAGES,
+    recipe: Recipe,
+    workspace: Workspace,
+    plan: Sequence[Product],
+    stages: Sequence[str] = STAGES,
     only: Callable[[Product], bool] = lambda product: True,
 ) -> int:
     """Make the missing products of `stages`, stage by stage; returns how many were made.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +65,8 @@ def score_pairs(pairs: Sequence[Pair], reward: Reward) -> ScoreShard:
     """Score chosen and rejected of all pairs in one call, so that they share batches."""
     texts = [(pair.prompt, pair.chosen) for pair in pairs]
     texts += [(pair.prompt, pair.rejected) for pair in pairs]
-    names = [f"the {which} of pair {p.id}" for which in ("chosen", "rejected") for p in pairs]
+    names = [f"the chosen answer of pair {pair.id}" for pair in pairs]
+    names += [f"the rejected answer of pair {pair.id}" for pair in pairs]
     scored = reward.score(texts, names)
     chosen, rejected = scored.rewards[: len(pairs)], scored.rewards[len(pairs) :]
     ids = [pair.id for pair in pairs]
@@ -131,11 +132,12 @@ def _counting_starts(path: Path, what: str) -> Iterator[None]:
 
 def run_pools(
     pools: Sequence[Pool], scoring: Scoring, advance: Callable[[float], None]
-) -> Generator[Pool]:
+) -> Iterator[Pool]:
     """Score all shards on the connected Ray cluster; yields each pool when it is done.
 
     Pools run side by side as far as the cluster has room for their actors, in the given order.
-    `advance` is told the pairs of every finished shard. Raises the UserError of a shard.
+    `advance` is told the pairs of every finished shard. Raises the UserError of a shard; the other
+    actors then work on until the Ray job ends.
     """
     _check_room(scoring)
     total = ray.cluster_resources()
@@ -147,20 +149,16 @@ def run_pools(
         wanted = {"CPU": scoring.cpus_per_actor, "GPU": scoring.gpus_per_actor}
         return all(actors * each <= total.get(kind, 0) for kind, each in wanted.items())
 
-    try:
-        while waiting or running:
-            while waiting and (not running or has_room(waiting[0])):
-                running.append(_start(waiting.popleft(), scoring))
-            done, _ = ray.wait([ref for pool in running for ref in pool.pending], num_returns=1)
-            pool = next(each for each in running if done[0] in each.pending)
-            pool.take(done[0], advance)
-            if pool.is_done():
-                pool.stop()
-                running.remove(pool)
-                yield pool.pool
-    finally:
-        for pool in running:
+    while waiting or running:
+        while waiting and (not running or has_room(waiting[0])):
+            running.append(_start(waiting.popleft(), scoring))
+        done, _ = ray.wait([ref for pool in running for ref in pool.pending], num_returns=1)
+        pool = next(each for each in running if done[0] in each.pending)
+        pool.take(done[0], advance)
+        if pool.is_done():
             pool.stop()
+            running.remove(pool)
+            yield pool.pool
 
 
 def _actor_count(pool: Pool, scoring: Scoring) -> int:

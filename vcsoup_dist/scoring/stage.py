@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,9 +171,8 @@ def _score_with_actors(recipe: Recipe, rewards: Sequence[_Reward]) -> None:
     with (
         ray_cluster(recipe.launch),
         progress("scoring", pairs, "pairs") as advance,
-        closing(run_pools(pools, recipe.scoring, advance)) as done,
     ):
-        for pool in done:
+        for pool in run_pools(pools, recipe.scoring, advance):
             _finish(recipe, of_pool[pool.name])
 
 

@@ -33,7 +33,9 @@ def _make_together(recipe: Recipe, workspace: Workspace, products: Sequence[Prod
         shutil.rmtree(together, ignore_errors=True)
         together.mkdir()
         sources = dict(zip(names, map(weights_hash, folders), strict=True))
-        size = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
+        size = sum(
+            file.stat().st_size for folder in folders for file in folder.glob("*.safetensors")
+        )
         total = size * (1 + len(soups) / len(folders))
         title = f"soups of {products[0].method}"
         with progress(title, total / 1e6, "MB") as advance:
@@ -57,5 +59,9 @@ def _make_together(recipe: Recipe, workspace: Workspace, products: Sequence[Prod
             (together / name).rename(draft.output)
         log.info(
             "%s: %d soups of %d tensors, %.3f GB read, %.3f GB written",
-            title, len(soups), report.tensors, report.bytes_read / 1e9, report.bytes_written / 1e9,
+            title,
+            len(soups),
+            report.tensors,
+            report.bytes_read / 1e9,
+            report.bytes_written / 1e9,
         )

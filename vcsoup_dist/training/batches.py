@@ -22,9 +22,7 @@ def step_pairs(pairs: int, pairs_per_step: int, seed: int, step: int) -> list[in
     return chosen
 
 
-def micro_batches(
-    costs: Sequence[int], ranks: int, tokens_per_batch: int
-) -> list[list[list[int]]]:
+def micro_batches(costs: Sequence[int], ranks: int, tokens_per_batch: int) -> list[list[list[int]]]:
     """Cut a step into micro-batches: result[rank][m] lists positions in `costs` (tokens per pair).
 
     Costs are balanced over ranks (longest first to the least loaded), each micro-batch stays

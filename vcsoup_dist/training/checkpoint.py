@@ -49,7 +49,7 @@ def resume(engine: Any, folder: Path) -> int:
     if written["ranks"] != dist.get_world_size():
         raise UserError(
             f"{newest} was written by {written['ranks']} ranks and cannot be resumed by "
-            f"{dist.get_world_size()}; set launch.ranks to {written['ranks']}, or remove that folder"
+            f"{dist.get_world_size()}; set launch.ranks to {written['ranks']} or remove that folder"
         )
     path, _ = engine.load_checkpoint(str(folder), tag=newest.name)
     if path is None:

@@ -52,7 +52,7 @@ def fill_deepspeed_config(path: Path, training: Training) -> dict[str, Any]:
         stated = section.setdefault(keys[-1], "auto")
         if stated not in ("auto", value):
             raise UserError(
-                f"{path}: {'.'.join(keys)} is {stated}, the recipe says {value}; write \"auto\""
+                f'{path}: {".".join(keys)} is {stated}, the recipe says {value}; write "auto"'
             )
         section[keys[-1]] = value
     # Steps are cut into micro-batches by token budget, so DeepSpeed must not count them.

@@ -35,7 +35,9 @@ def start_distributed() -> None:
     device = local_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False
+    )
 
 
 def start_engine(job: Job, *, train: bool) -> tuple[Any, Any]:
@@ -72,7 +74,11 @@ def start_engine(job: Job, *, train: bool) -> tuple[Any, Any]:
         stage = config["zero_optimization"]["stage"]
         log.info(
             "attention: %s; ZeRO-%d on %s ranks, %s, %s",
-            attention, stage, os.environ["WORLD_SIZE"], training.dtype, local_device().type,
+            attention,
+            stage,
+            os.environ["WORLD_SIZE"],
+            training.dtype,
+            local_device().type,
         )
     return engine, tokenizer
 

@@ -32,8 +32,8 @@ def export_weights(engine: Any, folder: Path) -> None:
     shards = plan_shards(described, SHARD_SIZE)
     rank, world = dist.get_rank(), dist.get_world_size()
     if rank == 0:  # what a killed export left
-        for file in folder.glob("model*.safetensors"):
-            file.unlink()
+        for leftover in folder.glob("model*.safetensors"):
+            leftover.unlink()
     dist.barrier()
     for number, shard in enumerate(shards):
         mine = number % world == rank

@@ -7,7 +7,6 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +47,20 @@ def train_policy(engine: Any, tokenizer: Any, training: Training, task: PolicyTa
     )
     first = dist.get_rank() == 0
     if not examples:
-        raise UserError(f"{task.name}: no pair fits into training.max_length = {training.max_length}")
+        raise UserError(
+            f"{task.name}: no pair fits into training.max_length = {training.max_length}"
+        )
     steps = count_steps(training, task.unfiltered_pairs, len(examples))
     start = resume(engine, Path(task.scratch))
     if first:
         log.info(
             "%s: %d pairs (%d too long), %d held out, %d steps of %d pairs%s",
-            task.name, len(examples), dropped, len(heldout), steps, training.pairs_per_step,
+            task.name,
+            len(examples),
+            dropped,
+            len(heldout),
+            steps,
+            training.pairs_per_step,
             f", resumed after step {start}" if start else "",
         )
     gap = None if start or not references else check_start(engine, training, task.seed, examples)
@@ -86,7 +92,9 @@ def train_policy(engine: Any, tokenizer: Any, training: Training, task: PolicyTa
         }
         write_atomically(output / "training.json", json.dumps(summary, indent=1) + "\n")
         log.info(
-            "%s: done; loss %.4f%s%s", task.name, values["loss"],
+            "%s: done; loss %.4f%s%s",
+            task.name,
+            values["loss"],
             f", held out {evaluation['heldout_loss']:.4f}" if evaluation else "",
             f"; at the start |policy - reference| was at most {gap:.1e} nats" if gap else "",
         )
@@ -115,22 +123,25 @@ def take_step(
     """
     began = time.monotonic()
     engine.train()
-    batch = [examples[i] for i in step_pairs(len(examples), training.pairs_per_step, task.seed, step)]
+    batch = [
+        examples[i] for i in step_pairs(len(examples), training.pairs_per_step, task.seed, step)
+    ]
     count = (
         sum(each.chosen.answer_length for each in batch)
         if training.objective == "sft"
         else len(batch)
     )
-    plan = micro_batches([_cost(each, training) for each in batch], dist.get_world_size(),
-                         training.tokens_per_batch)
+    plan = micro_batches(
+        [_cost(each, training) for each in batch], dist.get_world_size(), training.tokens_per_batch
+    )
     mine = plan[dist.get_rank()]
     sums = torch.zeros(len(SUMS), dtype=torch.float64)
     for number, indices in enumerate(mine):
         engine.set_gradient_accumulation_boundary(number == len(mine) - 1)
         # An empty micro-batch runs the step's first pair with weight 0.
-        losses, values = pair_losses(engine, training, [batch[i] for i in indices or [0]])
+        losses, part = pair_losses(engine, training, [batch[i] for i in indices or [0]])
         if indices:
-            sums += values
+            sums += part
         # DeepSpeed averages over ranks; this undoes it.
         scale = dist.get_world_size() / count if indices else 0.0
         engine.backward(losses.sum() * scale)
@@ -143,7 +154,9 @@ def take_step(
     values["loss"] = float(sums[0]) / count
     if not math.isfinite(values["loss"]):
         ids = ", ".join(each.id for each in batch)
-        raise UserError(f"{task.name}: the loss of step {step} is {values['loss']}; its pairs: {ids}")
+        raise UserError(
+            f"{task.name}: the loss of step {step} is {values['loss']}; its pairs: {ids}"
+        )
     seconds = time.monotonic() - began
     tokens = sum(_cost(each, training) for each in batch)
     return values | {
@@ -163,7 +176,9 @@ def pair_losses(
         answers = pack_answers([each.chosen for each in batch], device)
         losses = objectives.sft(sum_per_sequence(engine(answers), answers, len(batch)))
         return losses, torch.tensor([losses.detach().sum().item()] + [0.0] * (len(SUMS) - 1))
-    answers = pack_answers([side for each in batch for side in (each.chosen, each.rejected)], device)
+    answers = pack_answers(
+        [side for each in batch for side in (each.chosen, each.rejected)], device
+    )
     logps = sum_per_sequence(engine(answers), answers, 2 * len(batch))
     chosen, rejected = logps[0::2], logps[1::2]
     reference = torch.tensor(
@@ -183,23 +198,23 @@ def pair_losses(
     return losses, sums
 
 
-def check_start(
-    engine: Any, training: Training, seed: int, examples: Sequence[Example]
-) -> float:
+def check_start(engine: Any, training: Training, seed: int, examples: Sequence[Example]) -> float:
     """Largest per-token |policy - reference| over the first step's pairs, in nats.
 
     Raises UserError where it is more than rounding: the reference is then of another model,
     template or data, which the loss alone would hardly show.
     """
     batch = [examples[i] for i in step_pairs(len(examples), training.pairs_per_step, seed, 0)]
-    plan = micro_batches([each.tokens for each in batch], dist.get_world_size(),
-                         training.tokens_per_batch)
+    plan = micro_batches(
+        [each.tokens for each in batch], dist.get_world_size(), training.tokens_per_batch
+    )
     worst = 0.0
     engine.eval()
     for indices in plan[dist.get_rank()]:
         part = [batch[i] for i in indices or [0]]
-        answers = pack_answers([side for each in part for side in (each.chosen, each.rejected)],
-                               local_device())
+        answers = pack_answers(
+            [side for each in part for side in (each.chosen, each.rejected)], local_device()
+        )
         with torch.no_grad():
             policy = engine(answers).cpu()
         sides = [side for each in part for side in (each.reference_chosen, each.reference_rejected)]
@@ -210,8 +225,8 @@ def check_start(
     worst = float(total)
     if not worst <= START_TOLERANCE[training.dtype]:
         raise UserError(
-            f"the policy is not its reference at the start: a token's log-probs differ by {worst:.3g} "
-            "nats; remove the reference/ folder of this run and start again"
+            f"the policy is not its reference at the start: log-probs of a token differ by "
+            f"{worst:.3g} nats; remove the reference/ folder of this run and start again"
         )
     return worst
 
@@ -220,8 +235,11 @@ def evaluate(engine: Any, training: Training, heldout: Sequence[Example]) -> dic
     """Loss, accuracy and margin over the held-out pairs; nothing where there are none."""
     if not heldout:
         return {}
-    plan = micro_batches([_cost(each, training) for each in heldout], dist.get_world_size(),
-                         training.tokens_per_batch)
+    plan = micro_batches(
+        [_cost(each, training) for each in heldout],
+        dist.get_world_size(),
+        training.tokens_per_batch,
+    )
     sums = torch.zeros(len(SUMS), dtype=torch.float64)
     engine.eval()
     for indices in plan[dist.get_rank()]:

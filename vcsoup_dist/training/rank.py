@@ -41,9 +41,10 @@ def run(job_file: Path) -> None:
     from vcsoup_dist.workspace import hold_while_working
 
     job = Job.read(job_file)
-    tasks = [*job.references, *([job.policy] if job.policy else [])]
-    for task in tasks:
-        hold_while_working(Path(task.workers_lock))
+    locks = [task.workers_lock for task in job.references]
+    locks += [job.policy.workers_lock] if job.policy else []
+    for lock in locks:
+        hold_while_working(Path(lock))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     # Bits must not depend on which kernel was picked by timing.
     torch.use_deterministic_algorithms(not torch.cuda.is_available())

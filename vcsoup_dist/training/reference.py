@@ -21,10 +21,10 @@ from vcsoup_dist.forward.answers import pack_answers
 from vcsoup_dist.forward.packing import budget_batches
 from vcsoup_dist.forward.template import Encoded
 from vcsoup_dist.progress import progress
+from vcsoup_dist.recipe import Training
 from vcsoup_dist.training.engine import local_device
 from vcsoup_dist.training.examples import encode_row
 from vcsoup_dist.training.jobs import ReferenceTask
-from vcsoup_dist.recipe import Training
 
 SCHEMA = pa.schema(
     [("id", pa.string()), ("chosen", pa.list_(pa.float32())), ("rejected", pa.list_(pa.float32()))]
@@ -34,7 +34,9 @@ SCHEMA = pa.schema(
 def compute_reference(engine: Any, tokenizer: Any, training: Training, task: ReferenceTask) -> None:
     """Make one dataset's files. Called by all ranks together."""
     output = Path(task.output)
-    files = sorted(Path(task.pairs).glob("train-*.parquet")) + [Path(task.pairs) / "heldout.parquet"]
+    files = sorted(Path(task.pairs).glob("train-*.parquet")) + [
+        Path(task.pairs) / "heldout.parquet"
+    ]
     rows = sum(pq.read_metadata(file).num_rows for file in files)
     engine.eval()
     with progress(f"reference {output.parent.name}", rows, "pairs") as advance:
@@ -56,7 +58,11 @@ def _reference_of(engine: Any, tokenizer: Any, training: Training, file: Path) -
     sequences: list[Encoded] = [each for pair in pairs if pair for each in pair]
     batches = budget_batches([len(each.ids) for each in sequences], training.tokens_per_batch)
     logps = _sequence_logps(engine, sequences, batches)
-    columns: dict[str, list[Any]] = {"id": [row["id"] for row in rows], "chosen": [], "rejected": []}
+    columns: dict[str, list[Any]] = {
+        "id": [row["id"] for row in rows],
+        "chosen": [],
+        "rejected": [],
+    }
     position = 0
     for pair in pairs:
         columns["chosen"].append(logps[position] if pair else None)
