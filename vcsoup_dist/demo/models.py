@@ -22,9 +22,9 @@ from vcsoup_dist.demo.pairs import draw_pairs
 from vcsoup_dist.demo.tokenizer import MAX_LENGTH
 from vcsoup_dist.forward.template import Encoded, encode_answer, encode_prompt
 
-THREADS = 2  # part of what fixes the bits
+THREADS = 1  # fixes the bits; two threads on shared cores are several times slower than one
 POLICY_BATCH = 24  # dialogues per step
-REWARD_BATCH = 32  # pairs per step
+REWARD_BATCH = 16  # pairs per step
 SORTED_BATCHES = 16  # batches cut from one length-sorted chunk
 POLICY_RATE, REWARD_RATE = 3e-3, 5e-4  # peak learning rates
 WARM_UP = 0.05  # of the steps

@@ -20,8 +20,8 @@ from vcsoup_dist.files import sync_tree, write_atomically
 
 VERSION = 1  # raised when anything below would come out differently
 SEED = 0
-TRAIN_PAIRS, TEST_PAIRS = 1200, 150
-POLICY_STEPS, REWARD_STEPS = 350, 120
+TRAIN_PAIRS, TEST_PAIRS = 800, 120
+POLICY_STEPS, REWARD_STEPS = 300, 60
 TRAINED_REWARDS = ("complete", "safe")
 
 

@@ -43,8 +43,9 @@ def ray_cluster(launch: Launch) -> Iterator[None]:
         ray.init(**settings)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"launch.ray_address: no Ray cluster answers at {address}: "
-            f"{' '.join(str(error).split())[:300]}"
+            f"launch.ray_address: no Ray cluster lets us in at {address}; is it running, with the "
+            "same RAY_AUTH_MODE (`token` is the default of `ray start`, and not of programs)? "
+            f"({' '.join(str(error).split())[:300]})"
         ) from error
     try:
         yield
