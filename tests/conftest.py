@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 
 import pytest
+
+# Tests run two ranks, also where there is one GPU.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 WORDS = [
     *("the", "a", "cat", "dog", "house", "tree", "river", "runs", "sees", "likes"),

@@ -228,9 +228,7 @@ def test_a_folder_is_read_by_datasets_with_its_splits(tmp_path: Path, monkeypatc
         row = {"prompt": "x", "chosen": answer, "rejected": "b"}
         (tmp_path / "part").mkdir(exist_ok=True)
         (tmp_path / "part" / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
-    ((number, pair),) = read_pairs(
-        Located(str(tmp_path), None, None), subset="part", split="test"
-    )
+    ((number, pair),) = read_pairs(Located(str(tmp_path), None, None), subset="part", split="test")
     assert number == 1 and isinstance(pair, Pair) and pair.chosen == "c"
     with pytest.raises(UserError, match="split nosuch"):
         list(read_pairs(Located(str(tmp_path), None, None), subset="part", split="nosuch"))

@@ -63,6 +63,10 @@ MISTAKES = {
         changed("soup", "weights", to=[[0.2, 0.3, 0.5]]),
         r"soup.weights\[0\] has 3 numbers for 2",
     ),
+    "the same weights twice": (
+        changed("soup", "weights", to=[[0.5, 0.5], [0.5, 0.5]]),
+        "soup.weights lists the same weights twice",
+    ),
     "weights off the simplex": (changed("soup", "weights", to=[[0.6, 0.6]]), "sum to 1"),
     "columns cannot judge": (
         changed("values", "helpful", "reward", to={"columns": ["a", "b"]}),

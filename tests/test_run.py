@@ -168,7 +168,7 @@ def test_run_again_there_is_nothing_to_do(undisturbed):
 KILLED_AT = {
     "scoring": "work/scores/long/polite/output/*",
     "training": "work/policies/vc_soup/long/seed-0/scratch/step-*/COMPLETE",
-    "evaluation": "work/evaluation/vc_soup/seed-0/*/output",
+    "evaluation": "work/evaluation/*/*/*/output/answers.parquet",
 }
 
 
@@ -181,12 +181,20 @@ def test_killed_in_three_stages_it_ends_with_the_same_bytes(folder, undisturbed)
             time.sleep(0.1)
         assert run.processes() == []
         # Nothing half-made passes for a product.
+        theirs = undisturbed.products()
         for record in run.root.rglob("product.json"):
-            if not str(record.relative_to(run.root)).startswith("work"):
-                assert json.loads(record.read_text())["fingerprint"]
+            product = str(record.parent.relative_to(run.root))
+            if not product.startswith("work"):
+                whole = {name for name in theirs if name.startswith(f"{product}/")}
+                assert {name for name in run.products() if name.startswith(f"{product}/")} == whole
         assert not (run.root / "report").exists()
-    run.finish()
-    ours, theirs = run.products(), undisturbed.products()
+    answered = next(run.root.glob(KILLED_AT["evaluation"]))
+    written = answered.stat().st_mtime_ns
+    log = run.finish()
+    assert "resumed after step" in log
+    final = run.root / answered.relative_to(run.root / "work").parent.parent / answered.name
+    assert final.stat().st_mtime_ns == written
+    ours = run.products()
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if ours[name] != theirs[name]] == []
 

@@ -135,7 +135,7 @@ def pool_of(folder: Path, function: str) -> Pool:
     ("function", "message"),
     [
         ("deadly", "scores/a/b, shard-00000.parquet: the scoring actor died 3 times"),
-        ("not_a_number", "rewards.py:not_a_number: .* the chosen answer of pair 0000000000000000 is nan"),
+        ("not_a_number", "not_a_number: .* the chosen answer of pair 0000000000000000 is nan"),
         ("nosuch", "has no function `nosuch`"),
     ],
 )
@@ -143,7 +143,7 @@ def test_what_no_restart_mends_stops_the_run_with_its_line(tmp_path, cluster, fu
     pool = pool_of(tmp_path, function)
     for _ in range(2):  # the second run counts its deaths anew, and says the same
         with pytest.raises(UserError, match=message):
-            list(run_pools([pool], Scoring(), lambda pairs: None))
+            list(run_pools([pool], Scoring(cpus_per_actor=0.1), lambda pairs: None))
         assert not pool.tasks[0].scores.exists()
 
 
@@ -162,6 +162,12 @@ def test_several_pools_run_although_the_machine_has_room_for_none_beside_another
 def test_an_actor_that_fits_on_no_machine_is_refused(tmp_path, cluster):
     with pytest.raises(UserError, match="no machine of the Ray cluster has 1000 CPUs"):
         list(run_pools([pool_of(tmp_path, "words")], Scoring(cpus_per_actor=1000), print))
+
+
+def test_an_address_where_no_cluster_listens_is_refused_at_once():
+    message = "no Ray cluster lets us in at 127.0.0.1:1"
+    with pytest.raises(UserError, match=message), ray_cluster(Launch(ray_address="127.0.0.1:1")):
+        raise AssertionError("connected to nothing")
 
 
 DRIVER = """

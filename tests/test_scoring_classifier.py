@@ -15,7 +15,7 @@ from tokenizers import processors
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import ClassifierReward
-from vcsoup_dist.scoring.classifier import padded_batches
+from vcsoup_dist.scoring.classifier import Classifier, padded_batches
 from vcsoup_dist.scoring.rewards import load_reward
 
 SIZES = {
@@ -115,6 +115,21 @@ def test_scores_equal_single_forwards_for_any_batches(tmp_path: Path, name: str,
         np.testing.assert_allclose(scorer.score(texts).rewards, expected[:, 1], atol=1e-5)
         alone = np.concatenate([scorer.score([text]).rewards for text in texts[:3]])
         np.testing.assert_allclose(alone, expected[:3, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_model_whose_texts_leak_into_each_other_is_run_one_by_one(llama, monkeypatch, dtype):
+    texts = draw_texts(3)
+    expected = one_by_one(llama, "chat_template", texts)[:, 0]
+    for way in ("_packed", "_padded_last_token"):
+        right = getattr(Classifier, way)
+        monkeypatch.setattr(
+            Classifier, way, lambda self, batch, right=right: right(self, batch) + (len(batch) > 1)
+        )
+    scorer = load(llama, dtype=dtype)
+    assert "one text at a time" in scorer.description
+    tolerance = {"fp32": 1e-5, "bf16": 0.1}[dtype]
+    np.testing.assert_allclose(scorer.score(texts).rewards, expected, atol=tolerance)
 
 
 @pytest.fixture(scope="module")

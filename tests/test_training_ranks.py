@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -179,7 +180,7 @@ def test_another_world_size_takes_the_same_curve(world):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5), name
 
 
-def test_killed_in_mid_training_it_resumes_to_the_same_bytes_and_no_rank_survives(world):
+def test_killed_in_mid_training_it_resumes_to_the_same_bytes_and_no_rank_survives(world, capfd):
     job = world.policy_job("killed", steps=40)
     undisturbed = world.policy_job("undisturbed", steps=40)
     world.run(undisturbed)
@@ -201,8 +202,11 @@ def test_killed_in_mid_training_it_resumes_to_the_same_bytes_and_no_rank_survive
         time.sleep(0.05)
     assert not _processes_with(str(job))
 
+    capfd.readouterr()
     world.run(job)
 
+    resumed = re.search(r"resumed after step (\d+)", capfd.readouterr().err)
+    assert resumed and 0 < int(resumed.group(1)) < 40
     for name, tensor in world.weights("undisturbed").items():
         assert torch.equal(world.weights("killed")[name], tensor), name
     losses = [[each["loss"] for each in world.metrics(name)] for name in ("undisturbed", "killed")]

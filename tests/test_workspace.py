@@ -93,9 +93,12 @@ def _holder(root: Path, kind: str) -> subprocess.Popen[bytes]:
 def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
     workspace = Workspace.open(tmp_path / "run", RECIPE)
     holder = _holder(workspace.root, "writer")
-    with pytest.raises(
-        UserError, match=f"base is being made by another process .pid {holder.pid} on"
-    ), workspace.making(BASE):
+    with (
+        pytest.raises(
+            UserError, match=f"base is being made by another process .pid {holder.pid} on"
+        ),
+        workspace.making(BASE),
+    ):
         raise AssertionError("two writers")
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
@@ -149,7 +152,7 @@ def test_hashes_follow_content_and_are_remembered(tmp_path):
     copy = tmp_path / "copy"
     copy.mkdir()
     (copy / "model.bin").write_bytes(b"one")
-    assert Hashes(None).of(copy) == {"model.bin": first}
+    assert Hashes(Path("no-cache")).of(copy) == {"model.bin": first}
 
 
 def test_a_model_in_the_hub_cache_is_found_by_its_commit_without_a_network(tmp_path, monkeypatch):
@@ -160,12 +163,14 @@ def test_a_model_in_the_hub_cache_is_found_by_its_commit_without_a_network(tmp_p
     refs = tmp_path / "models--some--model" / "refs"
     refs.mkdir(parents=True)
     (refs / "main").write_text("0123abcd")
-    located = locate("some/model", None, None, "model", "model", Hashes(None))
+    located = locate("some/model", None, None, "model", "model", Hashes(Path("no-cache")))
     assert (located.source, located.revision) == ("some/model", "0123abcd")
     with pytest.raises(UserError, match="values.a.reward: `some/other` is no local path"):
-        locate("some/other", None, None, "model", "values.a.reward", Hashes(None))
+        locate("some/other", None, None, "model", "values.a.reward", Hashes(Path("no-cache")))
 
 
 def test_a_file_that_is_not_there_is_named_by_its_key():
     with pytest.raises(UserError, match="values.a.data.path: no such file or folder: data/a.jsonl"):
-        locate("data/a.jsonl", None, None, "dataset", "values.a.data.path", Hashes(None))
+        locate(
+            "data/a.jsonl", None, None, "dataset", "values.a.data.path", Hashes(Path("no-cache"))
+        )

@@ -209,8 +209,11 @@ def _plan(
     recipe = load_recipe(recipe_file)
     root = run_dir or Path("runs") / recipe.name
     workspace = Workspace.open(root, recipe) if make else Workspace.look(root, recipe)
-    hashes = Hashes(root / "hashes.json" if root.exists() else None)
-    return recipe, workspace, make_plan(recipe, hashes)
+    hashes = Hashes(root / "hashes.json")
+    plan = make_plan(recipe, hashes)
+    if make:
+        hashes.save()
+    return recipe, workspace, plan
 
 
 def _make(

@@ -31,10 +31,10 @@ class Located:
 class Hashes:
     """xxh3 hashes of files, remembered in `cache` by path, size, inode and modification time."""
 
-    def __init__(self, cache: Path | None) -> None:
+    def __init__(self, cache: Path) -> None:
         self.cache = cache
         self.known: dict[str, str] = {}
-        if cache is not None and cache.exists():
+        if cache.exists():
             self.known = json.loads(cache.read_text())
 
     def of_file(self, path: Path) -> list[Any]:
@@ -62,8 +62,6 @@ class Hashes:
 
     def save(self) -> None:
         """Keep what is known for the next command."""
-        if self.cache is None:
-            return
         text = json.dumps(self.known, sort_keys=True, indent=0)
         if not self.cache.exists() or self.cache.read_text() != text:
             write_atomically(self.cache, text)

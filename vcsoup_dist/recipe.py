@@ -103,7 +103,8 @@ class CallableReward(_AnyReward):
     """A Python function (prompt messages, response text) -> float."""
 
     callable: str = Field(pattern=r"^[\w./-]+:[A-Za-z_]\w*$")
-    """`package.module:function`, or `file.py:function` relative to the recipe."""
+    """`package.module:function`, or `file.py:function` relative to the recipe. A change of that
+    file or of a Python file beside it makes the scores anew; what lies elsewhere is not watched."""
 
 
 class ColumnsReward(_AnyReward):
@@ -310,7 +311,7 @@ class Keep(Section):
     """What `vcsoup clean` leaves in place."""
 
     checkpoints: bool = False
-    """DeepSpeed checkpoints of finished policies."""
+    """DeepSpeed checkpoints of finished policies; otherwise they go as soon as one is finished."""
     reference: bool = True
     """Reference log-probs, once all policies are trained."""
     soups: bool = True
@@ -404,6 +405,9 @@ class Recipe(Section):
 
     def _check_soup(self) -> None:
         axes = len(self.trained_values())
+        rounded = [tuple(round(w, 6) for w in row) for row in self.soup.weights or []]
+        if len(set(rounded)) != len(rounded):
+            raise ValueError("soup.weights lists the same weights twice")
         for i, row in enumerate(self.soup.weights or []):
             if len(row) != axes:
                 raise ValueError(f"soup.weights[{i}] has {len(row)} numbers for {axes} policies")

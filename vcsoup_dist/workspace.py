@@ -15,6 +15,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
@@ -32,6 +33,8 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import sync, sync_tree, write_atomically
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import Recipe
+
+log = logging.getLogger("vcsoup")
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -91,7 +94,7 @@ class Workspace:
     """A run directory."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = root.absolute()  # actors of a running cluster have another working directory
 
     @classmethod
     def open(cls, root: Path, recipe: Recipe) -> Workspace:
@@ -119,7 +122,9 @@ class Workspace:
                         f"{root}: this run directory belongs to the recipe `{name}`, not to "
                         f"`{recipe.name}`; choose another with --run-dir"
                     )
-            elif root.exists() and any(root.iterdir()):
+            elif root.exists() and any(
+                not each.name.startswith(".recipe.yaml") for each in root.iterdir()
+            ):
                 raise UserError(
                     f"{root}: not empty and no run directory; choose another with --run-dir"
                 )
@@ -156,13 +161,14 @@ class Workspace:
         return self.folder(product)
 
     @contextmanager
-    def making(self, product: Product) -> Iterator[Draft]:
+    def making(self, product: Product, wait: bool = False) -> Iterator[Draft]:
         """Hold the product's lock, give its draft, and publish it when the block ends well.
 
         What a killed run left in the draft is kept where its fingerprint is the same, and removed
-        where it is not.
+        where it is not. Another writer is waited for, or refused with a UserError; whoever waits
+        looks again whether the product is made.
         """
-        with self._alone(product) as workers_lock:
+        with self._alone(product, wait) as workers_lock:
             work = self.root / "work" / product.name
             marker = work / "fingerprint"
             if not marker.exists() or marker.read_text() != product.fingerprint:
@@ -184,8 +190,23 @@ class Workspace:
                     "mend it and run the same command again"
                 ) from error
 
+    def is_being_made(self, name: str) -> bool:
+        """Whether a writer, or a worker of one, holds the product of that name."""
+        for kind in ("writer", "workers"):
+            path = self.root / "locks" / f"{name.replace('/', '.')}.{kind}"
+            if path.exists():
+                with open(path, "a") as lock:
+                    try:
+                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        return True
+        return False
+
     def _publish(self, draft: Draft) -> None:
         product = draft.product
+        if self.is_made(product):  # by another process, before this one got the lock
+            shutil.rmtree(draft.output)
+            return
         record = {
             "name": product.name,
             "stage": product.stage,
@@ -208,7 +229,7 @@ class Workspace:
             shutil.rmtree(draft.scratch.parent)
 
     @contextmanager
-    def _alone(self, product: Product) -> Iterator[Path]:
+    def _alone(self, product: Product, wait: bool) -> Iterator[Path]:
         """One writer: an exclusive lock, after the workers of a killed writer are gone."""
         locks = self.root / "locks"
         locks.mkdir(exist_ok=True)
@@ -219,9 +240,11 @@ class Workspace:
                 fcntl.flock(writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 writer.seek(0)
-                raise UserError(
-                    f"{product.name} is being made by another process ({writer.read().strip()})"
-                ) from error
+                busy = f"{product.name} is being made by another process ({writer.read().strip()})"
+                if not wait:
+                    raise UserError(busy) from error
+                log.info("waiting: %s", busy)
+                fcntl.flock(writer, fcntl.LOCK_EX)
             writer.truncate(0)
             writer.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
             writer.flush()

@@ -1,4 +1,4 @@
-"""The demo world's models, trained in a minute on two CPU cores: the base policy and two rewards."""
+"""The demo world's models, trained on one CPU core: the base policy and two rewards."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def fit(
     for step, batch in enumerate(batches, start=1):
         loss = loss_of(batch)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

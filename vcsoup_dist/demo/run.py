@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -25,6 +26,8 @@ def run_demo(folder: Path) -> None:
     from vcsoup_dist.workspace import Workspace
 
     began = time.monotonic()
+    # Two ranks and two actors on the CPU, so that the demo is the same on every machine.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     folder.mkdir(parents=True, exist_ok=True)
     make_world(folder / "world", log.info)
     recipe_file = folder / "recipe.yaml"
@@ -32,7 +35,9 @@ def run_demo(folder: Path) -> None:
         shutil.copy(RECIPE, recipe_file)
     recipe = load_recipe(recipe_file)
     workspace = Workspace.open(folder / "run", recipe)
-    plan = make_plan(recipe, Hashes(workspace.root / "hashes.json"))
+    hashes = Hashes(workspace.root / "hashes.json")
+    plan = make_plan(recipe, hashes)
+    hashes.save()
     if not make_missing(recipe, workspace, plan):
         log.info("nothing to do: %s is up to date", workspace.root)
     show_result(workspace)

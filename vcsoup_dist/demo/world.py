@@ -1,13 +1,14 @@
 """Making the demo world on disk: preference data, theta_0, and two reward models.
 
-    data/<value>_train.jsonl, data/<value>_test.jsonl
-    base/                                theta_0
-    reward-complete/, reward-safe/       sequence classifiers; `short` is a callable
-    world.json                           written last: the version of what is here
+data/<value>_train.jsonl, data/<value>_test.jsonl
+base/                                theta_0
+reward-complete/, reward-safe/       sequence classifiers; `short` is a callable
+world.json                           written last: the version of what is here
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import random
 import shutil
@@ -20,8 +21,8 @@ from vcsoup_dist.files import sync_tree, write_atomically
 
 VERSION = 1  # raised when anything below would come out differently
 SEED = 0
-TRAIN_PAIRS, TEST_PAIRS = 800, 120
-POLICY_STEPS, REWARD_STEPS = 300, 60
+TRAIN_PAIRS, TEST_PAIRS = 600, 120
+POLICY_STEPS, REWARD_STEPS = 300, 50
 TRAINED_REWARDS = ("complete", "safe")
 
 
@@ -35,7 +36,23 @@ def make_world(folder: Path, on_progress: Callable[[str], None]) -> None:
     content = json.dumps({"version": VERSION, "seed": SEED}) + "\n"
     if marker.exists() and marker.read_text() == content:
         return
-    (folder / "data").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a second call waits here, and then finds the marker
+        if not (marker.exists() and marker.read_text() == content):
+            _make(folder, content, on_progress)
+            write_atomically(marker, content)
+
+
+def _make(folder: Path, content: str, on_progress: Callable[[str], None]) -> None:
+    begun = folder / ".begun.json"
+    if not (begun.exists() and begun.read_text() == content):
+        # Parts of another version: none of them may stand beside those of this one.
+        (folder / "world.json").unlink(missing_ok=True)
+        for part in ("data", "base", *(f"reward-{value}" for value in TRAINED_REWARDS)):
+            shutil.rmtree(folder / part, ignore_errors=True)
+        write_atomically(begun, content)
+    (folder / "data").mkdir(exist_ok=True)
     for value in VALUES:
         for name, count in (("train", TRAIN_PAIRS), ("test", TEST_PAIRS)):
             rng = random.Random(f"{SEED}/{value}/{name}")
@@ -43,7 +60,6 @@ def make_world(folder: Path, on_progress: Callable[[str], None]) -> None:
             write_pairs(pairs, value, folder / "data" / f"{value}_{name}.jsonl")
     on_progress(f"world: {len(VALUES)} values, {TRAIN_PAIRS} pairs each")
     _make_models(folder, on_progress)
-    write_atomically(marker, content)
 
 
 def _make_models(folder: Path, on_progress: Callable[[str], None]) -> None:
@@ -65,7 +81,8 @@ def _make_models(folder: Path, on_progress: Callable[[str], None]) -> None:
         target = folder / f"reward-{value}"
         if not target.exists():
             title = titled(f"reward of {value}")
-            _save(train_reward(value, policy, tokenizer, REWARD_STEPS, SEED, title), tokenizer, target)
+            reward = train_reward(value, policy, tokenizer, REWARD_STEPS, SEED, title)
+            _save(reward, tokenizer, target)
 
 
 def _save(model: Any, tokenizer: Any, target: Path) -> None:

@@ -19,6 +19,7 @@ from vcsoup_dist.evaluation.prompts import Prompt
 from vcsoup_dist.files import write_atomically
 from vcsoup_dist.identity import Located
 from vcsoup_dist.launch.death import die_with_parent
+from vcsoup_dist.launch.ray_cluster import check_room
 from vcsoup_dist.recipe import CallableReward, ClassifierReward, Evaluation
 from vcsoup_dist.scoring.rewards import Reward, load_reward
 from vcsoup_dist.workspace import hold_while_working
@@ -62,6 +63,9 @@ class EvaluationActor:
         self.tokens_per_batch = tokens_per_batch
         self.device = "cuda" if gpu else "cpu"
         self.rewards: dict[str, Reward] = {}
+
+    def ready(self) -> None:
+        """Answers as soon as Ray has found room for this actor."""
 
     def evaluate(self, task: EvaluationTask, prompts: Sequence[Prompt]) -> int:
         """Write the answers and their rewards; returns the number of answers."""
@@ -114,7 +118,11 @@ def evaluate_all(
     tokens_per_batch: int,
     advance: Callable[[float], None],
 ) -> None:
-    """Evaluate every task on the connected Ray cluster, the next one wherever an actor is free."""
+    """Evaluate every task on the connected Ray cluster, the next one wherever an actor is free.
+
+    Actors for which there is no room get no task and keep nobody waiting.
+    """
+    check_room("evaluation", settings.cpus_per_actor, settings.gpus_per_actor)
     kind = ray.remote(max_restarts=-1, max_task_retries=RETRIES)(EvaluationActor).options(
         num_cpus=settings.cpus_per_actor, num_gpus=settings.gpus_per_actor
     )
@@ -124,15 +132,18 @@ def evaluate_all(
         for _ in range(min(settings.actors, len(tasks)))
     ]
     waiting = deque(tasks)
-    pending: dict[Any, tuple[Any, EvaluationTask]] = {}
+    unfinished = len(tasks)
+    pending: dict[Any, tuple[Any, EvaluationTask | None]] = {
+        actor.ready.remote(): (actor, None) for actor in actors
+    }
     try:
-        for actor in actors:
-            task = waiting.popleft()
-            pending[actor.evaluate.remote(task, list(prompts))] = (actor, task)
-        while pending:
+        while unfinished:
             done, _ = ray.wait(list(pending), num_returns=1)
             actor, task = pending.pop(done[0])
-            advance(_result(done[0], task))
+            answers = _result(done[0], task.name if task else "evaluation")
+            if task is not None:
+                advance(answers)
+                unfinished -= 1
             if waiting:
                 task = waiting.popleft()
                 pending[actor.evaluate.remote(task, list(prompts))] = (actor, task)
@@ -141,15 +152,15 @@ def evaluate_all(
             ray.kill(actor, no_restart=True)
 
 
-def _result(reference: Any, task: EvaluationTask) -> int:
+def _result(reference: Any, name: str) -> int:
     try:
-        return int(ray.get(reference))
+        return int(ray.get(reference) or 0)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None
         raise
     except ray.exceptions.RayActorError as error:
         raise UserError(
-            f"{task.name}: its actor died {RETRIES + 1} times; out of memory? lower "
+            f"{name}: its actor died {RETRIES + 1} times; out of memory? lower "
             f"evaluation.batch, or give it more ({' '.join(str(error).split())[:300]})"
         ) from error

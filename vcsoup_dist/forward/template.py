@@ -10,6 +10,10 @@ from vcsoup_dist.errors import UserError
 
 Message = Mapping[str, str]
 
+# Templates that print a date (Llama 3) take it from this; today's would make reference, training
+# and evaluation see different prompts.
+DATE = "26 Jul 2024"
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -32,7 +36,9 @@ def encode_prompt(tokenizer: Any, prompt: Sequence[Message]) -> list[int]:
             "directory a chat_template.jinja"
         )
     return list(
-        tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=False)
+        tokenizer.apply_chat_template(
+            list(prompt), add_generation_prompt=True, return_dict=False, date_string=DATE
+        )
     )
 
 
@@ -44,7 +50,8 @@ def encode_answer(
     TRL's rule: where the tokenizer merges across the boundary, the merged token is the answer's.
     """
     message = {"role": "assistant", "content": answer}
-    ids = list(tokenizer.apply_chat_template([*prompt, message], return_dict=False))
+    conversation = [*prompt, message]
+    ids = list(tokenizer.apply_chat_template(conversation, return_dict=False, date_string=DATE))
     start = 0
     while start < min(len(prompt_ids), len(ids)) and prompt_ids[start] == ids[start]:
         start += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -40,8 +41,9 @@ def ray_cluster(launch: Launch) -> Iterator[None]:
             yield
         return
     try:
+        _knock(address)
         ray.init(**settings)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # ConnectionError is an OSError
         raise UserError(
             f"launch.ray_address: no Ray cluster lets us in at {address}; is it running, with the "
             "same RAY_AUTH_MODE (`token` is the default of `ray start`, and not of programs)? "
@@ -51,6 +53,25 @@ def ray_cluster(launch: Launch) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where no one listens; `ray.init` takes minutes to find that out."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def check_room(stage: str, cpus: float, gpus: float) -> None:
+    """Raise UserError where no machine of the connected cluster has what one actor asks for."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        raise UserError(
+            f"{stage}.cpus_per_actor, {stage}.gpus_per_actor: no machine of the Ray cluster has "
+            f"{cpus:g} CPUs and {gpus:g} GPUs for one actor"
+        )
 
 
 @contextmanager

@@ -18,13 +18,16 @@ def removable(
     """Folders that may go, each with the reason.
 
     Checkpoints and drafts of finished products; products that the recipe no longer asks for, or
-    that were made from something else; and what `keep` gives up, once nothing needs it.
+    that were made from something else; and what `keep` gives up, once nothing needs it. What is
+    being made just now stays.
     """
     names = {product.name: product for product in plan}
     unfinished = to_make(plan, workspace, recipe)
     needed = {each.name for product in unfinished for each in product.inputs}
     for marker in sorted((workspace.root / "work").rglob("fingerprint")):
         name = str(marker.parent.relative_to(workspace.root / "work"))
+        if workspace.is_being_made(name):
+            continue
         product = names.get(name)
         if product is None or marker.read_text() != product.fingerprint:
             yield marker.parent, "draft of something else"
@@ -34,7 +37,7 @@ def removable(
                 yield marker.parent, "checkpoints of a finished product"
     for record in sorted(workspace.root.rglob("product.json")):
         name = str(record.parent.relative_to(workspace.root))
-        if name.startswith("work/"):
+        if name.startswith("work/") or workspace.is_being_made(name):
             continue
         product = names.get(name)
         given_up = {"merge": not recipe.keep.soups, "reference": not recipe.keep.reference}

@@ -34,14 +34,11 @@ class Cost:
 def estimate(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) -> Cost:
     """Cost of making what is missing."""
     missing = to_make(plan, workspace, recipe)
-    files = [
-        Path(source.source)
-        for product in plan
-        if product.stage == "read"
-        for source in product.sources.values()
-        if source.revision is None
+    sources = [
+        source for product in plan if product.stage == "read" for source in product.sources.values()
     ]
-    known = all(file.is_file() for file in files)
+    files = [Path(source.source) for source in sources if source.revision is None]
+    known = len(files) == len(sources) and all(file.is_file() for file in files)
     text_bytes = sum(file.stat().st_size for file in files if file.is_file())
     parameters = _parameters(recipe)
     free = shutil.disk_usage(_existing(workspace.root)).free

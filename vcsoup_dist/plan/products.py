@@ -124,7 +124,6 @@ class _Planner:
                 inputs=(*evaluations, *self.filtered.values(), *policies, *self.pairs.values()),
             )
         )
-        self.hashes.save()
         return sorted(self.products, key=lambda product: STAGES.index(product.stage))
 
     def _add(self, product: Product) -> Product:
@@ -344,9 +343,9 @@ class _Planner:
             return {**settings, "classifier": located.identity, "revision": None}, located
         if isinstance(reward, CallableReward):
             code = self._code(reward.callable, f"{key}.callable")
-            return {**settings, "callable": reward.callable, "code": self.hashes.of(code)}, Located(
-                str(code), None, None
-            )
+            # What it imports from beside it decides its numbers too.
+            beside = {each.name: self.hashes.of(each) for each in sorted(code.parent.glob("*.py"))}
+            return {**settings, "code": beside}, Located(str(code), None, None)
         return settings, None
 
     def _code(self, reference: str, key: str) -> Path:

@@ -39,9 +39,15 @@ def make_missing(
     missing = to_make(plan, workspace, recipe)
     if stages != STAGES:  # asked for by name: also what nothing else needs any more
         missing = [each for each in plan if not workspace.is_made(each)]
+        if "train" in stages:
+            missing = _with_references(missing, only)
     made = 0
     for stage in stages:
-        due = [product for product in missing if product.stage == stage and only(product)]
+        due = [
+            product
+            for product in missing
+            if product.stage == stage and only(product) and not workspace.is_made(product)
+        ]
         if not due:
             continue
         began = time.monotonic()
@@ -52,3 +58,12 @@ def make_missing(
         made += len(due)
         log.info("== %s: done in %.1f s", stage, time.monotonic() - began)
     return made
+
+
+def _with_references(missing: Sequence[Product], only: Callable[[Product], bool]) -> list[Product]:
+    """The policies asked for, and those missing references that they need."""
+    policies = [each for each in missing if each.stage == "train" and only(each)]
+    needed = {each.name for policy in policies for each in policy.inputs}
+    return [
+        each for each in missing if each.stage == "reference" and each.name in needed
+    ] + policies

@@ -21,6 +21,7 @@ import ray
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
 from vcsoup_dist.launch.death import die_with_parent
+from vcsoup_dist.launch.ray_cluster import check_room
 from vcsoup_dist.preferences import Pair
 from vcsoup_dist.recipe import CallableReward, ClassifierReward, Scoring
 from vcsoup_dist.scoring.pair_files import PairSlice, read_slice
@@ -139,7 +140,7 @@ def run_pools(
     `advance` is told the pairs of every finished shard. Raises the UserError of a shard; the other
     actors then work on until the Ray job ends.
     """
-    _check_room(scoring)
+    check_room("scoring", scoring.cpus_per_actor, scoring.gpus_per_actor)
     total = ray.cluster_resources()
     waiting = deque(pools)
     running: list[_RunningPool] = []
@@ -222,13 +223,3 @@ def _result(reference: Any, pool: Pool) -> Any:
     except ray.exceptions.RayActorError as error:
         reason = " ".join(str(error).split())[:500]
         raise UserError(f"{pool.name}: its Ray actor cannot be started: {reason}") from error
-
-
-def _check_room(scoring: Scoring) -> None:
-    wanted = {"CPU": scoring.cpus_per_actor, "GPU": scoring.gpus_per_actor}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(all(node.get(kind, 0) >= n for kind, n in wanted.items()) for node in nodes):
-        raise UserError(
-            "scoring.cpus_per_actor, scoring.gpus_per_actor: no machine of the Ray cluster has "
-            f"{wanted['CPU']:g} CPUs and {wanted['GPU']:g} GPUs for one actor"
-        )

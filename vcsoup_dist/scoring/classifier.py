@@ -7,6 +7,7 @@ is eos. Which way of running is right for a model is not guessed but tried, on t
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -51,6 +52,8 @@ class Classifier:
         self.pools_last_token = isinstance(getattr(self.model, "score", None), torch.nn.Module)
         if self.pools_last_token:
             config.pad_token_id = None  # so that transformers, too, pools a text's very last token
+            # In fp32, since bf16 logits would tie answers that differ by less than 1 in 256.
+            self.head = copy.deepcopy(self.model.score).float()
         self.output = _output_index(reward.output, config, self.name)
         self.max_length = _max_length(reward.max_length, config, self.tokenizer, self.name)
         self.way, self.logits = self._choose_way()
@@ -120,8 +123,7 @@ class Classifier:
         return self._head(hidden[torch.arange(len(texts), device=self.device), last])
 
     def _head(self, pooled: torch.Tensor) -> torch.Tensor:
-        # The head in fp32: bf16 logits would tie answers that differ by less than 1 in 256.
-        logits = self.model.score.float()(pooled.float())
+        logits = self.head(pooled.float())
         assert isinstance(logits, torch.Tensor)
         return logits
 

@@ -110,7 +110,7 @@ def write_pairs(
         flush()
     sources = [train] if heldout is None else [train, heldout]
     for source in sources:
-        _judge(source, max_bad_rows)
+        _judge(source, max_bad_rows, folder)
     if not shards:
         raise UserError(f"{train.name}: of {train.read} rows none is left to train on")
     if not counts["heldout"]:
@@ -144,7 +144,7 @@ def _good(source: Source, rejected: AppendedTable) -> Iterator[Pair]:
             yield row
 
 
-def _judge(source: Source, max_bad_rows: float) -> None:
+def _judge(source: Source, max_bad_rows: float, folder: Path) -> None:
     """Say how many rows were unusable; raises UserError where they are too many."""
     bad = source.rejected.total()
     if not bad:
@@ -155,5 +155,8 @@ def _judge(source: Source, max_bad_rows: float) -> None:
         f"most often ({times}): {reason}, first in row {source.first_row[reason]}"
     )
     if bad > max_bad_rows * source.read:
-        raise UserError(f"{found}; mend them or raise scoring.max_bad_rows ({max_bad_rows:g})")
+        raise UserError(
+            f"{found}; see {folder / REJECTED_ROWS}, and mend them or raise scoring.max_bad_rows "
+            f"({max_bad_rows:g})"
+        )
     log.info("%s", found)

@@ -63,9 +63,7 @@ def read_scores(path: Path) -> ScoreShard:
     return ScoreShard(table["id"].to_pylist(), chosen, rejected, truncated, responses)
 
 
-def write_summary(
-    folder: Path, shards: Sequence[Path], heldout: Sequence[Path]
-) -> dict[str, Any]:
+def write_summary(folder: Path, shards: Sequence[Path], heldout: Sequence[Path]) -> dict[str, Any]:
     """Write manifest.json over all score files of a product, and return it.
 
     All statistics are of the training shards: `mean` and `std` (ddof = 0) over chosen and rejected

@@ -69,9 +69,7 @@ def read(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
 
 
 def _source(located: Located, split: str, data: Data, columns: Sequence[str], key: str) -> Source:
-    rows = read_pairs(
-        located, format=data.format, subset=data.subset, split=split, columns=columns
-    )
+    rows = read_pairs(located, format=data.format, subset=data.subset, split=split, columns=columns)
     return Source(f"{key} ({located.source})", rows)
 
 

@@ -118,9 +118,7 @@ def _filled(tokenizer: Any, template: str, prompt: str, response: str) -> Reward
         ids, offsets, types = ids[1:], offsets[1:], types and types[1:]
 
     def tokens_of(span: tuple[int, int]) -> range:
-        inside = [
-            i for i, (start, end) in enumerate(offsets) if span[0] <= start < end <= span[1]
-        ]
+        inside = [i for i, (start, end) in enumerate(offsets) if span[0] <= start < end <= span[1]]
         return _range(inside)
 
     return RewardText(ids, tokens_of(spans["{prompt}"]), tokens_of(spans["{response}"]), types)

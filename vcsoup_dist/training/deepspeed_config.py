@@ -55,6 +55,10 @@ def fill_deepspeed_config(path: Path, training: Training) -> dict[str, Any]:
                 f'{path}: {".".join(keys)} is {stated}, the recipe says {value}; write "auto"'
             )
         section[keys[-1]] = value
+    if config.get("zero_optimization", {}).get("stage") != 3:
+        raise UserError(f"{path}: zero_optimization.stage must be 3, the stage supported so far")
+    if "type" not in config["optimizer"]:
+        raise UserError(f'{path}: the section `optimizer` needs a `type`, such as "AdamW"')
     # Steps are cut into micro-batches by token budget, so DeepSpeed must not count them.
     for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
         if config.setdefault(key, 1) != 1:

@@ -34,6 +34,12 @@ def start_distributed() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     device = local_device()
     if device.type == "cuda":
+        ranks, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        if ranks > gpus:
+            raise UserError(
+                f"launch.ranks: {ranks} ranks on a machine with {gpus} GPUs; set it to {gpus}, or "
+                "CUDA_VISIBLE_DEVICES= in the environment to train on the CPU"
+            )
         torch.cuda.set_device(device)
     deepspeed.init_distributed(
         dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False

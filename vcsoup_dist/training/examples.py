@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import xxhash
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.forward.template import Encoded, encode_pair
@@ -70,28 +72,38 @@ def load_examples(
         if references:
             if row["id"] not in known:
                 raise UserError(f"{file}: pair {row['id']} has no reference log-probs")
-            of_chosen, of_rejected = known[row["id"]][:: -1 if row["turned"] else 1]
-            if (len(of_chosen), len(of_rejected)) != (chosen.answer_length, rejected.answer_length):
+            as_given = (rejected, chosen) if row["turned"] else (chosen, rejected)
+            of_tokens, *sides = known[row["id"]]
+            if of_tokens != tokens_hash(*as_given):
                 raise UserError(
-                    f"{file}: the reference log-probs of pair {row['id']} are of other tokens"
+                    f"{file}: the reference log-probs of pair {row['id']} are of other tokens; "
+                    "does the chat template depend on the day? remove the run's reference/ folder"
                 )
+            of_chosen, of_rejected = sides[:: -1 if row["turned"] else 1]
         examples.append(Example(row["id"], chosen, rejected, of_chosen, of_rejected))
     return examples, dropped
 
 
 def _load_references(
     folders: Iterable[Path], wanted: set[str]
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+) -> dict[str, tuple[str, np.ndarray, np.ndarray]]:
     found = {}
     for folder in folders:
         for file in sorted(folder.glob("*.parquet")):
             for row in pq.read_table(file).to_pylist():
                 if row["id"] in wanted and row["chosen"] is not None:
                     found[row["id"]] = (
+                        row["tokens"],
                         np.asarray(row["chosen"], dtype=np.float32),
                         np.asarray(row["rejected"], dtype=np.float32),
                     )
     return found
+
+
+def tokens_hash(chosen: Encoded, rejected: Encoded) -> str:
+    """Hash of a pair's token ids and of where its answers begin."""
+    content = json.dumps([chosen.ids, chosen.start, rejected.ids, rejected.start])
+    return xxhash.xxh3_128_hexdigest(content.encode())[:16]
 
 
 def _text(answer: str | Sequence[Mapping[str, str]]) -> str:

@@ -219,7 +219,8 @@ def check_start(engine: Any, training: Training, seed: int, examples: Sequence[E
             policy = engine(answers).cpu()
         sides = [side for each in part for side in (each.reference_chosen, each.reference_rejected)]
         reference = torch.from_numpy(np.concatenate([side for side in sides if side is not None]))
-        worst = max(worst, float((policy - reference).abs().max()))
+        apart = float((policy - reference).abs().max())
+        worst = max(worst, apart if math.isfinite(apart) else math.inf)
     total = torch.tensor([worst])
     dist.all_reduce(total := total.to(local_device()), op=dist.ReduceOp.MAX)
     worst = float(total)

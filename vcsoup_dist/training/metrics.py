@@ -25,7 +25,10 @@ class MetricsLog:
         self._file = open(path, "a")  # noqa: SIM115 - lives as long as this object
         from torch.utils.tensorboard import SummaryWriter
 
-        self._board = SummaryWriter(str(folder), purge_step=first_step or None)
+        if first_step == 0:  # the curve of another recipe, or of a run killed early
+            for old in folder.glob("events.out.tfevents*"):
+                old.unlink()
+        self._board = SummaryWriter(str(folder), purge_step=first_step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record one step's values."""

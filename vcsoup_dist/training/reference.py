@@ -1,6 +1,7 @@
 """Log-probs of every pair under theta_0, computed once by the same packed forward as training.
 
-    train-00000.parquet, heldout.parquet    id, chosen, rejected: fp32 log-prob per answer token,
+    train-00000.parquet, heldout.parquet    id, tokens: hash of the pair's token ids;
+                                            chosen, rejected: fp32 log-prob per answer token,
                                             null where the pair is too long
 
 One file per file of pairs; a file that is there is finished.
@@ -23,11 +24,16 @@ from vcsoup_dist.forward.template import Encoded
 from vcsoup_dist.progress import progress
 from vcsoup_dist.recipe import Training
 from vcsoup_dist.training.engine import local_device
-from vcsoup_dist.training.examples import encode_row
+from vcsoup_dist.training.examples import encode_row, tokens_hash
 from vcsoup_dist.training.jobs import ReferenceTask
 
 SCHEMA = pa.schema(
-    [("id", pa.string()), ("chosen", pa.list_(pa.float32())), ("rejected", pa.list_(pa.float32()))]
+    [
+        ("id", pa.string()),
+        ("tokens", pa.string()),
+        ("chosen", pa.list_(pa.float32())),
+        ("rejected", pa.list_(pa.float32())),
+    ]
 )
 
 
@@ -60,6 +66,7 @@ def _reference_of(engine: Any, tokenizer: Any, training: Training, file: Path) -
     logps = _sequence_logps(engine, sequences, batches)
     columns: dict[str, list[Any]] = {
         "id": [row["id"] for row in rows],
+        "tokens": [tokens_hash(*pair) if pair else None for pair in pairs],
         "chosen": [],
         "rejected": [],
     }

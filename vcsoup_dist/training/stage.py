@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,13 +20,19 @@ RANK = "vcsoup_dist.training.rank"
 def make_references(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
     """Make reference log-probs: one launch for all datasets."""
     with contextlib.ExitStack() as stack:
-        drafts = [stack.enter_context(workspace.making(product)) for product in products]
+        # Another value's training may be making the same reference: wait for it and share it.
+        locked = [
+            (product, stack.enter_context(workspace.making(product, wait=True)))
+            for product in sorted(products, key=lambda product: product.name)
+        ]
+        due = [(product, draft) for product, draft in locked if not workspace.is_made(product)]
         tasks = []
-        for product, draft in zip(products, drafts, strict=True):
+        for product, draft in due:
             (pairs,) = product.inputs_of("read")
             folder = workspace.need(pairs).resolve()
             tasks.append(ReferenceTask(str(folder), str(draft.output.resolve()), _lock(draft)))
-        _launch(recipe, workspace, products[0], drafts[0], references=tasks)
+        if due:
+            _launch(recipe, workspace, *due[0], references=tasks)
 
 
 def make_policies(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
@@ -47,6 +54,8 @@ def make_policies(recipe: Recipe, workspace: Workspace, products: Sequence[Produ
                 workers_lock=_lock(draft),
             )
             _launch(recipe, workspace, product, draft, policy=task)
+        if not recipe.keep.checkpoints:
+            shutil.rmtree(draft.scratch.parent, ignore_errors=True)
 
 
 def _launch(

@@ -1,0 +1,169 @@
+"""What must be made, and what may go."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import save_tiny_model, write_pairs
+
+from vcsoup_dist.identity import Hashes
+from vcsoup_dist.plan.clean import removable, remove
+from vcsoup_dist.plan.products import STAGES, make_plan, to_make
+from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.recipe_file import load_recipe
+from vcsoup_dist.workspace import Product, Workspace
+
+RECIPE = {
+    "name": "x",
+    "model": "base",
+    "values": {
+        "long": {"data": {"path": "pairs.jsonl"}, "reward": {"callable": "rewards.py:longer"}},
+        "short": {"data": {"pairs_of": ["long"]}, "reward": {"callable": "rewards.py:shorter"}},
+    },
+    "methods": ["rewarded_soup", "random", "vc_soup"],
+    "soup": {"grid": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("plan")
+    save_tiny_model(folder / "base")
+    write_pairs(folder / "pairs.jsonl", 5)
+    (folder / "rewards.py").write_text("def longer(p, r): ...\ndef shorter(p, r): ...\n")
+    return folder
+
+
+def planned(folder: Path, **changes: object) -> tuple[Recipe, list[Product]]:
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump(RECIPE | changes))
+    recipe = load_recipe(file)
+    return recipe, make_plan(recipe, Hashes(folder / "hashes.json"))
+
+
+def pretend_made(workspace: Workspace, products: list[Product]) -> None:
+    for product in products:
+        with workspace.making(product):
+            pass
+
+
+def names(products: list[Product]) -> set[str]:
+    return {product.name for product in products}
+
+
+def test_every_product_comes_after_its_inputs_and_methods_share_what_they_can(folder):
+    _, plan = planned(folder)
+    place = {product.name: i for i, product in enumerate(plan)}
+    assert all(place[each.name] < place[p.name] for p in plan for each in p.inputs)
+    counts = {stage: sum(p.stage == stage for p in plan) for stage in STAGES}
+    assert counts == {
+        "read": 1, "score": 2, "filter": 6, "reference": 1, "train": 6, "merge": 9,
+        "evaluate": 10, "report": 1,
+    }  # fmt: skip
+
+
+def test_where_it_runs_does_not_change_what_is_made(folder):
+    _, plan = planned(folder)
+    elsewhere = {
+        "launch": {"ranks": 8},
+        "scoring": {"actors": 4},
+        "training": {"checkpoint_every": 7},
+        "evaluation": {"actors": 3},
+    }
+    _, other = planned(folder, **elsewhere)
+    assert [p.fingerprint for p in plan] == [p.fingerprint for p in other]
+
+
+CHANGES = {
+    "threshold": ({"consistency": {"threshold": 0.5}}, {"filter", "train", "merge", "evaluate"}),
+    "learning rate": ({"training": {"learning_rate": 1e-3}}, {"train", "merge", "evaluate"}),
+    "longest answer": ({"evaluation": {"max_new_tokens": 7}}, {"evaluate"}),
+    "longest text": (
+        {"training": {"max_length": 99}},
+        {"reference", "train", "merge", "evaluate"},
+    ),
+}
+
+
+@pytest.mark.parametrize("change, stages", CHANGES.values(), ids=CHANGES.keys())
+def test_a_change_touches_only_what_is_made_from_it(folder, change, stages):
+    before = {p.name: p.fingerprint for p in planned(folder)[1]}
+    _, plan = planned(folder, **change)
+    touched = {p.stage for p in plan if p.fingerprint != before[p.name]}
+    assert touched == stages | {"report"}
+
+
+def test_the_threshold_does_not_touch_the_method_without_a_filter(folder):
+    before = {p.name: p.fingerprint for p in planned(folder)[1]}
+    _, plan = planned(folder, consistency={"threshold": 0.5})
+    for product in plan:
+        if product.method == "rewarded_soup":
+            assert product.fingerprint == before[product.name]
+
+
+def test_a_changed_model_or_data_file_changes_what_is_made_from_it(folder):
+    before = {p.name: p.fingerprint for p in planned(folder)[1]}
+    pairs = folder / "pairs.jsonl"
+    text = pairs.read_text()
+    try:
+        pairs.write_text(text + text.splitlines()[0] + "\n")
+        after = {p.name: p.fingerprint for p in planned(folder)[1]}
+    finally:
+        pairs.write_text(text)
+    assert before["pairs/long"] != after["pairs/long"]
+    assert before["report"] != after["report"]
+
+
+def test_soups_that_keep_gave_up_are_made_again_only_when_needed(folder, tmp_path):
+    recipe, plan = planned(folder, keep={"soups": False})
+    workspace = Workspace.open(tmp_path / "run", recipe)
+    pretend_made(workspace, plan)
+    assert to_make(plan, workspace, recipe) == []
+    gone = list(removable(recipe, workspace, plan))
+    assert len(gone) == 9
+    assert {reason for _, reason in gone} == {"keep says it may go (merge)"}
+    for path, _ in gone:
+        remove(path)
+    assert to_make(plan, workspace, recipe) == []
+    recipe, plan = planned(folder, keep={"soups": False}, evaluation={"max_new_tokens": 7})
+    assert {p.stage for p in to_make(plan, workspace, recipe)} == {"merge", "evaluate", "report"}
+
+
+def test_soups_are_not_removable_while_an_evaluation_waits_for_them(folder, tmp_path):
+    recipe, plan = planned(folder, keep={"soups": False})
+    workspace = Workspace.open(tmp_path / "run", recipe)
+    pretend_made(workspace, [p for p in plan if p.stage not in ("evaluate", "report")])
+    assert list(removable(recipe, workspace, plan)) == []
+
+
+def test_clean_finds_stale_products_and_finished_checkpoints(folder, tmp_path):
+    recipe, plan = planned(folder)
+    workspace = Workspace.open(tmp_path / "run", recipe)
+    pretend_made(workspace, plan)
+    policy = next(p for p in plan if p.stage == "train")
+    with workspace.making(policy) as draft:
+        (draft.scratch / "step-00000004").mkdir()
+    recipe, plan = planned(folder, methods=["vc_soup", "rewarded_soup"])
+    found = {
+        str(p.relative_to(workspace.root)): why for p, why in removable(recipe, workspace, plan)
+    }
+    assert found.pop(f"work/{policy.name}") == "checkpoints of a finished product"
+    assert found.pop("report") == "made from something else"
+    assert found and all("/random/" in name for name in found)
+    kept, _ = planned(folder, methods=["vc_soup", "rewarded_soup"], keep={"checkpoints": True})
+    assert not any("work" in str(path) for path, _ in removable(kept, workspace, plan))
+
+
+def test_a_broken_product_record_is_named(folder, tmp_path):
+    from vcsoup_dist.errors import UserError
+
+    recipe, plan = planned(folder)
+    workspace = Workspace.open(tmp_path / "run", recipe)
+    pretend_made(workspace, plan[:1])
+    record = workspace.folder(plan[0]) / "product.json"
+    record.write_text(json.dumps({})[:-1])
+    with pytest.raises(UserError, match="product.json: unreadable"):
+        workspace.is_made(plan[0])
