@@ -167,7 +167,7 @@ def test_run_again_there_is_nothing_to_do(undisturbed):
 
 KILLED_AT = {
     "scoring": "work/scores/long/polite/output/*",
-    "training": "work/policies/vc_soup/long/seed-0/scratch/step-*/COMPLETE",
+    "training": "work/policies/vc_soup/long/seed-0/scratch/step-????????/COMPLETE",
     "evaluation": "work/evaluation/*/*/*/output/answers.parquet",
 }
 

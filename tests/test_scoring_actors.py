@@ -131,22 +131,6 @@ def pool_of(folder: Path, function: str) -> Pool:
     return Pool("reward of b", reward, source, [task], folder / "load.starts")
 
 
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        ("deadly", "scores/a/b, shard-00000.parquet: the scoring actor died 3 times"),
-        ("not_a_number", "not_a_number: .* the chosen answer of pair 0000000000000000 is nan"),
-        ("nosuch", "has no function `nosuch`"),
-    ],
-)
-def test_what_no_restart_mends_stops_the_run_with_its_line(tmp_path, cluster, function, message):
-    pool = pool_of(tmp_path, function)
-    for _ in range(2):  # the second run counts its deaths anew, and says the same
-        with pytest.raises(UserError, match=message):
-            list(run_pools([pool], Scoring(cpus_per_actor=0.1), lambda pairs: None))
-        assert not pool.tasks[0].scores.exists()
-
-
 def test_several_pools_run_although_the_machine_has_room_for_none_beside_another(tmp_path, cluster):
     pools = []
     for name in "ab":
@@ -162,6 +146,23 @@ def test_several_pools_run_although_the_machine_has_room_for_none_beside_another
 def test_an_actor_that_fits_on_no_machine_is_refused(tmp_path, cluster):
     with pytest.raises(UserError, match="no machine of the Ray cluster has 1000 CPUs"):
         list(run_pools([pool_of(tmp_path, "words")], Scoring(cpus_per_actor=1000), print))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("deadly", "scores/a/b, shard-00000.parquet: the scoring actor died 3 times"),
+        ("not_a_number", "not_a_number: .* the chosen answer of pair 0000000000000000 is nan"),
+        ("nosuch", "has no function `nosuch`"),
+    ],
+)
+def test_what_no_restart_mends_stops_the_run_with_its_line(tmp_path, cluster, function, message):
+    # Its actors stay until the cluster ends, so they take little room, and this test comes last.
+    pool = pool_of(tmp_path, function)
+    for _ in range(2):  # the second run counts its deaths anew, and says the same
+        with pytest.raises(UserError, match=message):
+            list(run_pools([pool], Scoring(cpus_per_actor=0.1), lambda pairs: None))
+        assert not pool.tasks[0].scores.exists()
 
 
 def test_an_address_where_no_cluster_listens_is_refused_at_once():

@@ -191,11 +191,11 @@ def test_killed_in_mid_training_it_resumes_to_the_same_bytes_and_no_rank_survive
     launcher = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     scratch = world.root / "killed" / "scratch"
     deadline = time.monotonic() + 120
-    while not list(scratch.glob("step-*/COMPLETE")) and time.monotonic() < deadline:
+    while not list(scratch.glob("step-????????/COMPLETE")) and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(launcher.pid, signal.SIGKILL)
     launcher.wait()
-    assert list(scratch.glob("step-*/COMPLETE"))
+    assert list(scratch.glob("step-????????/COMPLETE"))
     assert not (world.root / "killed" / "output" / "training.json").exists()
     deadline = time.monotonic() + 10
     while _processes_with(str(job)) and time.monotonic() < deadline:

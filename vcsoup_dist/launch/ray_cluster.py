@@ -114,7 +114,7 @@ def _end_with_us(folder: str) -> Iterator[None]:
         if _name(raylet) == "raylet"
         for agent in _children(raylet)
     ]
-    script = 'read line; [ -n "$line" ] && exit; kill -9 "$@"; sleep 1; rm -rf "$0"'
+    script = 'read line; [ -n "$line" ] && exit; kill -9 "$@"; sleep 3; rm -rf "$0"'
     shell = subprocess.Popen(
         ["/bin/sh", "-c", script, folder, *agents],
         stdin=subprocess.PIPE,

@@ -194,6 +194,8 @@ class _Planner:
         policy = recipe.consistency.model_dump(mode="json")
         if method == "rewarded_soup":  # no filter: only the statistics matter
             policy = {key: policy[key] for key in ("normalisation", "scope")}
+        if method == "all_positive":
+            policy = {key: policy[key] for key in ("normalisation", "scope", "min_norm")}
         made_from = {
             "format": FORMATS["filter"],
             "method": method,
