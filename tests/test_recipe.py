@@ -130,6 +130,13 @@ def test_environment_variables_are_filled_in_and_missing_ones_named(tmp_path, mo
         load_recipe(file)
 
 
+def test_the_readmes_recipe_is_valid(tmp_path):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    file = tmp_path / "recipe.yaml"
+    file.write_text(readme.split("```yaml\n")[1].split("```")[0])
+    assert load_recipe(file).trained_values() == ["helpful", "concise"]
+
+
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.name)
 def test_every_example_is_a_valid_recipe(file, monkeypatch):
     for name in ("VCSOUP_DATA", "VCSOUP_MODELS"):
