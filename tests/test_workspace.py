@@ -121,6 +121,23 @@ def test_a_writer_waits_for_the_workers_of_a_killed_one(tmp_path, monkeypatch):
         pass
 
 
+PUBLISH = HOLD.replace("time.sleep(60)", "time.sleep(0.5)")
+
+
+def test_who_waits_for_a_writer_finds_its_product_and_leaves_it(tmp_path):
+    workspace = Workspace.open(tmp_path / "run", RECIPE)
+    command = [sys.executable, "-c", PUBLISH, str(workspace.root), "writer"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        assert workspace.is_being_made("base")
+        with workspace.making(BASE, wait=True) as draft:
+            assert workspace.is_made(BASE)
+            (draft.output / "twice").write_text("")
+    assert not workspace.is_being_made("base")
+    assert [path.name for path in workspace.folder(BASE).iterdir()] == ["product.json"]
+
+
 def test_the_run_directory_of_another_recipe_is_refused(tmp_path):
     Workspace.open(tmp_path / "run", RECIPE)
     with pytest.raises(UserError, match="belongs to the recipe `x`, not to `y`"):
