@@ -40,6 +40,15 @@ def test_a_product_is_invisible_until_its_block_ends_well(tmp_path):
     assert (workspace.folder(BASE) / "half").exists()
 
 
+def test_what_a_killed_writer_left_beside_its_file_is_not_published(tmp_path):
+    workspace = Workspace.open(tmp_path / "run", RECIPE)
+    with workspace.making(BASE) as draft:
+        (draft.output / ".shard-00000.parquet.4967").write_text("half")
+        (draft.output / "shard-00000.parquet").write_text("whole")
+    names = {path.name for path in workspace.folder(BASE).iterdir()}
+    assert names == {"shard-00000.parquet", "product.json"}
+
+
 def test_a_fingerprint_changes_with_the_recipe_and_with_an_input(tmp_path):
     child = Product("child", "score", {}, inputs=(BASE,))
     other_base = Product("base", "read", {"rows": 4})

@@ -17,6 +17,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     sync(path.parent)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `write_atomically` left below a folder when its process was killed."""
+    for path in folder.rglob(".*"):
+        if path.is_file() and path.suffix[1:].isdigit():
+            path.unlink()
+
+
 def sync(path: Path) -> None:
     """fsync a file or folder."""
     handle = os.open(path, os.O_RDONLY)

@@ -30,7 +30,7 @@ from typing import Any
 import yaml
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.files import sync, sync_tree, write_atomically
+from vcsoup_dist.files import remove_leftovers, sync, sync_tree, write_atomically
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import Recipe
 
@@ -207,6 +207,7 @@ class Workspace:
         if self.is_made(product):  # by another process, before this one got the lock
             shutil.rmtree(draft.output)
             return
+        remove_leftovers(draft.output)  # of ranks and actors that died on the way
         record = {
             "name": product.name,
             "stage": product.stage,
