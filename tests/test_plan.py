@@ -150,7 +150,7 @@ def test_clean_finds_stale_products_and_finished_checkpoints(folder, tmp_path):
     found = {
         str(p.relative_to(workspace.root)): why for p, why in removable(recipe, workspace, plan)
     }
-    assert found.pop(f"work/{policy.name}") == "checkpoints of a finished product"
+    assert found.pop(f"work/{policy.name}") == "scratch of a finished product"
     assert found.pop("report") == "made from something else"
     assert found and all("/random/" in name for name in found)
     kept, _ = planned(folder, methods=["vc_soup", "rewarded_soup"], keep={"checkpoints": True})

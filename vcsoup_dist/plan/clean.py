@@ -34,7 +34,7 @@ def removable(
         elif workspace.is_made(product):
             has_checkpoints = any((marker.parent / "scratch").glob("step-*"))
             if not (has_checkpoints and recipe.keep.checkpoints):
-                yield marker.parent, "checkpoints of a finished product"
+                yield marker.parent, "scratch of a finished product"
     for record in sorted(workspace.root.rglob("product.json")):
         name = str(record.parent.relative_to(workspace.root))
         if name.startswith("work/") or workspace.is_being_made(name):
