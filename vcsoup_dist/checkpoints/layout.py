@@ -11,9 +11,8 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, NamedTuple, NoReturn, TypeGuard
 
 from vcsoup_dist.errors import UserError
 
@@ -30,18 +29,37 @@ DTYPE_BITS = {
 """Bits per element of safetensors' own dtype names."""
 
 
-@dataclass(frozen=True)
-class TensorSpec:
+class Extent(NamedTuple):
+    """A run of bytes in a file."""
+
+    file: Path
+    start: int
+    """Offset from the beginning of `file`."""
+    nbytes: int
+
+
+class TensorSpec(NamedTuple):
     """One tensor of a checkpoint: what it is, and where its bytes are."""
 
     name: str
     dtype: str
     """safetensors' own name: "BF16", "F32", ..."""
     shape: tuple[int, ...]
-    file: Path
-    start: int
-    """Offset of the first byte from the beginning of `file`."""
-    nbytes: int
+    extents: tuple[Extent, ...]
+    """Its bytes in order: one run in a safetensors file, one a rank in a ZeRO-3 checkpoint."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(extent.nbytes for extent in self.extents)
+
+    @property
+    def file(self) -> Path:
+        """Where its first byte is."""
+        return self.extents[0].file
+
+
+Layout = Mapping[str, TensorSpec]
+"""All tensors of a checkpoint by name, in the order in which they are best read."""
 
 
 def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
@@ -111,7 +129,7 @@ def read_header(file: Path) -> dict[str, TensorSpec]:
     header = _parse_json(raw, file)
     header.pop("__metadata__", None)
     specs = [_entry(name, entry, file, 8 + length) for name, entry in header.items()]
-    specs.sort(key=lambda spec: (spec.start, spec.start + spec.nbytes))
+    specs.sort(key=lambda spec: (spec.extents[0].start, spec.nbytes))
     _check_coverage(specs, file, 8 + length, size)
     return {spec.name: spec for spec in specs}
 
@@ -136,24 +154,23 @@ def _entry(name: str, entry: Any, file: Path, data_start: int) -> TensorSpec:
         raise UserError(
             f"{where}: {dtype} of shape {shape} has {nbytes} bytes, its offsets span {end - begin}"
         )
-    return TensorSpec(name, dtype, tuple(shape), file, data_start + begin, nbytes)
+    return TensorSpec(name, dtype, tuple(shape), (Extent(file, data_start + begin, nbytes),))
 
 
 def _check_coverage(specs: list[TensorSpec], file: Path, data_start: int, size: int) -> None:
     """The tensors must fill the file behind the header without overlap, hole or remainder."""
     reached = data_start
     for spec in specs:
-        if spec.start + spec.nbytes > size:
+        (_, start, nbytes) = spec.extents[0]
+        if start + nbytes > size:
             raise UserError(
-                f"{file}: tensor {spec.name!r} ends at byte {spec.start + spec.nbytes}, the file"
+                f"{file}: tensor {spec.name!r} ends at byte {start + nbytes}, the file"
                 f" at {size}; it is truncated, copy or download it again"
             )
-        if spec.start != reached:
-            fault = "overlaps the one before" if spec.start < reached else "leaves a hole before it"
-            raise UserError(
-                f"{file}: tensor {spec.name!r} {fault} (offset {spec.start - data_start})"
-            )
-        reached += spec.nbytes
+        if start != reached:
+            fault = "overlaps the one before" if start < reached else "leaves a hole before it"
+            raise UserError(f"{file}: tensor {spec.name!r} {fault} (offset {start - data_start})")
+        reached += nbytes
     if reached != size:
         raise UserError(f"{file}: has {size - reached} bytes that its header does not describe")
 
