@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 
 from vcsoup_dist.checkpoints.writer import ShardFile, plan_shards, write_index
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.souping import kernel
+from vcsoup_dist.souping import kernel, numpy_kernel
 from vcsoup_dist.souping.card import card_text, weights_hash, write_card
 from vcsoup_dist.souping.formats import FLOAT_DTYPES, has_nonfinite
 from vcsoup_dist.souping.grids import random_weights, simplex_grid, soup_name, validate_weights
-from vcsoup_dist.souping.kernel import weighted_sum
 
 # precision in bits, smallest and largest exponent
 FORMATS = {"BF16": (8, -126, 127), "F16": (11, -14, 15), "F32": (24, -126, 127)}
@@ -45,10 +44,24 @@ def to_float64(raw: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def soup(chunks, dtypes, weights, out_dtype):
+    """All soups, by the compiled kernel and by numpy, which must agree to the bit."""
     numel = chunks[0].nbytes // FLOAT_DTYPES[dtypes[0]]
-    out = [np.full(numel * FLOAT_DTYPES[out_dtype], 0xAA, np.uint8) for _ in weights]
-    weighted_sum(chunks, dtypes, np.array(weights, dtype="f8"), out_dtype, out)
-    return out
+    rows = np.array(weights, dtype="f8")
+    results = []
+    for sum_by in (kernel.weighted_sum, numpy_kernel.weighted_sum):
+        out = [np.full(numel * FLOAT_DTYPES[out_dtype], 0xAA, np.uint8) for _ in weights]
+        nonfinite = sum_by(chunks, dtypes, rows, out_dtype, out)
+        assert nonfinite == [
+            has_nonfinite(chunk, dtype) for chunk, dtype in zip(chunks, dtypes, strict=True)
+        ]
+        results.append(out)
+    for compiled, plain in zip(*results, strict=True):
+        assert np.array_equal(compiled, plain)
+    return results[0]
+
+
+def test_the_installation_has_compiled_the_kernel():
+    assert kernel.implementation() == "compiled"
 
 
 def cast(values, out_dtype):
@@ -196,10 +209,10 @@ def test_any_sum_is_correctly_rounded_whatever_the_order_of_the_policies(terms, 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
 def test_one_pass_of_all_soups_in_blocks_equals_one_soup_at_a_time(dtype, monkeypatch):
     rng = np.random.default_rng(3)
-    raw = [stored(rng.standard_normal(1000), dtype) for _ in range(3)]
+    raw = [stored(rng.standard_normal(2500), dtype) for _ in range(3)]
     grid = simplex_grid(3, 0.25)
     whole = [soup(raw, [dtype] * 3, [weights], dtype)[0] for weights in grid]
-    monkeypatch.setattr(kernel, "BLOCK", 64)  # several blocks and a remainder
+    monkeypatch.setattr(numpy_kernel, "BLOCK", 64)  # several blocks and a remainder
     for one, each in zip(whole, soup(raw, [dtype] * 3, grid, dtype), strict=True):
         assert np.array_equal(one, each)
 

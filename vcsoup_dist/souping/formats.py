@@ -12,6 +12,7 @@ FLOAT_DTYPES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 """Bytes per element of the dtypes that can be summed."""
 
 _NUMPY_TYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
+_QUIET_NAN = {"BF16": 0x7FC0, "F16": 0x7E00, "F32": 0x7FC00000}
 _BLOCK = 1 << 15  # elements
 
 
@@ -27,11 +28,21 @@ def decode(raw: Bytes, dtype: str, values: Float64) -> None:
 
 
 def encode(values: Float64, dtype: str, raw: Bytes) -> None:
-    """Fill `raw` with `values`, rounded once, to nearest, ties to even. NaN stays NaN."""
-    if dtype != "BF16":
+    """Fill `raw` with `values`, rounded once, to nearest, ties to even.
+
+    NaN becomes the format's one quiet NaN: its other bits depend on the machine.
+    """
+    nan = np.isnan(values)
+    if dtype == "BF16":
+        _encode_bf16(values, raw)
+    else:
         # numpy rounds float64 to float16 and float32 directly, to nearest even.
         raw.view(_NUMPY_TYPES[dtype])[:] = values
-        return
+    if nan.any() and dtype != "F64":
+        raw.view(f"<u{FLOAT_DTYPES[dtype]}")[nan] = _QUIET_NAN[dtype]
+
+
+def _encode_bf16(values: Float64, raw: Bytes) -> None:
     single = values.astype("<f4")
     bits = single.view("<u4")
     # Rounding twice goes wrong only where the first rounding made a tie of the second: there the
@@ -41,11 +52,8 @@ def encode(values: Float64, dtype: str, raw: Bytes) -> None:
         exact, rounded = np.abs(values[ties]), np.abs(single[ties])
         bits[ties] += (exact > rounded).astype("<u4")
         bits[ties] -= (exact < rounded).astype("<u4")
-    nan = np.isnan(single)
-    quiet = bits[nan] >> 16 | 0x40
     bits += (bits >> 16 & 1) + np.uint32(0x7FFF)
     bits >>= 16
-    bits[nan] = quiet  # the addition may carry a NaN's bits into the sign or to infinity
     raw.view("<u2")[:] = bits
 
 

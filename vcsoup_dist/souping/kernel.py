@@ -1,56 +1,23 @@
 """theta(lambda) = sum_i lambda_i theta_i on raw bytes, correctly rounded.
 
-Sums run in float64 in the order of the policies and are rounded once to the output type, to
-nearest, ties to even. Where the float64's own error could decide the rounding, the sum is done
-again without error: each output is the exact sum of the float64 weights times the stored numbers,
-correctly rounded, whatever the machine and the order of the policies.
+Each output is the exact sum of the float64 weights times the stored numbers, rounded once to the
+output type, to nearest, ties to even: the same bytes on every machine and by both
+implementations, the compiled one (`kernel.c`) and the numpy one for machines without a compiler.
 """
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vcsoup_dist.souping.exact import exact_sums
-from vcsoup_dist.souping.formats import FLOAT_DTYPES, Bytes, Float64, decode, encode
+from vcsoup_dist.souping import numpy_kernel
+from vcsoup_dist.souping.formats import FLOAT_DTYPES, Bytes, Float64
 
-BLOCK = 1 << 16  # elements; smaller blocks pay more for calls than larger ones for the cache
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Working memory for M elements, made once: fresh pages would cost as much as the sums."""
-
-    terms: Float64
-    """[N, M]"""
-    sizes: Float64
-    """[M], sum of the terms' magnitudes"""
-    total: Float64
-    magnitude: Float64
-    spare: Float64
-    single: NDArray[np.float32]
-    distance: NDArray[np.uint32]
-    doubtful: NDArray[np.bool_]
-    flags: NDArray[np.bool_]
-
-
-def _new_block(policies: int, numel: int) -> _Block:
-    sizes, total, magnitude, spare = np.empty((4, numel))
-    doubtful, flags = np.empty((2, numel), bool)
-    return _Block(
-        terms=np.empty((policies, numel)),
-        sizes=sizes,
-        total=total,
-        magnitude=magnitude,
-        spare=spare,
-        single=np.empty(numel, "<f4"),
-        distance=np.empty(numel, "<u4"),
-        doubtful=doubtful,
-        flags=flags,
-    )
+_FORMATS = {"BF16": 0, "F16": 1, "F32": 2, "F64": 3}  # enum format of kernel.c
 
 
 def weighted_sum(
@@ -59,104 +26,69 @@ def weighted_sum(
     weights: Float64,
     out_dtype: str,
     out: Sequence[Bytes],
-) -> None:
+) -> list[bool]:
     """Fill out[k] with sum_i weights[k, i] * chunks[i], rounded once to `out_dtype`.
 
     chunks: N arrays of raw bytes, the same elements of N policies, stored as dtypes[i];
     weights: [K, N]; out: K arrays of raw bytes. A policy of weight 0 takes no part, and the soup
-    of weights (1, 0) is policy 0 bit for bit. NaN stays NaN. Where F64 goes in or comes out, the
-    sum is the plain float64 one.
+    of weights (1, 0) is policy 0 bit for bit. Returns which chunks hold NaN or infinity; they are
+    summed as IEEE says. Where F64 goes in or comes out, the sum is the plain float64 one, in the
+    order of the policies.
     """
     numel = chunks[0].nbytes // FLOAT_DTYPES[dtypes[0]]
     counts = {array.nbytes / FLOAT_DTYPES[kind] for array, kind in zip(chunks, dtypes, strict=True)}
     counts |= {array.nbytes / FLOAT_DTYPES[out_dtype] for array in out}
     if weights.shape != (len(out), len(chunks)) or counts != {numel}:
         raise ValueError("weights must be [K, N], and all arrays hold the same number of elements")
-    can_be_exact = "F64" not in (*dtypes, out_dtype)
-    block = _new_block(len(chunks), min(BLOCK, numel))
-    with np.errstate(all="ignore"):  # NaN and overflow are legal here; the caller looks for them
-        for begin in range(0, numel, BLOCK):
-            size = min(BLOCK, numel - begin)
-            if size < block.total.size:
-                block = _new_block(len(chunks), size)
-            block.sizes.fill(0)
-            for term, chunk, dtype in zip(block.terms, chunks, dtypes, strict=True):
-                decode(_part(chunk, dtype, begin, size), dtype, term)
-                block.sizes[:] += np.abs(term, out=block.spare)
-            for row, result in zip(weights, out, strict=True):
-                raw = _part(result, out_dtype, begin, size)
-                used = [(term, w) for term, w in zip(block.terms, row.tolist(), strict=True) if w]
-                _plain_sum(used, block)
-                if can_be_exact and [weight for _, weight in used] != [1.0]:
-                    # N products and N - 1 sums, each off by 2^-53 of the terms at most; doubled.
-                    off = len(chunks) * 2.0**-52 * float(np.abs(row).max())
-                    _encode_exactly(used, block, off, out_dtype, raw)
-                else:
-                    encode(block.total, out_dtype, raw)
+    compiled = _compiled()
+    if compiled is None:
+        return numpy_kernel.weighted_sum(chunks, dtypes, weights, out_dtype, out)
+    rows = np.ascontiguousarray(weights, np.float64)
+    nonfinite = (ctypes.c_uint8 * len(chunks))()
+    failed = compiled(
+        numel,
+        len(chunks),
+        _pointers(chunks),
+        (ctypes.c_int * len(chunks))(*(_FORMATS[dtype] for dtype in dtypes)),
+        len(out),
+        rows.ctypes.data,
+        _FORMATS[out_dtype],
+        _pointers(out),
+        nonfinite,
+    )
+    if failed:
+        raise MemoryError("no memory for the blocks of a weighted sum")
+    return [bool(flag) for flag in nonfinite]
 
 
-def _part(array: Bytes, dtype: str, begin: int, size: int) -> Bytes:
-    width = FLOAT_DTYPES[dtype]
-    return array[begin * width : (begin + size) * width]
+def implementation() -> str:
+    """Which kernel this machine runs: "compiled" or "numpy"."""
+    return "numpy" if _compiled() is None else "compiled"
 
 
-def _plain_sum(used: Sequence[tuple[Float64, float]], block: _Block) -> None:
-    """block.total = the sum of terms times weight, by plain IEEE operations: no FMA, no BLAS."""
-    if not used:
-        block.total.fill(0)
-        return
-    np.multiply(*used[0], out=block.total)  # not added to a zero, which would lose the sign of -0
-    for term, weight in used[1:]:
-        np.multiply(term, weight, out=block.spare)
-        np.add(block.total, block.spare, out=block.total)
+@cache
+def _compiled() -> ctypes._CFuncPtr | None:
+    """The function of kernel.c, where the installation could build it; releases the GIL."""
+    spec = importlib.util.find_spec("vcsoup_dist.souping._kernel")
+    if spec is None or spec.origin is None:
+        return None
+    function = ctypes.CDLL(spec.origin).vcsoup_weighted_sum
+    function.argtypes = (
+        ctypes.c_int64,
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+    )
+    function.restype = ctypes.c_int
+    return function
 
 
-def _encode_exactly(
-    used: Sequence[tuple[Float64, float]], block: _Block, off: float, dtype: str, raw: Bytes
-) -> None:
-    """Round the exact sum, from which block.total is off by `off * block.sizes` at most."""
-    if dtype == "BF16":
-        _encode_fast_bf16(block, off, raw)
-    else:
-        _encode_twice(block, off, dtype, raw)
-    doubtful = np.flatnonzero(block.doubtful)
-    if doubtful.size == 0:
-        return
-    values = block.total[doubtful]
-    sums = exact_sums([term[doubtful] for term, _ in used], [weight for _, weight in used])
-    known = np.isfinite(values) & (sums != 0)  # infinity, NaN and the sign of zero: as summed
-    values[known] = sums[known]
-    decided = np.empty(doubtful.size * FLOAT_DTYPES[dtype], np.uint8)
-    encode(values, dtype, decided)
-    word = f"<u{FLOAT_DTYPES[dtype]}"
-    raw.view(word)[doubtful] = decided.view(word)
-
-
-def _encode_fast_bf16(block: _Block, off: float, raw: Bytes) -> None:
-    """Round by way of float32; doubtful is where that may be wrong, as it is for ties and NaN.
-
-    Where the error is below 2^-26 of the total, a quarter of a float32's last bit, only totals
-    within one such bit of a tie are in doubt; elsewhere terms cancel, and all are.
-    """
-    block.single[:] = block.total
-    bits = block.single.view("<u4")
-    np.subtract(bits, 0x7FFF, out=block.distance)
-    np.bitwise_and(block.distance, 0xFFFF, out=block.distance)
-    np.less_equal(block.distance, 2, out=block.doubtful)
-    np.multiply(block.sizes, off * 2.0**26, out=block.spare)
-    np.abs(block.total, out=block.magnitude)
-    np.greater_equal(block.magnitude, block.spare, out=block.flags)  # False for NaN
-    np.logical_not(block.flags, out=block.flags)
-    np.logical_or(block.doubtful, block.flags, out=block.doubtful)
-    bits += 0x8000
-    raw.view("<u2")[:] = bits.view("<u2")[1::2]
-
-
-def _encode_twice(block: _Block, off: float, dtype: str, raw: Bytes) -> None:
-    """Round both ends of where the sum may lie; doubtful is where they differ."""
-    np.multiply(block.sizes, off, out=block.spare)
-    other = np.empty_like(raw)
-    encode(block.total - block.spare, dtype, raw)
-    encode(block.total + block.spare, dtype, other)
-    word = f"<u{FLOAT_DTYPES[dtype]}"
-    np.not_equal(raw.view(word), other.view(word), out=block.doubtful)
+def _pointers(arrays: Sequence[Bytes]) -> ctypes.Array[ctypes.c_void_p]:
+    if not all(array.flags.c_contiguous for array in arrays):
+        raise ValueError("the kernel takes contiguous arrays only")
+    return (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
