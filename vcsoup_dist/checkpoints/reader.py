@@ -1,55 +1,89 @@
-"""Reading any part of any tensor of a checkpoint into a buffer of the caller."""
+"""Reading any part of any tensor of a checkpoint into memory of the caller.
+
+What the page cache holds is taken from there; all else is read past it, so that streaming a model
+of any size leaves the cache of the machine as it was. Never through mmap, which is slow on network
+file systems (safetensors issue 562, vLLM pull request 24469).
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-from numpy.typing import NDArray
-
-from vcsoup_dist.checkpoints.layout import TensorSpec
+from vcsoup_dist.checkpoints.layout import Extent, Layout
+from vcsoup_dist.checkpoints.pages import PAGE, Bytes, open_direct, whole_pages
 from vcsoup_dist.errors import UserError
+
+MAX_OPEN = 64  # files of one checkpoint; ZeRO-3 checkpoints have one for every rank
 
 
 class CheckpointReader:
-    """One open checkpoint; holds one of its files open at a time and no data."""
+    """One checkpoint, of which parts are read, by several threads at once. Holds no data."""
 
-    def __init__(self, layout: Mapping[str, TensorSpec]) -> None:
+    def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self._file: Path | None = None
-        self._descriptor = -1
+        self._files: dict[Path, _OpenFile] = {}  # least recently used first
+        self._lock = threading.Lock()
 
-    def read_into(self, name: str, offset: int, buffer: NDArray[np.uint8]) -> None:
-        """Fill `buffer` with the bytes of tensor `name` from `offset` (bytes within the tensor)."""
-        spec = self.layout[name]
-        if offset < 0 or offset + buffer.nbytes > spec.nbytes:
-            raise ValueError(f"{name!r} has {spec.nbytes} bytes, asked {offset} + {buffer.nbytes}")
-        self._open(spec.file)
+    def read(self, name: str, offset: int, nbytes: int, buffer: Bytes) -> Bytes:
+        """`nbytes` of tensor `name` from byte `offset` of it, as a view of `buffer`.
+
+        buffer: of `page_buffer`, at least two pages larger than `nbytes`. UserError where a file
+        ends too early or cannot be read.
+        """
+        runs = list(self._runs(name, offset, nbytes))
+        if len(runs) == 1:
+            with self._opened(runs[0].file) as file:
+                return file.read_pages(name, runs[0].start, nbytes, buffer)
+        view = buffer[:nbytes]
+        self.read_into(name, offset, view)
+        return view
+
+    def read_into(self, name: str, offset: int, buffer: Bytes) -> None:
+        """Fill `buffer`, any contiguous memory, with tensor `name` from byte `offset` of it."""
         done = 0
-        while done < buffer.nbytes:
-            # One call reads at most 2 GiB, and may read less than asked.
-            got = os.preadv(self._descriptor, [buffer.data[done:]], spec.start + offset + done)
-            if got == 0:
-                raise UserError(f"{spec.file}: ends within tensor {name!r}; it changed while read")
-            done += got
+        for run in self._runs(name, offset, buffer.nbytes):
+            with self._opened(run.file) as file:
+                file.read_plainly(name, run.start, buffer[done : done + run.nbytes])
+            done += run.nbytes
 
     def close(self) -> None:
-        """Close the file that is open, if any."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor, self._file = -1, None
+        """Close all files."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
 
-    def _open(self, file: Path) -> None:
-        if file == self._file:
-            return
-        self.close()
-        self._descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-        self._file = file
-        if hasattr(os, "posix_fadvise"):  # not on macOS
-            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+    def _runs(self, name: str, offset: int, nbytes: int) -> Iterator[Extent]:
+        """The parts of a tensor's extents that hold its bytes [offset, offset + nbytes)."""
+        spec = self.layout[name]
+        if offset < 0 or offset + nbytes > spec.nbytes:
+            raise ValueError(f"{name!r} has {spec.nbytes} bytes, asked {offset} + {nbytes}")
+        begin = 0
+        for extent in spec.extents:
+            first, last = max(offset, begin), min(offset + nbytes, begin + extent.nbytes)
+            if first < last:
+                yield Extent(extent.file, extent.start + first - begin, last - first)
+            begin += extent.nbytes
+
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[_OpenFile]:
+        with self._lock:
+            file = self._files.pop(path, None) or _OpenFile(path)
+            self._files[path] = file
+            file.readers += 1
+            idle = [each for each in self._files.values() if not each.readers]
+            for oldest in idle[: max(0, len(self._files) - MAX_OPEN)]:
+                del self._files[oldest.path]
+                oldest.close()
+        try:
+            yield file
+        finally:
+            with self._lock:
+                file.readers -= 1
 
     def __enter__(self) -> CheckpointReader:
         return self
@@ -61,3 +95,70 @@ class CheckpointReader:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class _OpenFile:
+    """A file that is open twice: through the page cache, and past it where that is possible."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.readers = 0
+        try:
+            self._cached = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        self._direct = open_direct(path, os.O_RDONLY)
+
+    def read_pages(self, name: str, start: int, nbytes: int, buffer: Bytes) -> Bytes:
+        """Bytes [start, start + nbytes) as a view of the page-aligned `buffer`."""
+        shift = start % PAGE
+        view = buffer[shift : shift + nbytes]
+        done = self._from_cache(start, view)
+        if done < nbytes and self._direct < 0:
+            self.read_plainly(name, start + done, view[done:])
+            return view
+        end = whole_pages(shift + nbytes)
+        while done < nbytes:
+            page = (shift + done) // PAGE * PAGE
+            try:
+                got = os.preadv(self._direct, [buffer.data[page:end]], start - shift + page)
+            except OSError as error:
+                raise self._explained(error) from error
+            done = self._reached(name, done, min(page + got - shift, nbytes))
+        return view
+
+    def read_plainly(self, name: str, start: int, view: Bytes) -> None:
+        """Fill `view` with the bytes from `start` on."""
+        done = self._from_cache(start, view)
+        missed = done
+        while done < view.nbytes:
+            # One call reads at most 2 GiB, and may read less than asked.
+            try:
+                got = os.preadv(self._cached, [view.data[done:]], start + done)
+            except OSError as error:
+                raise self._explained(error) from error
+            done = self._reached(name, done, done + got)
+        if missed < done and hasattr(os, "posix_fadvise"):  # not on macOS
+            os.posix_fadvise(self._cached, start + missed, done - missed, os.POSIX_FADV_DONTNEED)
+
+    def close(self) -> None:
+        os.close(self._cached)
+        if self._direct >= 0:
+            os.close(self._direct)
+
+    def _from_cache(self, start: int, view: Bytes) -> int:
+        """Copy what the page cache holds from `start` on without a gap; how many bytes."""
+        if not hasattr(os, "RWF_NOWAIT"):
+            return 0
+        try:
+            return os.preadv(self._cached, [view.data], start, os.RWF_NOWAIT)
+        except OSError:  # nothing is cached, or the file system cannot say
+            return 0
+
+    def _reached(self, name: str, before: int, now: int) -> int:
+        if now <= before:
+            raise UserError(f"{self.path}: ends within tensor {name!r}; it changed while read")
+        return now
+
+    def _explained(self, error: OSError) -> UserError:
+        return UserError(f"{self.path}: cannot be read: {error.strerror}")

@@ -6,10 +6,12 @@ in any order and from several processes. transformers, vLLM and mergekit read th
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import math
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vcsoup_dist.checkpoints.layout import DTYPE_BITS, INDEX_NAME, SINGLE_NAME, tensor_bytes
+from vcsoup_dist.checkpoints.pages import PAGE, open_direct
 from vcsoup_dist.errors import UserError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 TensorMeta = tuple[str, str, tuple[int, ...]]
 """name, dtype (safetensors' name), shape"""
@@ -81,70 +86,121 @@ def header_bytes(shard: Shard) -> bytes:
 
 
 class ShardFile:
-    """One weights file being filled. Leaving its `with` block well closes it; else it stays bad.
+    """One weights file being filled, in any order and by several threads at once.
 
     The file is there under its final name from the start: write into a directory that is
-    published when all is done. UserError where the disk is full.
+    published when all is done. Leaving its `with` block well closes it; else it stays bad.
+    UserError where the disk is full.
     """
 
-    def __init__(self, path: Path, shard: Shard, descriptor: int) -> None:
+    def __init__(self, path: Path, shard: Shard, written: int, descriptor: int) -> None:
         self.path = path
-        self._descriptor = descriptor
+        self._cached = descriptor
+        self._direct = open_direct(path, os.O_WRONLY)
         self._spans: dict[str, tuple[int, int]] = {}  # name -> absolute start, bytes
         start = len(header_bytes(shard))
         for name, dtype, shape in shard.tensors:
             nbytes = tensor_bytes(dtype, shape)
             self._spans[name] = (start, nbytes)
             start += nbytes
-        self._missing = shard.nbytes
+        self._missing = shard.nbytes - written
+        self._lock = threading.Lock()
 
     @classmethod
-    def create(cls, directory: Path, shard: Shard) -> ShardFile:
+    def create(cls, directory: Path, shard: Shard, *, written: int | None = None) -> ShardFile:
         """Make the file at its final size, header written, data still zero.
 
-        Mode 0644 (less the umask): the safetensors library writes 0600, which other users of a
-        cluster cannot read. FileExistsError where the file is there already.
+        written: go on with a file that a killed process left, of which so many bytes of data are
+        done; without it FileExistsError where the file is there already. Mode 0644 (less the
+        umask): the safetensors library writes 0600, which other users of a cluster cannot read.
         """
         path = directory / shard.file_name
         header = header_bytes(shard)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL if written is None else 0)
         descriptor = os.open(path, flags, 0o644)
-        made = cls(path, shard, descriptor)
+        made = cls(path, shard, written or 0, descriptor)
         try:
-            os.ftruncate(descriptor, len(header) + shard.nbytes)
-            made._write_at(0, memoryview(header))
+            made._allocate(len(header) + shard.nbytes)
+            made._write_cached(0, memoryview(header))
         except BaseException:
-            os.close(descriptor)
+            made._close_descriptors()
             raise
         return made
 
+    def start_of(self, name: str) -> int:
+        """Offset of the first byte of tensor `name` in the file."""
+        return self._spans[name][0]
+
     def write(self, name: str, offset: int, data: bytes | memoryview | NDArray[np.uint8]) -> None:
-        """Write a part of tensor `name`, from byte `offset` of that tensor."""
+        """Write a part of tensor `name`, from byte `offset` of that tensor.
+
+        Whole pages go past the page cache where `data` lies in memory as it will in the file:
+        its address and its place differ by a multiple of `PAGE`.
+        """
         view = data.data if isinstance(data, np.ndarray) else memoryview(data)
         start, nbytes = self._spans[name]
         if offset < 0 or offset + view.nbytes > nbytes:
             raise ValueError(f"{name!r} has {nbytes} bytes, given {offset} + {view.nbytes}")
-        if view.nbytes:  # an empty view cannot be cast
-            self._write_at(start + offset, view.cast("B"))
+        if not view.nbytes:  # an empty view cannot be cast
+            return
+        view, position = view.cast("B"), start + offset
+        before = min(-position % PAGE, view.nbytes)
+        pages = (view.nbytes - before) // PAGE * PAGE
+        address = data.ctypes.data if isinstance(data, np.ndarray) else -1
+        if self._direct < 0 or (address - position) % PAGE or not pages:
+            self._write_cached(position, view)
+        else:
+            self._write_cached(position, view[:before])
+            self._write_direct(position + before, view[before : before + pages])
+            self._write_cached(position + before + pages, view[before + pages :])
+        with self._lock:
             self._missing -= view.nbytes
+
+    def sync(self) -> None:
+        """fsync: what was written so far survives a power cut."""
+        try:
+            os.fsync(self._cached)
+        except OSError as error:
+            raise _explained(error, self.path) from error
 
     def close(self) -> None:
         """fsync and close; ValueError if fewer bytes were written than the file holds."""
         try:
             if self._missing > 0:
                 raise ValueError(f"{self.path}: {self._missing} bytes were never written")
-            try:
-                os.fsync(self._descriptor)
-            except OSError as error:
-                raise _explained(error, self.path) from error
+            self.sync()
         finally:
-            os.close(self._descriptor)
+            self._close_descriptors()
 
-    def _write_at(self, position: int, data: memoryview) -> None:
+    def abandon(self) -> None:
+        """Close without a word about what is missing."""
+        self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
+        os.close(self._cached)
+        if self._direct >= 0:
+            os.close(self._direct)
+
+    def _allocate(self, size: int) -> None:
+        """Reserve the disk blocks now, where the file system can: a full disk shows at once."""
+        try:
+            os.ftruncate(self._cached, size)
+            if _fallocate(self._cached, size) != 0 and ctypes.get_errno() in DISK_FULL:
+                raise OSError(ctypes.get_errno(), "")
+        except OSError as error:
+            raise _explained(error, self.path) from error
+
+    def _write_cached(self, position: int, data: memoryview) -> None:
+        self._write_to(self._cached, position, data)
+
+    def _write_direct(self, position: int, data: memoryview) -> None:
+        self._write_to(self._direct, position, data)
+
+    def _write_to(self, descriptor: int, position: int, data: memoryview) -> None:
         while data:
             try:
                 # One call writes at most 2 GiB, and may write less than given.
-                done = os.pwrite(self._descriptor, data, position)
+                done = os.pwrite(descriptor, data, position)
             except OSError as error:
                 raise _explained(error, self.path) from error
             data, position = data[done:], position + done
@@ -161,7 +217,7 @@ class ShardFile:
         if kind is None:
             self.close()
         else:
-            os.close(self._descriptor)
+            self.abandon()
 
 
 def write_index(directory: Path, shards: Sequence[Shard]) -> None:
@@ -179,7 +235,20 @@ def write_index(directory: Path, shards: Sequence[Shard]) -> None:
     (directory / INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
+def _fallocate(descriptor: int, size: int) -> int:
+    """0, or -1 with ctypes.get_errno(); os.posix_fallocate would write zeros where the file system
+    cannot reserve."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), "fallocate64", None)
+    if function is None:  # not on macOS
+        return 0
+    function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    return int(function(descriptor, 0, 0, size)) if size else 0
+
+
 def _explained(error: OSError, path: Path) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"{path}: {os.strerror(error.errno)} while writing; free some and go on")
+    if error.errno in DISK_FULL:
+        return UserError(
+            f"{path}: {os.strerror(error.errno)} while writing; make room and run the same command"
+            " again, it goes on from here"
+        )
     return error
