@@ -11,7 +11,7 @@ from conftest import save_tiny_model, write_pairs
 
 from vcsoup_dist.identity import Hashes
 from vcsoup_dist.plan.clean import removable, remove
-from vcsoup_dist.plan.products import STAGES, make_plan, to_make
+from vcsoup_dist.plan.products import STAGES, make_plan, reads, to_make
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe_file import load_recipe
 from vcsoup_dist.workspace import Product, Workspace
@@ -117,26 +117,47 @@ def test_a_changed_model_or_data_file_changes_what_is_made_from_it(folder):
     assert before["report"] != after["report"]
 
 
-def test_soups_that_keep_gave_up_are_made_again_only_when_needed(folder, tmp_path):
-    recipe, plan = planned(folder, keep={"soups": False})
-    workspace = Workspace.open(tmp_path / "run", recipe)
-    pretend_made(workspace, plan)
-    assert to_make(plan, workspace, recipe) == []
-    gone = list(removable(recipe, workspace, plan))
-    assert len(gone) == 9
-    assert {reason for _, reason in gone} == {"keep says it may go (merge)"}
-    for path, _ in gone:
-        remove(path)
-    assert to_make(plan, workspace, recipe) == []
-    recipe, plan = planned(folder, keep={"soups": False}, evaluation={"max_new_tokens": 7})
-    assert {p.stage for p in to_make(plan, workspace, recipe)} == {"merge", "evaluate", "report"}
-
-
-def test_soups_are_not_removable_while_an_evaluation_waits_for_them(folder, tmp_path):
+def test_soups_that_keep_gives_up_may_go_and_are_never_asked_for(folder, tmp_path):
     recipe, plan = planned(folder, keep={"soups": False})
     workspace = Workspace.open(tmp_path / "run", recipe)
     pretend_made(workspace, [p for p in plan if p.stage not in ("evaluate", "report")])
+    half_made = next(p for p in plan if p.stage == "merge")
+    remove(workspace.folder(half_made))
+    with pytest.raises(KeyboardInterrupt), workspace.making(half_made) as draft:
+        (draft.output / "model.safetensors").touch()
+        raise KeyboardInterrupt
+    assert {p.stage for p in to_make(plan, workspace, recipe)} == {"evaluate", "report"}
+    gone = list(removable(recipe, workspace, plan))
+    assert len(gone) == 9
+    assert [path for path, why in gone if why == "draft of what keep gives up"] == [
+        workspace.root / "work" / half_made.name
+    ]
+    assert {reason for _, reason in gone[1:]} == {"keep says it may go (merge)"}
+    for path, _ in gone:
+        remove(path)
+    assert {p.stage for p in to_make(plan, workspace, recipe)} == {"evaluate", "report"}
+    kept, _ = planned(folder)
+    assert list(removable(kept, workspace, plan)) == []
+    assert {p.stage for p in to_make(plan, workspace, kept)} == {"merge", "evaluate", "report"}
+
+
+def test_an_evaluation_without_soups_needs_the_policies(folder, tmp_path):
+    recipe, plan = planned(folder, keep={"soups": False})
+    evaluation = plan[-2]
+    assert {p.stage for p in reads(evaluation, recipe)} == {"read", "train"}
+    kept, _ = planned(folder)
+    assert reads(evaluation, kept) == list(evaluation.inputs)
+
+
+def test_reference_log_probs_are_not_removable_while_a_policy_waits_for_them(folder, tmp_path):
+    recipe, plan = planned(folder, keep={"reference": False})
+    workspace = Workspace.open(tmp_path / "run", recipe)
+    pretend_made(
+        workspace, [p for p in plan if p.stage in ("read", "score", "filter", "reference")]
+    )
     assert list(removable(recipe, workspace, plan)) == []
+    pretend_made(workspace, [p for p in plan if p.stage == "train"])
+    assert len(list(removable(recipe, workspace, plan))) == 1
 
 
 def test_clean_finds_stale_products_and_finished_checkpoints(folder, tmp_path):

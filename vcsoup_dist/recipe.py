@@ -308,14 +308,15 @@ class Launch(Section):
 
 
 class Keep(Section):
-    """What `vcsoup clean` leaves in place."""
+    """What stays on disk."""
 
     checkpoints: bool = False
     """DeepSpeed checkpoints of finished policies; otherwise they go as soon as one is finished."""
     reference: bool = True
     """Reference log-probs, once all policies are trained."""
     soups: bool = True
-    """Weights of the soups, once they are evaluated."""
+    """Soups as model directories. `false`: evaluation sums the policies in memory, with the same
+    result bit for bit, and a soup is written only by `vcsoup merge`, until `vcsoup clean`."""
 
 
 class Recipe(Section):
@@ -349,7 +350,7 @@ class Recipe(Section):
     launch: Launch = Launch()
     """Where it runs."""
     keep: Keep = Keep()
-    """What `vcsoup clean` leaves."""
+    """What stays on disk."""
 
     _folder: Path = PrivateAttr(default=Path())
 

@@ -22,6 +22,7 @@ from vcsoup_dist.launch.death import die_with_parent
 from vcsoup_dist.launch.ray_cluster import check_room
 from vcsoup_dist.recipe import CallableReward, ClassifierReward, Evaluation
 from vcsoup_dist.scoring.rewards import Reward, load_reward
+from vcsoup_dist.souping.virtual import load_soup, reweight
 from vcsoup_dist.workspace import hold_while_working
 
 RETRIES = 2  # of one soup, when its actor dies
@@ -38,11 +39,19 @@ class Judge:
 
 
 @dataclass(frozen=True)
+class VirtualSoup:
+    """A soup that is not on disk."""
+
+    policies: tuple[Path, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class EvaluationTask:
     """One soup to evaluate."""
 
     name: str
-    model: Located
+    model: Located | VirtualSoup
     output: Path
     """Folder to write `answers.parquet` into."""
     workers_lock: Path
@@ -63,6 +72,10 @@ class EvaluationActor:
         self.tokens_per_batch = tokens_per_batch
         self.device = "cuda" if gpu else "cpu"
         self.rewards: dict[str, Reward] = {}
+        # The last virtual soup's: the next one often is another of the same policies.
+        self.policies: tuple[Path, ...] | None = None
+        self.model: Any = None
+        self.tokenizer: Any = None
 
     def ready(self) -> None:
         """Answers as soon as Ray has found room for this actor."""
@@ -70,11 +83,10 @@ class EvaluationActor:
     def evaluate(self, task: EvaluationTask, prompts: Sequence[Prompt]) -> int:
         """Write the answers and their rewards; returns the number of answers."""
         hold_while_working(task.workers_lock)
-        model, tokenizer = load_model(
-            task.model.source, task.model.revision, self.settings.dtype, self.device
-        )
-        answers = generate_answers(model, tokenizer, prompts, self.settings)
-        del model
+        self._load(task.model)
+        answers = generate_answers(self.model, self.tokenizer, prompts, self.settings)
+        if self.policies is None:
+            self.model = None  # makes room for the rewards
         texts = [(answer.prompt.messages, answer.text) for answer in answers]
         names = [f"{task.name}'s answer to prompt {answer.prompt.id}" for answer in answers]
         scores = {value: self._reward(value).score(texts, names).rewards for value in self.judges}
@@ -82,6 +94,21 @@ class EvaluationActor:
         pq.write_table(answer_table(answers, scores), sink)
         write_atomically(task.output / ANSWERS, sink.getvalue().to_pybytes())
         return len(answers)
+
+    def _load(self, model: Located | VirtualSoup) -> None:
+        if isinstance(model, VirtualSoup) and model.policies == self.policies:
+            reweight(self.model, model.weights)
+            return
+        self.policies = self.model = None  # one model at a time
+        if isinstance(model, VirtualSoup):
+            first = Located(str(model.policies[0]), None, None)  # whose files a soup would have
+        else:
+            first = model
+        loaded = load_model(first.source, first.revision, self.settings.dtype, self.device)
+        self.model, self.tokenizer = loaded
+        if isinstance(model, VirtualSoup):
+            load_soup(self.model, model.policies, model.weights)
+            self.policies = model.policies
 
     def _reward(self, value: str) -> Reward:
         # Not in __init__, whose errors Ray gives back as text only.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.evaluation.prompts import choose_prompts
@@ -11,6 +12,9 @@ from vcsoup_dist.identity import Located
 from vcsoup_dist.progress import log, progress
 from vcsoup_dist.recipe import ColumnsReward, Recipe
 from vcsoup_dist.workspace import Product, Workspace
+
+if TYPE_CHECKING:
+    from vcsoup_dist.evaluation.actors import VirtualSoup
 
 
 def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
@@ -30,12 +34,7 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
     with contextlib.ExitStack() as stack:
         tasks = []
         for product in products:
-            soups = product.inputs_of("merge")
-            model = (
-                Located(str(workspace.need(soups[0])), None, None)
-                if soups
-                else product.sources["model"]
-            )
+            model = _model_of(product, recipe, workspace)
             draft = stack.enter_context(workspace.making(product))
             if not (draft.output / ANSWERS).exists():  # else it is a killed run's, and whole
                 tasks.append(EvaluationTask(product.name, model, draft.output, draft.workers_lock))
@@ -49,3 +48,16 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
             evaluate_all(
                 tasks, prompts, judges, recipe.evaluation, recipe.scoring.tokens_per_batch, advance
             )
+
+
+def _model_of(product: Product, recipe: Recipe, workspace: Workspace) -> Located | VirtualSoup:
+    """theta_0, a written soup, or the policies and weights of one that is not written."""
+    from vcsoup_dist.evaluation.actors import VirtualSoup
+
+    soups = product.inputs_of("merge")
+    if not soups:
+        return product.sources["model"]
+    if recipe.keep.soups:
+        return Located(str(workspace.need(soups[0])), None, None)
+    policies = tuple(workspace.need(each) for each in soups[0].inputs_of("train"))
+    return VirtualSoup(policies, soups[0].weights or ())

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vcsoup_dist.plan.products import to_make
+from vcsoup_dist.plan.products import reads, to_make
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.workspace import Product, Workspace
 
@@ -23,7 +23,8 @@ def removable(
     """
     names = {product.name: product for product in plan}
     unfinished = to_make(plan, workspace, recipe)
-    needed = {each.name for product in unfinished for each in product.inputs}
+    given_up = {"merge": not recipe.keep.soups, "reference": not recipe.keep.reference}
+    needed = {each.name for product in unfinished for each in reads(product, recipe)}
     for marker in sorted((workspace.root / "work").rglob("fingerprint")):
         name = str(marker.parent.relative_to(workspace.root / "work"))
         if workspace.is_being_made(name):
@@ -35,12 +36,13 @@ def removable(
             has_checkpoints = any((marker.parent / "scratch").glob("step-*"))
             if not (has_checkpoints and recipe.keep.checkpoints):
                 yield marker.parent, "scratch of a finished product"
+        elif given_up.get(product.stage) and name not in needed:
+            yield marker.parent, "draft of what keep gives up"
     for record in sorted(workspace.root.rglob("product.json")):
         name = str(record.parent.relative_to(workspace.root))
         if name.startswith("work/") or workspace.is_being_made(name):
             continue
         product = names.get(name)
-        given_up = {"merge": not recipe.keep.soups, "reference": not recipe.keep.reference}
         if product is None:
             yield record.parent, "not asked for by the recipe"
         elif not workspace.is_made(product):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vcsoup_dist.checkpoints.layout import read_layout
-from vcsoup_dist.plan.products import to_make
+from vcsoup_dist.plan.products import reads, to_make
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.workspace import Product, Workspace
 
@@ -50,7 +50,8 @@ def estimate(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) -> C
         soups = sum(product.stage == "merge" for product in missing)
         groups = len({(each.method, each.seed) for each in missing if each.stage == "merge"})
         checkpoint = parameters * ADAM_BYTES
-        read = model * (policies + groups * len(recipe.trained_values()) + soups) + text_bytes
+        evaluated = sum(_models_read(each, recipe) for each in missing if each.stage == "evaluate")
+        read = model * (policies + groups * len(recipe.trained_values()) + evaluated) + text_bytes
         # Two checkpoints are there while the newer one is written.
         peak = model * (policies + soups) + (2 * checkpoint if policies else 0) + 2 * text_bytes
         written = model * (policies + soups) + 2 * text_bytes
@@ -63,6 +64,11 @@ def estimate(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) -> C
         peak,
         free,
     )
+
+
+def _models_read(evaluation: Product, recipe: Recipe) -> int:
+    """theta_0 or a written soup; or all the policies of one that is not written."""
+    return sum(each.stage in ("merge", "train") for each in reads(evaluation, recipe)) or 1
 
 
 def _parameters(recipe: Recipe) -> int | None:

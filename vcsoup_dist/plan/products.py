@@ -59,8 +59,20 @@ def to_make(plan: Iterable[Product], workspace: Workspace, recipe: Recipe) -> li
     for product in reversed(plan):
         if (product.stage in wanted or product.name in needed) and not workspace.is_made(product):
             needed.add(product.name)
-            needed.update(each.name for each in product.inputs)
+            needed.update(each.name for each in reads(product, recipe))
     return [each for each in plan if each.name in needed and not workspace.is_made(each)]
+
+
+def reads(product: Product, recipe: Recipe) -> list[Product]:
+    """The products that making this one reads: its inputs, or what stands in for them.
+
+    An evaluation is made from a soup either way; where soups are not kept, it sums the policies
+    itself.
+    """
+    if product.stage != "evaluate" or recipe.keep.soups:
+        return list(product.inputs)
+    policies = [policy for soup in product.inputs_of("merge") for policy in soup.inputs]
+    return [each for each in product.inputs if each.stage != "merge"] + policies
 
 
 @dataclass
