@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeGuard
+from typing import Any, Literal, NamedTuple, NoReturn, TypeGuard
 
 from vcsoup_dist.errors import UserError
 
@@ -62,6 +63,17 @@ Layout = Mapping[str, TensorSpec]
 """All tensors of a checkpoint by name, in the order in which they are best read."""
 
 
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint on disk, of which only headers have been read."""
+
+    path: Path
+    kind: Literal["safetensors", "bin", "zero3"]
+    layout: Layout
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Further names of tied weights -> the name in `layout`."""
+
+
 def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
     """Bytes of a tensor; KeyError for an unknown dtype, ValueError for a part of a byte."""
     size, rest = divmod(DTYPE_BITS[dtype] * math.prod(shape), 8)
@@ -76,24 +88,37 @@ def read_layout(directory: Path) -> dict[str, TensorSpec]:
     Reads `model.safetensors.index.json` or `model.safetensors`, and of the weights only the
     headers. UserError where a file is missing, truncated or contradicts itself or the index.
     """
+    return read_weights_files(directory, SINGLE_NAME, INDEX_NAME, read_header)
+
+
+def read_weights_files(
+    directory: Path,
+    single_name: str,
+    index_name: str,
+    read_file: Callable[[Path], Mapping[str, TensorSpec]],
+) -> dict[str, TensorSpec]:
+    """All tensors of the file `single_name`, or of the files that `index_name` lists.
+
+    `read_file` gives a file's tensors. UserError where the files contradict the index.
+    """
     if not directory.is_dir():
         raise UserError(f"{directory}: there is no such model directory")
-    index, single = directory / INDEX_NAME, directory / SINGLE_NAME
+    index, single = directory / index_name, directory / single_name
     files: Mapping[str, set[str] | None]
     if index.is_file():
         files = _indexed_files(index)
-        if single.is_file() and SINGLE_NAME not in files:
+        if single.is_file() and single_name not in files:
             raise UserError(
-                f"{directory}: has both {SINGLE_NAME} and {INDEX_NAME} of other files;"
+                f"{directory}: has both {single_name} and {index_name} of other files;"
                 " remove the one that is out of date"
             )
     elif single.is_file():
-        files = {SINGLE_NAME: None}
+        files = {single_name: None}
     else:
         _say_what_is_there_instead(directory)
     layout: dict[str, TensorSpec] = {}
     for file_name, promised in sorted(files.items()):
-        found = read_header(directory / file_name)
+        found = read_file(directory / file_name)
         for name in sorted(promised or ()):
             if name not in found:
                 raise UserError(
@@ -102,12 +127,19 @@ def read_layout(directory: Path) -> dict[str, TensorSpec]:
         for name, spec in found.items():
             if promised is not None and name not in promised:
                 raise UserError(
-                    f"{spec.file}: holds {name!r}, which {INDEX_NAME} does not place there"
+                    f"{spec.file}: holds {name!r}, which {index_name} does not place there"
                 )
             layout[name] = spec
     if not layout:
         raise UserError(f"{directory}: its weights files hold no tensor")
     return layout
+
+
+def raw_header(file: Path) -> bytes:
+    """Length and JSON of a safetensors file that `read_header` has accepted, as they stand there."""
+    with open(file, "rb") as opened:
+        length = opened.read(8)
+        return length + opened.read(int.from_bytes(length, "little"))
 
 
 def read_header(file: Path) -> dict[str, TensorSpec]:

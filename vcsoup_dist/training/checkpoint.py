@@ -13,6 +13,8 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import sync, sync_tree, write_atomically
 
 COMPLETE = "COMPLETE"
+WRAPPED_AS = "wrapped_as"
+"""Key in the model states: what stands before the wrapped model's own parameter names."""
 
 
 def save_checkpoint(engine: Any, folder: Path, step: int) -> None:
@@ -22,7 +24,9 @@ def save_checkpoint(engine: Any, folder: Path, step: int) -> None:
     if dist.get_rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
     dist.barrier()
-    engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
+    engine.save_checkpoint(
+        str(folder), tag=partial.name, client_state={WRAPPED_AS: "model."}, save_latest=False
+    )
     dist.barrier()
     if dist.get_rank() == 0:
         write_atomically(

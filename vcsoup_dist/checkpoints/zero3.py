@@ -1,0 +1,350 @@
+"""Where every tensor of a DeepSpeed checkpoint lies, so that it is read without being converted.
+
+Under ZeRO-3 each rank's `optim_states.pt` holds fp32 flat groups: its parts of the parameters in
+the order of `param_shapes`, each part ceil(numel / ranks) elements, so that the last ranks' parts
+may end in padding of arbitrary content. Frozen parameters are cut alike but lie in the ranks'
+`model_states.pt`; buffers lie whole in rank 0's. This mirrors DeepSpeed's own
+`deepspeed/utils/zero_to_fp32.py`. Under ZeRO-1 and -2, `mp_rank_00_model_states.pt` holds the
+whole model as it is used in the forward pass.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import torch
+
+from vcsoup_dist.checkpoints.layout import DTYPE_BITS, Extent, Source, TensorSpec
+from vcsoup_dist.checkpoints.pickled import (
+    Pickled,
+    is_name,
+    load_without_data,
+    separate_aliases,
+    state_dict_specs,
+)
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.training.checkpoint import COMPLETE, WRAPPED_AS
+
+T = TypeVar("T")
+
+_WHOLE = re.compile(r"mp_rank_(\d+)_model_states\.pt")
+_MODEL = re.compile(r"zero_pp_rank_(\d+)_mp_rank_(\d+)_model_states\.pt")
+_OPTIM = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
+
+
+class _Ignored:
+    """Stands in for an object of DeepSpeed whose state does not matter here."""
+
+
+# Nothing of DeepSpeed is imported, and none of its code runs.
+_ALLOWED = (
+    (int, "deepspeed.runtime.zero.config.ZeroStageEnum"),
+    (_Ignored, "deepspeed.runtime.fp16.loss_scaler.LossScaler"),
+    (_Ignored, "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
+)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The files of one checkpoint, those of ranks in order of rank."""
+
+    whole: Path | None
+    """The model states of ZeRO-0 to -2."""
+    model: Sequence[Path]
+    optim: Sequence[Path]
+
+
+class _Flat:
+    """A rank's flat tensors, thought of as laid end to end."""
+
+    def __init__(self, specs: Sequence[TensorSpec]) -> None:
+        self.specs = specs
+        self.sizes = [math.prod(spec.shape) for spec in specs]
+        self.starts = list(accumulate(self.sizes, initial=0))
+
+    def cut(self, begin: int, count: int) -> list[Extent]:
+        """Where the elements from `begin` on lie, `count` of them."""
+        extents = []
+        while count > 0:
+            index = bisect_right(self.starts, begin) - 1
+            skipped = begin - self.starts[index]
+            taken = min(count, self.sizes[index] - skipped)
+            file, start, _ = self.specs[index].extents[0]
+            size = DTYPE_BITS[self.specs[index].dtype] // 8
+            extents.append(Extent(file, start + skipped * size, taken * size))
+            begin, count = begin + taken, count - taken
+        return extents
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether `path` is a folder of DeepSpeed checkpoints, or one of them."""
+    return (
+        (path / "latest").is_file()
+        or (path / "latest_universal").is_file()
+        or any(path.glob("*_states.pt"))
+        or any(path.glob("step-*/*_states.pt"))
+    )
+
+
+def open_checkpoint(path: Path) -> Source:
+    """A DeepSpeed checkpoint, or the newest of a folder of them.
+
+    The newest is the one that the file `latest` names, or of this project's own the last that is
+    complete. ZeRO-3: the fp32 masters; lower stages: the weights as the model used them.
+    UserError where files are missing, damaged or disagree, and for checkpoints whose parameters
+    are cut in other ways as well (model, pipeline or expert parallel, universal).
+    """
+    tag = _find_tag(path)
+    files = _list_files(tag)
+    if files.whole is not None:
+        model = _load(files.whole)
+        _refuse_experts(model)
+        module = model.content.get("module")
+        if not module:
+            raise UserError(f"{files.whole}: holds no weights of a module")
+        specs, aliases = separate_aliases(state_dict_specs(model, module))
+    else:
+        model = _load(files.model[0])
+        _refuse_experts(model)
+        flats = _read_flats(files.optim)
+        specs = _cut_parameters(model, flats)
+        specs |= _frozen_parameters(model, files.model)
+        specs |= _buffers(model)
+        aliases = {
+            alias: owner
+            for alias, owner in _names_to(str, model, "shared_params").items()
+            if owner in specs and alias not in specs
+        }
+    prefix = model.content.get(WRAPPED_AS, "")
+    if not isinstance(prefix, str) or not all(
+        name.startswith(prefix) and name != prefix for name in (*specs, *aliases)
+    ):
+        raise UserError(f"{model.file}: {WRAPPED_AS!r} is {prefix!r}, its tensors' names are not")
+    cut = len(prefix)
+    layout = {name[cut:]: spec._replace(name=name[cut:]) for name, spec in specs.items()}
+    return Source(path, "zero3", layout, {name[cut:]: of[cut:] for name, of in aliases.items()})
+
+
+def _find_tag(path: Path) -> Path:
+    """The folder of the checkpoint's files."""
+    latest = path / "latest"
+    if any(path.glob("*_states.pt")):
+        tag = path
+    elif latest.is_file():
+        name = latest.read_text(errors="replace").strip()
+        tag = path / name
+        if not name.isprintable() or name in ("", ".", "..") or "/" in name or not tag.is_dir():
+            raise UserError(f"{latest}: names {name[:80]!r}, which is no folder beside it")
+    elif (path / "latest_universal").is_file():
+        _refuse_universal(path)
+    else:
+        complete = [each.parent for each in path.glob(f"step-????????/{COMPLETE}")]
+        if not complete:
+            raise UserError(f"{path}: none of its checkpoints is complete ({COMPLETE} is missing)")
+        tag = max(complete)
+    if tag.resolve().name.endswith(".partial"):
+        raise UserError(f"{tag}: was not finished; use a complete checkpoint")
+    if (tag / "zero").is_dir():
+        _refuse_universal(tag)
+    return tag
+
+
+def _refuse_universal(path: Path) -> NoReturn:
+    raise UserError(
+        f"{path}: universal checkpoints cannot be read; use the one that it was converted from"
+    )
+
+
+def _list_files(tag: Path) -> _Files:
+    whole: dict[int, Path] = {}
+    model: dict[int, Path] = {}
+    optim: dict[int, Path] = {}
+    for file in sorted(tag.glob("*_states.pt")):
+        if found := _WHOLE.fullmatch(file.name):
+            model_rank, rank, ranks = found[1], 0, whole
+        elif found := _MODEL.fullmatch(file.name):
+            rank, model_rank, ranks = int(found[1]), found[2], model
+        elif found := _OPTIM.fullmatch(file.name):
+            rank, model_rank, ranks = int(found[1]), found[2], optim
+        elif "exp" in file.name:  # layer_0_expert_0_..., expp_rank_0_...
+            raise UserError(f"{file}: expert-parallel checkpoints cannot be read")
+        elif file.name.startswith("layer_"):
+            raise UserError(f"{file}: pipeline-parallel checkpoints cannot be read")
+        else:
+            continue
+        if int(model_rank) > 0:
+            raise UserError(
+                f"{file}: model-parallel checkpoints cannot be read; gather the model first"
+            )
+        if rank in ranks:
+            raise UserError(f"{tag}: has two files of rank {rank}: {ranks[rank].name}, {file.name}")
+        ranks[rank] = file
+    if whole and model:
+        raise UserError(
+            f"{tag}: has {whole[0].name} and {min(model.values()).name}, of two checkpoints;"
+            " remove those of one"
+        )
+    if not whole and not model:
+        raise UserError(f"{tag}: holds no model states; copy the files of all ranks into it")
+    if model and not optim:
+        raise UserError(
+            f"{tag}: holds no optimizer states, in which ZeRO-3 keeps the weights;"
+            " copy the files of all ranks into it"
+        )
+    if whole:
+        return _Files(whole[0], (), ())
+    world = max(*model, *optim) + 1
+    for ranks, kind in ((model, "model"), (optim, "optimizer")):
+        for rank in range(world):
+            if rank not in ranks:
+                raise UserError(
+                    f"{tag}: lacks the {kind} states of rank {rank};"
+                    " copy the files of all ranks into it"
+                )
+    order = range(world)
+    return _Files(None, [model[rank] for rank in order], [optim[rank] for rank in order])
+
+
+def _load(file: Path) -> Pickled:
+    pickled = load_without_data(file, _ALLOWED)
+    if not isinstance(pickled.content, dict):
+        raise UserError(f"{file}: is no file of a DeepSpeed checkpoint")
+    return pickled
+
+
+def _refuse_experts(model: Pickled) -> None:
+    if any(model.content.get(key) for key in ("ds_autoep_layers", "autoep_layers")):
+        raise UserError(f"{model.file}: expert-parallel checkpoints cannot be read")
+
+
+def _read_flats(files: Sequence[Path]) -> list[_Flat]:
+    """Every rank's flat groups; UserError where the ranks are not of one checkpoint."""
+    flats: list[_Flat] = []
+    for file in files:
+        optim = _load(file)
+        state = optim.content.get("optimizer_state_dict")
+        if not isinstance(state, dict) or state.get("zero_stage") != 3:
+            raise UserError(f"{file}: holds no optimizer states of ZeRO-3")
+        if state.get("ds_zero_partition_groups") is not None:
+            raise UserError(f"{file}: expert-parallel checkpoints cannot be read")
+        if state.get("partition_count") != len(files):
+            raise UserError(
+                f"{file}: was written by one of {state.get('partition_count')} ranks, there are"
+                f" files of {len(files)}; keep the files of one checkpoint alone"
+            )
+        groups = state.get("fp32_flat_groups")
+        if not isinstance(groups, list) or not groups or not all(map(_is_flat, groups)):
+            raise UserError(f"{file}: holds no flat groups of weights")
+        specs = [optim.spec(f"fp32_flat_groups[{i}]", each) for i, each in enumerate(groups)]
+        flats.append(_Flat(specs))
+        if _kinds(flats[-1]) != _kinds(flats[0]):
+            raise UserError(f"{file}: its flat groups are not like those of {files[0].name}")
+        if len({spec.dtype for spec in specs}) > 1:
+            raise UserError(f"{file}: its flat groups are of several dtypes")
+    return flats
+
+
+def _is_flat(tensor: Any) -> bool:
+    return isinstance(tensor, torch.Tensor) and tensor.dim() == 1
+
+
+def _kinds(flat: _Flat) -> list[tuple[str, tuple[int, ...]]]:
+    return [(spec.dtype, spec.shape) for spec in flat.specs]
+
+
+def _cut_parameters(model: Pickled, flats: Sequence[_Flat]) -> dict[str, TensorSpec]:
+    """The trained parameters: which elements of the ranks' flat groups they are."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    groups = model.content.get("param_shapes")
+    for group in groups if isinstance(groups, list) else [groups]:
+        shapes |= _as_shapes(group, model, "param_shapes")
+    specs: dict[str, TensorSpec] = {}
+    begin = 0
+    for name, shape in shapes.items():
+        part = _part(shape, len(flats))
+        if begin + part <= flats[0].starts[-1]:
+            specs[name] = _join(name, shape, flats, begin)
+        begin += part
+    if begin != flats[0].starts[-1]:
+        raise UserError(
+            f"{model.file}: its parameters need {begin} elements a rank, the optimizer states hold"
+            f" {flats[0].starts[-1]}; weights swapped to NVMe or sharded otherwise cannot be read"
+        )
+    return specs
+
+
+def _frozen_parameters(model: Pickled, files: Sequence[Path]) -> dict[str, TensorSpec]:
+    shapes = _as_shapes(
+        model.content.get("frozen_param_shapes") or {}, model, "frozen_param_shapes"
+    )
+    if not shapes:
+        return {}
+    fragments: dict[str, list[_Flat]] = {name: [] for name in shapes}
+    for file in files:
+        rank = _load(file) if file != model.file else model
+        for key in ("dp_world_size", "frozen_param_shapes"):
+            if rank.content.get(key) != model.content.get(key):
+                raise UserError(
+                    f"{file}: is not of the same checkpoint as {model.file.name} ({key} differs)"
+                )
+        found = _names_to(torch.Tensor, rank, "frozen_param_fragments")
+        for name, shape in shapes.items():
+            if name not in found or found[name].numel() != _part(shape, len(files)):
+                raise UserError(f"{file}: holds no part of the frozen {name!r} as of {shape}")
+            if found[name].dtype == torch.int8:
+                raise UserError(f"{file}: the frozen {name!r} is quantised and cannot be read")
+            fragments[name].append(_Flat([rank.spec(name, found[name])]))
+            if fragments[name][-1].specs[0].dtype != fragments[name][0].specs[0].dtype:
+                raise UserError(f"{file}: the frozen {name!r} is of another dtype than in rank 0")
+    return {name: _join(name, shape, fragments[name], 0) for name, shape in shapes.items()}
+
+
+def _buffers(model: Pickled) -> dict[str, TensorSpec]:
+    names = model.content.get("buffer_names")
+    module = model.content.get("module")
+    if not isinstance(names, list) or not isinstance(module, dict):
+        raise UserError(f"{model.file}: does not say which buffers the model has")
+    return state_dict_specs(model, {name: module[name] for name in module if name in names})
+
+
+def _join(name: str, shape: tuple[int, ...], flats: Sequence[_Flat], begin: int) -> TensorSpec:
+    """The tensor whose parts begin at element `begin` of each rank's flat tensors."""
+    left, part = math.prod(shape), _part(shape, len(flats))
+    first = flats[0].specs[0]
+    extents: list[Extent] = []
+    for flat in flats:
+        extents += flat.cut(begin, min(part, left))
+        left -= part
+    return TensorSpec(name, first.dtype, shape, tuple(extents) or (Extent(first.file, 0, 0),))
+
+
+def _part(shape: Sequence[int], ranks: int) -> int:
+    """Elements of a parameter that each rank holds, padding included."""
+    return -(-math.prod(shape) // ranks)
+
+
+def _as_shapes(found: Any, model: Pickled, key: str) -> dict[str, tuple[int, ...]]:
+    if not isinstance(found, dict) or not all(
+        is_name(name)
+        and isinstance(shape, tuple)
+        and all(type(size) is int and size >= 0 for size in shape)
+        for name, shape in found.items()
+    ):
+        raise UserError(f"{model.file}: its {key} are no shapes by name")
+    return {name: tuple(shape) for name, shape in found.items()}
+
+
+def _names_to(kind: type[T], model: Pickled, key: str) -> Mapping[str, T]:
+    found = model.content.get(key) or {}
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(value, kind) for name, value in found.items()
+    ):
+        raise UserError(f"{model.file}: its {key} are no {kind.__name__} by name")
+    return found
