@@ -118,12 +118,152 @@ def train(
 
 
 @app.command()
-def merge(recipe: RecipeFile, run_dir: RunDir = None) -> None:
-    """Write the soups of the recipe's grid, streaming the policies once.
+def merge(
+    policies: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="POLICY... | RECIPE",
+            help="Hugging Face model directories or DeepSpeed checkpoints; or a recipe.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The soup's directory; with several soups, the folder of theirs."),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(metavar="W,W,...", help="One weight per policy; again for another soup."),
+    ] = None,
+    grid: Annotated[float | None, typer.Option(help="All weights in steps of this.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A mergekit YAML: linear or task_arithmetic.")
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="theta_0, for theta_0 + sum of w (policy - theta_0); any sum of weights."
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="bf16, fp16, fp32 or fp64; as the first policy is stored by default."),
+    ] = None,
+    memory: Annotated[str, typer.Option(help="The most to hold, such as 512MiB.")] = "1GiB",
+    shard_size: Annotated[
+        str, typer.Option(help="Of a weights file, or `inputs`: cut as the first policy is.")
+    ] = "5GB",
+    rank: Annotated[int, typer.Option(help="Which share of the files to write.")] = 0,
+    world_size: Annotated[int, typer.Option(help="How many processes share the work.")] = 1,
+    finalise: Annotated[
+        bool, typer.Option("--finalise", help="Only publish what all ranks have written.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only check, and measure how long it will take.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare the soups with their sources afterwards.")
+    ] = False,
+    sample: Annotated[float, typer.Option(help="Share of the weights that is compared.")] = 1.0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what is at --out.")
+    ] = False,
+    extrapolate: Annotated[
+        bool, typer.Option("--extrapolate", help="Allow weights outside [0, 1].")
+    ] = False,
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="Sum NaN and infinity as IEEE says.")
+    ] = False,
+    sha256: Annotated[
+        bool, typer.Option("--sha256", help="Put sha256 hashes into the manifest too (slow).")
+    ] = False,
+    run_dir: RunDir = None,
+) -> None:
+    """Write linear soups of checkpoints of any size in one pass and little memory.
 
-    Example: vcsoup merge recipe.yaml
+    Example: vcsoup merge helpful harmless --weights 0.3,0.7 --out soup
+
+    Example: vcsoup merge step-1000 base-model --grid 0.25 --dtype bf16 --out soups --verify
+
+    With a recipe: the soups of its grid. Example: vcsoup merge recipe.yaml
     """
-    _make(recipe, run_dir, ["merge"])
+    policies = policies or []
+    if len(policies) == 1 and policies[0].is_file() and out is None:
+        _make(policies[0], run_dir, ["merge"])
+        return
+    from vcsoup_dist.souping.merge import merge as merge_checkpoints
+
+    if out is None:
+        raise UserError("a merge of policies needs --out, the directory to write")
+    merge_checkpoints(
+        policies,
+        out=out,
+        weights=[_numbers(row) for row in weights] if weights else None,
+        grid=grid,
+        config=config,
+        base=base,
+        dtype=dtype,
+        memory=_size(memory, "--memory"),
+        shard_size=None if shard_size == "inputs" else _size(shard_size, "--shard-size"),
+        rank=rank,
+        world_size=world_size,
+        finalise=finalise,
+        dry_run=dry_run,
+        verify=verify,
+        sample=sample,
+        overwrite=overwrite,
+        extrapolate=extrapolate,
+        allow_nonfinite=allow_nonfinite,
+        sha256=sha256,
+    )
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A DeepSpeed checkpoint, or one of its tags.")],
+    out: Annotated[Path, typer.Option(help="The model directory to write.")],
+    model: Annotated[
+        Path | None, typer.Option(help="Whose config and tokenizer it gets: the base model.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="bf16, fp16, fp32 or fp64; as stored by default.")
+    ] = None,
+    memory: Annotated[str, typer.Option(help="The most to hold, such as 512MiB.")] = "1GiB",
+    shard_size: Annotated[str, typer.Option(help="Of a weights file.")] = "5GB",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what is at --out.")
+    ] = False,
+) -> None:
+    """Write a DeepSpeed checkpoint as a Hugging Face model, without ever holding it.
+
+    Example: vcsoup export checkpoints/step-00001000 --model base-model --dtype bf16 --out policy
+    """
+    from vcsoup_dist.souping.export import export as export_checkpoint
+
+    export_checkpoint(
+        checkpoint,
+        out=out,
+        model=model,
+        dtype=dtype,
+        memory=_size(memory, "--memory"),
+        shard_size=_size(shard_size, "--shard-size"),
+        overwrite=overwrite,
+    )
+
+
+@app.command()
+def verify(
+    directory: Annotated[Path, typer.Argument(help="What `vcsoup merge` or `export` wrote.")],
+) -> None:
+    """Check the files of a soup against its manifest.json.
+
+    Example: vcsoup verify soups/soup_0.30_0.70
+    """
+    from vcsoup_dist.souping.verify import verify_directory
+
+    found = verify_directory(directory)
+    print(
+        f"{directory}: {found.tensors} tensors, {found.nbytes / 1e9:.3f} GB, as they were written"
+    )
 
 
 @app.command()
@@ -228,6 +368,26 @@ def _make(
     if not make_missing(recipe, workspace, plan, stages, only):
         logging.getLogger("vcsoup").info("nothing to do: %s is up to date", workspace.root)
     return workspace
+
+
+def _numbers(row: str) -> list[float]:
+    try:
+        return [float(part) for part in row.split(",")]
+    except ValueError:
+        raise UserError(f"--weights {row}: give numbers with commas between them") from None
+
+
+def _size(text: str, option: str) -> int:
+    """Bytes in `1GiB`, `500MB` or `4096`."""
+    units = {"": 1, "B": 1}
+    for power, letter in enumerate("KMGT", start=1):
+        units |= {f"{letter}B": 1000**power, f"{letter}IB": 1024**power, letter: 1024**power}
+    number = text.rstrip("BKMGTIbkmgti ")
+    unit = text[len(number) :].strip().upper()
+    try:
+        return int(float(number) * units[unit])
+    except (KeyError, ValueError, OverflowError):
+        raise UserError(f"{option} {text}: give a size such as 1GiB or 500MB") from None
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ LINE_EVERY = 15.0  # seconds between two plain lines
 @contextmanager
 def progress(title: str, total: float, unit: str) -> Iterator[Callable[[float], None]]:
     """Yield `advance(amount)`; shows share, rate and time left of `total` units."""
+    shown = ",.0f" if total >= 100 or total == int(total) else ",.2f"
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -23,7 +24,7 @@ def progress(title: str, total: float, unit: str) -> Iterator[Callable[[float], 
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit),
+            TextColumn(f"{{task.completed:{shown}}}/{{task.total:{shown}}} {unit}"),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
         )
@@ -52,8 +53,8 @@ def progress(title: str, total: float, unit: str) -> Iterator[Callable[[float], 
                 log.info(
                     "%s: %s of %s %s, %.1f %s/s, %.0f s left",
                     title,
-                    f"{done:,.0f}",
-                    f"{total:,.0f}",
+                    f"{done:{shown}}",
+                    f"{total:{shown}}",
                     unit,
                     rate,
                     unit,

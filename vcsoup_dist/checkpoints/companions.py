@@ -10,6 +10,8 @@ from typing import Any
 
 from vcsoup_dist.errors import UserError
 
+CONFIG_NAME = "config.json"
+
 TOKENIZER_PATTERNS = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -27,7 +29,7 @@ TOKENIZER_PATTERNS = (
     "additional_chat_templates/*.jinja",
 )
 COMPANION_PATTERNS = (
-    "config.json",
+    CONFIG_NAME,
     "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
@@ -37,7 +39,7 @@ COMPANION_PATTERNS = (
 
 # Top-level keys that say how a file was saved or used, not what the model is.
 IGNORED_KEYS = {
-    "config.json": {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"},
+    CONFIG_NAME: {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"},
     "tokenizer.json": {"truncation", "padding"},
     "tokenizer_config.json": {
         "name_or_path",
@@ -74,7 +76,7 @@ def require_same_companions(directories: Sequence[Path], names: Sequence[str]) -
 
     JSON is compared by content, without the keys that say how a file was saved; all else by byte.
     """
-    patterns = ("config.json", *TOKENIZER_PATTERNS)
+    patterns = (CONFIG_NAME, *TOKENIZER_PATTERNS)
     first, *others = (companion_files(directory, patterns) for directory in directories)
     for name, other in zip(names[1:], others, strict=True):
         for file in sorted(first.keys() | other.keys()):

@@ -136,7 +136,7 @@ def read_weights_files(
 
 
 def raw_header(file: Path) -> bytes:
-    """Length and JSON of a safetensors file that `read_header` has accepted, as they stand there."""
+    """Length and JSON of a safetensors file, as they stand there; `read_header` has checked it."""
     with open(file, "rb") as opened:
         length = opened.read(8)
         return length + opened.read(int.from_bytes(length, "little"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -40,15 +40,21 @@ class CheckpointReader:
             with self._opened(runs[0].file) as file:
                 return file.read_pages(name, runs[0].start, nbytes, buffer)
         view = buffer[:nbytes]
-        self.read_into(name, offset, view)
+        self._fill(name, runs, view, keep=False)
         return view
 
     def read_into(self, name: str, offset: int, buffer: Bytes) -> None:
-        """Fill `buffer`, any contiguous memory, with tensor `name` from byte `offset` of it."""
+        """Fill `buffer`, any contiguous memory, with tensor `name` from byte `offset` of it.
+
+        Through the page cache: for what will be read again.
+        """
+        self._fill(name, self._runs(name, offset, buffer.nbytes), buffer, keep=True)
+
+    def _fill(self, name: str, runs: Iterable[Extent], buffer: Bytes, *, keep: bool) -> None:
         done = 0
-        for run in self._runs(name, offset, buffer.nbytes):
+        for run in runs:
             with self._opened(run.file) as file:
-                file.read_plainly(name, run.start, buffer[done : done + run.nbytes])
+                file.read_plainly(name, run.start, buffer[done : done + run.nbytes], keep=keep)
             done += run.nbytes
 
     def close(self) -> None:
@@ -115,7 +121,7 @@ class _OpenFile:
         view = buffer[shift : shift + nbytes]
         done = self._from_cache(start, view)
         if done < nbytes and self._direct < 0:
-            self.read_plainly(name, start + done, view[done:])
+            self.read_plainly(name, start + done, view[done:], keep=False)
             return view
         end = whole_pages(shift + nbytes)
         while done < nbytes:
@@ -127,8 +133,8 @@ class _OpenFile:
             done = self._reached(name, done, min(page + got - shift, nbytes))
         return view
 
-    def read_plainly(self, name: str, start: int, view: Bytes) -> None:
-        """Fill `view` with the bytes from `start` on."""
+    def read_plainly(self, name: str, start: int, view: Bytes, *, keep: bool) -> None:
+        """Fill `view` with the bytes from `start` on; `keep` what was read in the page cache."""
         done = self._from_cache(start, view)
         missed = done
         while done < view.nbytes:
@@ -138,7 +144,7 @@ class _OpenFile:
             except OSError as error:
                 raise self._explained(error) from error
             done = self._reached(name, done, done + got)
-        if missed < done and hasattr(os, "posix_fadvise"):  # not on macOS
+        if missed < done and not keep and hasattr(os, "posix_fadvise"):  # not on macOS
             os.posix_fadvise(self._cached, start + missed, done - missed, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:

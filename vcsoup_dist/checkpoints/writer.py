@@ -46,9 +46,7 @@ class Shard:
 def plan_shards(tensors: Sequence[TensorMeta], shard_size: int) -> list[Shard]:
     """Cut tensors, in the given order, into files of at most `shard_size` bytes of data.
 
-    A larger tensor gets a file of its own. Within a file wider dtypes come first, so that every
-    tensor starts at a multiple of its element size. The same arguments give the same plan on
-    every rank.
+    A larger tensor gets a file of its own. The same arguments give the same plan on every rank.
     """
     names = [name for name, _, _ in tensors]
     if len(set(names)) != len(names) or "__metadata__" in names:
@@ -62,13 +60,21 @@ def plan_shards(tensors: Sequence[TensorMeta], shard_size: int) -> list[Shard]:
             room = shard_size
         groups[-1].append(tensor)
         room -= nbytes
-    for group in groups:
-        group.sort(key=lambda tensor: -DTYPE_BITS[tensor[1]])
-    if len(groups) == 1:
-        return [Shard(SINGLE_NAME, tuple(groups[0]))]
+    return shards_like(groups)
+
+
+def shards_like(groups: Sequence[Sequence[TensorMeta]]) -> list[Shard]:
+    """One file for each group of tensors, named as transformers names them.
+
+    Within a file wider dtypes come first, so that every tensor starts at a multiple of its
+    element size.
+    """
+    ordered = [tuple(sorted(group, key=lambda each: -DTYPE_BITS[each[1]])) for group in groups]
+    if len(ordered) == 1:
+        return [Shard(SINGLE_NAME, ordered[0])]
     return [
-        Shard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", tuple(group))
-        for number, group in enumerate(groups, start=1)
+        Shard(f"model-{number:05d}-of-{len(ordered):05d}.safetensors", group)
+        for number, group in enumerate(ordered, start=1)
     ]
 
 

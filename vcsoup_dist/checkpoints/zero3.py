@@ -30,9 +30,13 @@ from vcsoup_dist.checkpoints.pickled import (
     state_dict_specs,
 )
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.training.checkpoint import COMPLETE, WRAPPED_AS
 
 T = TypeVar("T")
+
+COMPLETE = "COMPLETE"
+"""The file that the project's trainer puts last into a checkpoint."""
+WRAPPED_AS = "wrapped_as"
+"""Key of its client state: what the wrapper puts before the names of the model's parameters."""
 
 _WHOLE = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 _MODEL = re.compile(r"zero_pp_rank_(\d+)_mp_rank_(\d+)_model_states\.pt")

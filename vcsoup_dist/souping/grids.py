@@ -57,15 +57,18 @@ def random_weights(values: int, count: int, seed: int) -> list[tuple[float, ...]
     return rows
 
 
-def validate_weights(weights: Sequence[float], *, extrapolate: bool = False) -> None:
+def validate_weights(
+    weights: Sequence[float], *, extrapolate: bool = False, any_sum: bool = False
+) -> None:
     """UserError unless all are finite, sum to 1 within 1e-6, and lie in [0, 1].
 
     With `extrapolate` they may lie outside [0, 1]: beyond the policies, on the same affine plane.
+    With `any_sum`, which is for task vectors, theta_0 takes what is left of 1.
     """
     shown = [float(weight) for weight in weights]
     if not all(math.isfinite(weight) for weight in shown):
         raise UserError(f"soup weights must be finite, got {shown}")
-    if abs(math.fsum(shown) - 1) > 1e-6:
+    if not any_sum and abs(math.fsum(shown) - 1) > 1e-6:
         raise UserError(f"soup weights must sum to 1, {shown} sum to {math.fsum(shown):.9g}")
     if not extrapolate and not all(0 <= weight <= 1 for weight in shown):
         raise UserError(f"soup weights must lie in [0, 1] unless extrapolation is asked: {shown}")
@@ -87,6 +90,14 @@ def soup_name(weights: Mapping[str, float]) -> str:
         raise UserError(
             f"the soup's name {name[:40]}... is too long; give the values shorter names"
         )
+    return name
+
+
+def weights_name(weights: Sequence[float]) -> str:
+    """A folder name such as `soup_0.30_0.70`, with the decimals of `soup_name`."""
+    name = "_".join(["soup", *map(_decimal, weights)])
+    if len(name) > MAX_NAME:
+        raise UserError(f"{len(weights)} policies are too many for folders named by their weights")
     return name
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import cast
 
 import numpy as np
 
@@ -67,7 +68,7 @@ def implementation() -> str:
 
 
 @cache
-def _compiled() -> ctypes._CFuncPtr | None:
+def _compiled() -> Callable[..., int] | None:
     """The function of kernel.c, where the installation could build it; releases the GIL."""
     spec = importlib.util.find_spec("vcsoup_dist.souping._kernel")
     if spec is None or spec.origin is None:
@@ -85,7 +86,7 @@ def _compiled() -> ctypes._CFuncPtr | None:
         ctypes.c_void_p,
     )
     function.restype = ctypes.c_int
-    return function
+    return cast("Callable[..., int]", function)
 
 
 def _pointers(arrays: Sequence[Bytes]) -> ctypes.Array[ctypes.c_void_p]:

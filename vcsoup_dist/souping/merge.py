@@ -1,129 +1,176 @@
-"""The streaming merge: one pass over N policies writes K soups, in bounded memory."""
+"""`vcsoup merge` as a function: policies in, soups out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+import re
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from vcsoup_dist.checkpoints.companions import copy_companions
-from vcsoup_dist.checkpoints.layout import tensor_bytes
-from vcsoup_dist.checkpoints.reader import CheckpointReader
-from vcsoup_dist.checkpoints.writer import ShardFile, write_index
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.souping.formats import FLOAT_DTYPES, Bytes, has_nonfinite
-from vcsoup_dist.souping.kernel import weighted_sum
-from vcsoup_dist.souping.preflight import MergePlan, plan_merge
-
-LARGEST_CHUNK = 1 << 25  # bytes; larger reads are no faster
-SMALLEST_CHUNK = 1 << 12
-
-
-@dataclass(frozen=True)
-class MergeReport:
-    """What a merge has done."""
-
-    soups: tuple[str, ...]
-    tensors: int
-    """In one soup."""
-    bytes_read: int
-    bytes_written: int
+from vcsoup_dist.progress import log
+from vcsoup_dist.souping.grids import simplex_grid, validate_weights, weights_name
+from vcsoup_dist.souping.mergekit_config import DTYPES, read_mergekit_config
+from vcsoup_dist.souping.preflight import SHARD_SIZE, MergePlan, plan_merge
+from vcsoup_dist.souping.screen import describe, expected_seconds, last_line
+from vcsoup_dist.souping.verify import verify_soups
+from vcsoup_dist.souping.write import (
+    Placement,
+    Written,
+    finish,
+    missing_ranks,
+    placement,
+    write_soups,
+)
 
 
 def merge(
     policies: Sequence[Path],
-    soups: Mapping[str, Sequence[float]],
-    out: Path,
     *,
-    policy_names: Sequence[str],
-    shard_size: int = 5 * 10**9,
+    out: Path,
+    weights: Sequence[Sequence[float]] | None = None,
+    grid: float | None = None,
+    config: Path | None = None,
+    base: Path | None = None,
+    dtype: str | None = None,
     memory: int = 1 << 30,
-    on_bytes: Callable[[int], None] | None = None,
-) -> MergeReport:
-    """Write theta(lambda) = sum_i lambda_i theta_i for each soup into out/<its name>/.
+    shard_size: int | None = SHARD_SIZE,
+    rank: int = 0,
+    world_size: int = 1,
+    finalise: bool = False,
+    dry_run: bool = False,
+    verify: bool = False,
+    sample: float = 1.0,
+    overwrite: bool = False,
+    extrapolate: bool = False,
+    allow_nonfinite: bool = False,
+    sha256: bool = False,
+) -> Written | None:
+    """Write linear soups of checkpoints, streaming every input once; None for a dry run.
 
-    policies: N model directories; soups: name -> N weights in the policies' order;
-    policy_names: for messages; shard_size: bytes of data per weights file; memory: bytes of all
-    buffers for reading and writing; on_bytes: called with the bytes just read plus written.
+    policies: N Hugging Face directories (safetensors or `.bin`) or DeepSpeed checkpoints;
+    weights: K rows of N numbers; grid: step of the simplex grid instead; config: a mergekit YAML
+    instead of policies and weights; out: the soup's directory, or with several soups the one in
+    which each gets a directory named by its weights; base: theta_0, for
+    theta_0 + sum_i lambda_i (theta_i - theta_0); dtype: "bf16", "fp16", "fp32" or "fp64" of what
+    is written, the first policy's where None; memory: bytes; shard_size: bytes per file, None
+    for files cut as the first policy's; rank, world_size: which share of the files this process
+    writes; finalise: only publish what all ranks have written; dry_run: only say what would be
+    done; verify: compare the soups with their sources afterwards, a `sample` of all pieces;
+    overwrite: replace what is at `out`; extrapolate: allow weights outside [0, 1];
+    allow_nonfinite: sum NaN and infinity as IEEE says; sha256: record also these hashes.
 
-    Every input byte is read once. Soups have the first policy's order of tensors, config,
-    tokenizer and dtypes, and are the same bytes each time. UserError for anything `plan_merge`
-    refuses, a NaN or infinity in a policy, integer buffers that differ, a disk that runs full. What
-    is then in `out` is of no use: merge into a fresh place, publish by renaming, and fsync the
-    small files then (weights are fsynced here).
+    Run again it goes on, or has nothing to do. UserError for whatever a person can mend.
     """
-    plan = plan_merge(policies, soups, out, policy_names=policy_names, shard_size=shard_size)
-    chunk = min(LARGEST_CHUNK, memory // (len(policies) + len(soups))) & -SMALLEST_CHUNK
-    if chunk < SMALLEST_CHUNK:
-        raise UserError(
-            f"{memory} bytes of memory are too few for {len(policies)} policies and {len(soups)}"
-            f" soups; allow at least {SMALLEST_CHUNK * (len(policies) + len(soups))}"
+    if config is not None:
+        if policies or weights or grid is not None or base is not None:
+            raise UserError("--config names policies, weights and base; give no others")
+        asked = read_mergekit_config(config)
+        policies, base = asked.policies, asked.base
+        rows: list[Sequence[float]] = [asked.weights]
+        written_as = _dtype(dtype) if dtype else asked.dtype
+    else:
+        rows = _rows(policies, weights, grid, base, extrapolate)
+        written_as = _dtype(dtype) if dtype else None
+    if not 0 <= rank < world_size:
+        raise UserError(f"--rank must lie between 0 and {world_size - 1}, got {rank}")
+    names = policy_names(policies)
+    inside = grid is not None or len(rows) > 1
+    soups = {weights_name(row) if inside else out.absolute().name: row for row in rows}
+    if len(soups) < len(rows):
+        raise UserError("two soups have the same weights to six decimals; give one of them")
+    plan = plan_merge(
+        policies, soups, names=names, base=base, dtype=written_as, shard_size=shard_size
+    )
+    where = placement(plan, out, inside=inside)
+    _check_targets(where, [*policies, *([base] if base else [])])
+    if finalise:
+        return _finalise(plan, where, world_size, sha256)
+    for line in describe(plan, where, memory=memory):
+        log.info("%s", line)
+    if dry_run:
+        seconds = expected_seconds(plan, where, memory=memory)
+        log.info("expected  %.0f s, by a measured sample; nothing was kept", seconds)
+        return None
+    began = time.monotonic()
+    written = write_soups(
+        plan,
+        where,
+        memory=memory,
+        rank=rank,
+        world_size=world_size,
+        overwrite=overwrite,
+        allow_nonfinite=allow_nonfinite,
+        sha256=sha256,
+    )
+    if written.soups:
+        log.info("%s", last_line(written, time.monotonic() - began))
+    else:
+        log.info("nothing to do: %s is made of just this", out)
+    if not written.finished:
+        log.info("other ranks are not done; the last one publishes, or --finalise does")
+    elif verify:
+        found = verify_soups(plan, list(where.targets.values()), memory=memory, sample=sample)
+        log.info(
+            "verified: %d tensors, %.3f GB of soups equal the sums of their sources",
+            found.tensors,
+            found.nbytes / 1e9,
         )
-    folders = [out / soup for soup in plan.soups]
-    for folder in folders:
-        folder.mkdir(parents=True)
-        copy_companions(policies[0], folder)
-        write_index(folder, plan.shards)
-    _write_weights(plan, folders, policy_names, chunk, on_bytes)
-    return MergeReport(plan.soups, len(plan.layouts[0]), plan.bytes_read, plan.bytes_written)
+    return written
 
 
-def _write_weights(
-    plan: MergePlan,
-    folders: Sequence[Path],
-    policy_names: Sequence[str],
-    chunk: int,
-    on_bytes: Callable[[int], None] | None,
-) -> None:
-    inputs = [np.empty(chunk, np.uint8) for _ in plan.layouts]
-    results = [np.empty(chunk, np.uint8) for _ in folders]
-    with ExitStack() as readers_open:
-        readers = [readers_open.enter_context(CheckpointReader(each)) for each in plan.layouts]
-        for shard in plan.shards:
-            with ExitStack() as files_open:
-                files = [
-                    files_open.enter_context(ShardFile.create(folder, shard)) for folder in folders
-                ]
-                for name, dtype, shape in shard.tensors:
-                    nbytes = tensor_bytes(dtype, shape)
-                    for offset in range(0, nbytes, chunk):
-                        size = min(chunk, nbytes - offset)
-                        parts = [buffer[:size] for buffer in inputs]
-                        for reader, part in zip(readers, parts, strict=True):
-                            reader.read_into(name, offset, part)
-                        sums = _summed(parts, dtype, plan, results, name, policy_names)
-                        for file, result in zip(files, sums, strict=True):
-                            file.write(name, offset, result)
-                        if on_bytes is not None:
-                            on_bytes(size * (len(parts) + len(sums)))
+def policy_names(policies: Sequence[Path]) -> list[str]:
+    """The last parts of the paths, as many as tell them apart: `helpful`, or `helpful-seed-0`."""
+    parts = [[each for each in path.absolute().parts if each != "/"] for path in policies]
+    for length in range(1, max(map(len, parts), default=0) + 1):
+        names = [re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(each[-length:])) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise UserError("the same policy is named twice; give it once, with the sum of its weights")
 
 
-def _summed(
-    parts: Sequence[Bytes],
-    dtype: str,
-    plan: MergePlan,
-    results: Sequence[Bytes],
-    tensor: str,
-    policy_names: Sequence[str],
-) -> Sequence[Bytes]:
-    """One chunk of every soup, from the same chunk of every policy."""
-    if dtype not in FLOAT_DTYPES:
-        for part, name in zip(parts, policy_names, strict=True):
-            if not np.array_equal(part, parts[0]):
+def _rows(
+    policies: Sequence[Path],
+    weights: Sequence[Sequence[float]] | None,
+    grid: float | None,
+    base: Path | None,
+    extrapolate: bool,
+) -> list[Sequence[float]]:
+    if not policies:
+        raise UserError("a merge needs policies, or a --config that names them")
+    if (weights is None) == (grid is None):
+        raise UserError("give --weights, or --grid, or --config")
+    if grid is not None:
+        return list(simplex_grid(len(policies), grid))
+    assert weights is not None
+    for row in weights:
+        if len(row) != len(policies):
+            raise UserError(f"{len(row)} weights for {len(policies)} policies: {list(row)}")
+        validate_weights(row, extrapolate=extrapolate, any_sum=base is not None)
+    return list(weights)
+
+
+def _dtype(name: str) -> str:
+    if name not in DTYPES:
+        raise UserError(f"--dtype {name} is not known; known are bf16, fp16, fp32, fp64")
+    return DTYPES[name]
+
+
+def _check_targets(where: Placement, sources: Sequence[Path]) -> None:
+    for target in where.targets.values():
+        for source in sources:
+            if target.resolve() in (source.resolve(), *source.resolve().parents):
                 raise UserError(
-                    f"{tensor} ({dtype}) differs between policies {policy_names[0]} and {name};"
-                    " integers have no weighted sum"
+                    f"{target}: is, or holds, the policy {source}; choose another --out"
                 )
-        return [parts[0]] * len(results)
-    for part, name in zip(parts, policy_names, strict=True):
-        if has_nonfinite(part, dtype):
-            raise UserError(
-                f"policy {name}: {tensor} holds NaN or infinity; its training has failed, take an"
-                " earlier checkpoint"
-            )
-    sums = [result[: parts[0].nbytes] for result in results]
-    weighted_sum(parts, [dtype] * len(parts), plan.weights, dtype, sums)
-    return sums
+
+
+def _finalise(plan: MergePlan, where: Placement, world_size: int, sha256: bool) -> Written:
+    if not where.work.is_dir():
+        raise UserError(f"{where.work}: there is nothing to finalise")
+    if not finish(plan, where, sha256=sha256):
+        missing = missing_ranks(plan, where, world_size)
+        raise UserError(
+            f"{where.work}: not done yet: ranks {', '.join(map(str, missing))} of {world_size}"
+        )
+    return Written(tuple(plan.soups), 0, 0, 0, True)

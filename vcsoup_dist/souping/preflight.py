@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import shutil
 from collections.abc import Mapping, Sequence
@@ -9,106 +10,191 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vcsoup_dist.checkpoints.companions import (
+    CONFIG_NAME,
     companion_files,
     read_json,
     require_same_companions,
 )
-from vcsoup_dist.checkpoints.layout import TensorSpec, read_layout
-from vcsoup_dist.checkpoints.writer import Shard, header_bytes, plan_shards
+from vcsoup_dist.checkpoints.layout import DTYPE_BITS, Layout, TensorSpec
+from vcsoup_dist.checkpoints.sources import Source, open_source
+from vcsoup_dist.checkpoints.writer import Shard, TensorMeta, header_bytes, plan_shards, shards_like
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.souping.formats import FLOAT_DTYPES
-from vcsoup_dist.souping.grids import validate_weights
+from vcsoup_dist.souping.formats import FLOAT_DTYPES, Float64
 
 COPIED_DTYPES = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
 """Buffers of these must be equal in all policies, and are copied."""
 
-Layout = Mapping[str, TensorSpec]
+SHARD_SIZE = 5 * 10**9
+"""Bytes per weights file, the size that readers are used to."""
 
 
 @dataclass(frozen=True)
 class MergePlan:
-    """A merge that can be done: N policies into K soups."""
+    """A merge that can be done: N policies, the base among them where it takes part, K soups."""
 
-    layouts: tuple[Layout, ...]
-    """Per policy; all hold the same names, dtypes and shapes."""
+    sources: tuple[Source, ...]
+    """[N]; all hold the same names and shapes."""
+    names: tuple[str, ...]
+    """[N]"""
+    soups: Mapping[str, tuple[float, ...]]
+    """[K] name -> lambda, as asked for: of the policies, without the base."""
+    weights: Float64
+    """[K, N] what the sources are multiplied with."""
+    base: str | None
+    """Name of theta_0 where soups are theta_0 + sum_i lambda_i (theta_i - theta_0)."""
     shards: tuple[Shard, ...]
-    """The files of every soup, in the order of the first policy's files."""
-    soups: tuple[str, ...]
-    weights: NDArray[np.float64]
-    """[K, N]"""
-    bytes_read: int
-    bytes_written: int
-    """All soups together: weights and their headers, and companions."""
+    """The files of every soup, in the order of the first policy's bytes."""
+    companions: Path | None
+    """Whose config, tokenizer and chat template the soups get."""
+
+    @property
+    def bytes_read(self) -> int:
+        """Of weights, each once."""
+        return sum(spec.nbytes for source in self.sources for spec in source.layout.values())
+
+    @property
+    def soup_bytes(self) -> int:
+        """Of one soup: weights, their headers, and companions."""
+        files = companion_files(self.companions).values() if self.companions else ()
+        weights = sum(shard.nbytes + len(header_bytes(shard)) for shard in self.shards)
+        return weights + sum(file.stat().st_size for file in files)
 
 
 def plan_merge(
     policies: Sequence[Path],
     soups: Mapping[str, Sequence[float]],
-    out: Path,
     *,
-    policy_names: Sequence[str],
-    shard_size: int = 5 * 10**9,
+    names: Sequence[str],
+    base: Path | None = None,
+    dtype: str | None = None,
+    shard_size: int | None = SHARD_SIZE,
+    companions: Path | None = None,
 ) -> MergePlan:
-    """Check all that can be checked without reading weights; arguments as those of `merge`.
+    """Check all that can be checked without reading weights or looking at the output.
 
-    UserError where policies do not fit together, a soup is ill defined, something is in the way
-    at `out`, or the disk there is too small.
+    policies: checkpoints that `open_source` knows; soups: name -> N weights; names: of the
+    policies; base: theta_0 of task vectors; dtype: safetensors' name of what floats are written
+    as, the first policy's where None; shard_size: bytes, None for files cut as the first
+    policy's; companions: where config and tokenizer come from, the first policy that has them
+    where None. UserError where policies do not fit together or a soup is ill defined.
     """
-    if len(policies) != len(policy_names):
-        raise ValueError(f"{len(policies)} policies, {len(policy_names)} names")
+    if len(policies) != len(names) or len(set(names)) != len(names):
+        raise ValueError(f"{len(policies)} policies need as many distinct names, got {names}")
     if not policies or not soups:
         raise UserError("a merge needs at least one policy and one soup")
     for soup, row in soups.items():
         if len(row) != len(policies):
             raise UserError(f"soup {soup} has {len(row)} weights for {len(policies)} policies")
-        validate_weights(row, extrapolate=True)  # the bounds are the affair of who made them
+        if not all(math.isfinite(weight) for weight in row):
+            raise UserError(f"soup {soup}: weights must be finite, got {list(row)}")
         if Path(soup).name != soup or soup in ("", ".."):
             raise UserError(f"soup {soup!r}: its name is no plain folder name")
-        if (out / soup).exists():
-            raise UserError(f"{out / soup}: is there already; remove it or choose another place")
-    layouts = [read_layout(policy) for policy in policies]
-    for name, layout in zip(policy_names, layouts, strict=True):
-        _check_dtypes(layout, name)
-        _check_same(layouts[0], policy_names[0], layout, name)
-    _check_not_quantised(policies, policy_names)
-    require_same_companions(policies, policy_names)
-    shards = plan_shards(
-        [(spec.name, spec.dtype, spec.shape) for spec in layouts[0].values()], shard_size
-    )
-    companions = companion_files(policies[0]).values()
-    per_soup = sum(shard.nbytes + len(header_bytes(shard)) for shard in shards)
-    per_soup += sum(file.stat().st_size for file in companions)
-    written = per_soup * len(soups)
-    _check_disk(out, written)
-    _check_open_files(len(soups), len(policies))
+    sources = [open_source(path) for path in policies]
+    names = list(names)
+    weights = np.array([list(row) for row in soups.values()], dtype=np.float64)
+    base_name = None
+    if base is not None:
+        base_name = base.resolve().name
+        of_base = np.array([_rest_of(row) for row in weights.tolist()])
+        if of_base.any():  # else theta_0 cancels, and is not read
+            sources.append(open_source(base))
+            names.append(base_name if base_name not in names else f"base {base_name}")
+            weights = np.column_stack([weights, of_base])
+    for name, source in zip(names, sources, strict=True):
+        _check_dtypes(source.layout, name)
+        _check_same(sources[0], names[0], source, name)
+        _check_not_quantised(source, name)
+    described = [
+        (name, source.path)
+        for name, source in zip(names, sources, strict=True)
+        if (source.path / CONFIG_NAME).is_file()
+    ]
+    if described:
+        require_same_companions([path for _, path in described], [name for name, _ in described])
+    donors = [path for _, path in described]
+    if base is not None and (base / CONFIG_NAME).is_file():
+        donors.append(base)  # also where it cancels
     return MergePlan(
-        layouts=tuple(layouts),
-        shards=tuple(shards),
-        soups=tuple(soups),
-        weights=np.array([list(row) for row in soups.values()], dtype=np.float64),
-        bytes_read=sum(spec.nbytes for layout in layouts for spec in layout.values()),
-        bytes_written=written,
+        sources=tuple(sources),
+        names=tuple(names),
+        soups={soup: tuple(row) for soup, row in soups.items()},
+        weights=weights,
+        base=base_name,
+        shards=tuple(_shards(sources[0], dtype, shard_size)),
+        companions=companions or (donors[0] if donors else None),
     )
+
+
+def check_disk(plan: MergePlan, work: Path) -> None:
+    """UserError where the soups do not fit on the disk of `work`, beside what is there of them."""
+    there = sum(path.stat().st_blocks * 512 for path in work.rglob("*.safetensors"))
+    needed = plan.soup_bytes * len(plan.soups) - there
+    free = free_bytes(work)
+    if needed > free:
+        raise UserError(
+            f"{work.parent}: the soups need {needed / 1e9:.2f} GB more, {free / 1e9:.2f} GB are"
+            " free; make room, or merge fewer soups"
+        )
+
+
+def free_bytes(place: Path) -> int:
+    """On the disk where `place` is or would be."""
+    place = place.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def raise_open_files(needed: int) -> None:
+    """Allow this process `needed` open files; UserError where the machine does not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or needed <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise UserError(
+            f"so many soups at once need {needed} open files, {hard} are allowed: raise the limit"
+            " (ulimit -Hn) or merge them in parts"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def _rest_of(row: Sequence[float]) -> float:
+    """What theta_0 is multiplied with: 1 - sum lambda, 0 where only rounding is left of it."""
+    rest = math.fsum([1.0, *(-weight for weight in row)])
+    return rest if abs(rest) > 1e-12 else 0.0
+
+
+def _shards(first: Source, dtype: str | None, shard_size: int | None) -> list[Shard]:
+    def meta(spec: TensorSpec) -> TensorMeta:
+        written = dtype if dtype is not None and spec.dtype in FLOAT_DTYPES else spec.dtype
+        return spec.name, written, spec.shape
+
+    specs = list(first.layout.values())
+    if shard_size is not None or first.kind != "safetensors":
+        return plan_shards([meta(spec) for spec in specs], shard_size or SHARD_SIZE)
+    files: dict[Path, list[TensorMeta]] = {}
+    for spec in specs:
+        files.setdefault(spec.file, []).append(meta(spec))
+    return shards_like(list(files.values()))
 
 
 def _check_dtypes(layout: Layout, name: str) -> None:
     for spec in layout.values():
         if spec.dtype not in FLOAT_DTYPES and spec.dtype not in COPIED_DTYPES:
             raise UserError(
-                f"policy {name}: {spec.name} is {spec.dtype}; quantised or complex numbers"
+                f"policy {name}: {spec.name!r} is {spec.dtype}; quantised or complex numbers"
                 " cannot be summed: save the policy in bf16, fp16 or fp32"
             )
 
 
-def _check_same(first: Layout, first_name: str, other: Layout, other_name: str) -> None:
+def _check_same(first: Source, first_name: str, other: Source, other_name: str) -> None:
     for with_it, has, without, lacks in (
         (first, first_name, other, other_name),
         (other, other_name, first, first_name),
     ):
-        missing = [name for name in with_it if name not in without]
+        missing = [name for name in with_it.layout if name not in without.layout]
         if missing == ["lm_head.weight"]:
             raise UserError(
                 f"policy {has} has its own lm_head.weight, policy {lacks} ties it to the embedding;"
@@ -117,50 +203,34 @@ def _check_same(first: Layout, first_name: str, other: Layout, other_name: str) 
         if missing:
             more = f" and {len(missing) - 1} more tensors" if len(missing) > 1 else ""
             raise UserError(
-                f"policy {lacks} lacks {missing[0]}{more} that policy {has} has; they are not"
+                f"policy {lacks} lacks {missing[0]!r}{more} that policy {has} has; they are not"
                 " policies of one model"
             )
-    for spec in first.values():
-        twin = other[spec.name]
+    for spec in first.layout.values():
+        twin = other.layout[spec.name]
         if twin.shape != spec.shape:
             raise UserError(
-                f"{spec.name} has shape {list(spec.shape)} in policy {first_name} and"
+                f"{spec.name!r} has shape {list(spec.shape)} in policy {first_name} and"
                 f" {list(twin.shape)} in policy {other_name}"
             )
-        if twin.dtype != spec.dtype:
+        if twin.dtype != spec.dtype and not {twin.dtype, spec.dtype} <= FLOAT_DTYPES.keys():
             raise UserError(
-                f"{spec.name} is {spec.dtype} in policy {first_name} and {twin.dtype} in policy"
-                f" {other_name}; save both in one dtype"
+                f"{spec.name!r} is {spec.dtype} in policy {first_name} and {twin.dtype} in policy"
+                f" {other_name}"
             )
 
 
-def _check_not_quantised(policies: Sequence[Path], names: Sequence[str]) -> None:
-    for policy, name in zip(policies, names, strict=True):
-        config = policy / "config.json"
-        if config.is_file() and read_json(config).get("quantization_config"):
-            raise UserError(
-                f"policy {name}: its config.json has a quantization_config; packed weights cannot"
-                " be summed, give the policy as it was trained"
-            )
-
-
-def _check_disk(out: Path, needed: int) -> None:
-    place = out.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if needed > free:
+def _check_not_quantised(source: Source, name: str) -> None:
+    config = source.path / CONFIG_NAME
+    if config.is_file() and read_json(config).get("quantization_config"):
         raise UserError(
-            f"{place}: the soups need {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; free"
-            " some, or merge fewer soups"
+            f"policy {name}: its config.json has a quantization_config; packed weights cannot be"
+            " summed, give the policy as it was trained"
         )
 
 
-def _check_open_files(soups: int, policies: int) -> None:
-    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = soups + policies + 64  # 64: what the process has open besides
-    if allowed != resource.RLIM_INFINITY and needed > allowed:
-        raise UserError(
-            f"{soups} soups at once need {needed} open files, {allowed} are allowed: raise the"
-            " limit (ulimit -n) or merge them in parts"
-        )
+def widest_output(shards: Sequence[Shard]) -> int:
+    """Bytes of the widest element that is written."""
+    return max(
+        (DTYPE_BITS[each] // 8 for shard in shards for _, each, _ in shard.tensors), default=8
+    )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shutil
+import time
 from collections.abc import Sequence
 
-from vcsoup_dist import __version__
-from vcsoup_dist.progress import log, progress
+from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe
-from vcsoup_dist.souping.card import weights_hash, write_card
-from vcsoup_dist.souping.merge import merge
+from vcsoup_dist.souping.preflight import plan_merge
+from vcsoup_dist.souping.screen import last_line
+from vcsoup_dist.souping.write import placement, write_soups
 from vcsoup_dist.workspace import Product, Workspace
 
 
@@ -23,45 +24,21 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
 
 def _make_together(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
     policies = products[0].inputs_of("train")
-    folders = [workspace.need(policy) for policy in policies]
-    names = [policy.value or policy.name for policy in policies]
-    soups = {product.name.rsplit("/", 1)[1]: product.weights or () for product in products}
+    plan = plan_merge(
+        [workspace.need(policy) for policy in policies],
+        {product.name.rsplit("/", 1)[1]: product.weights or () for product in products},
+        names=[policy.value or policy.name for policy in policies],
+        shard_size=recipe.soup.shard_size,
+    )
     with contextlib.ExitStack() as stack:
         drafts = [stack.enter_context(workspace.making(product)) for product in products]
         # One pass writes all soups below one folder, from where each goes to its own draft.
-        together = drafts[0].scratch / "soups"
-        shutil.rmtree(together, ignore_errors=True)
-        together.mkdir()
-        sources = dict(zip(names, map(weights_hash, folders), strict=True))
-        size = sum(
-            file.stat().st_size for folder in folders for file in folder.glob("*.safetensors")
-        )
-        total = size * (1 + len(soups) / len(folders))
+        where = placement(plan, drafts[0].scratch / "soups", inside=True)
+        began = time.monotonic()
         title = f"soups of {products[0].method}"
-        with progress(title, total / 1e6, "MB") as advance:
-            report = merge(
-                folders,
-                soups,
-                together,
-                policy_names=names,
-                shard_size=recipe.soup.shard_size,
-                memory=recipe.soup.memory,
-                on_bytes=lambda count: advance(count / 1e6),
-            )
-        for draft, (name, weights) in zip(drafts, soups.items(), strict=True):
-            write_card(
-                together / name,
-                weights=dict(zip(names, weights, strict=True)),
-                sources=sources,
-                version=__version__,
-            )
+        written = write_soups(plan, where, memory=recipe.soup.memory, overwrite=True, title=title)
+        for draft, target in zip(drafts, where.targets.values(), strict=True):
             shutil.rmtree(draft.output)
-            (together / name).rename(draft.output)
-        log.info(
-            "%s: %d soups of %d tensors, %.3f GB read, %.3f GB written",
-            title,
-            len(soups),
-            report.tensors,
-            report.bytes_read / 1e9,
-            report.bytes_written / 1e9,
-        )
+            target.rename(draft.output)
+        where.out.rmdir()
+    log.info("%s: %d, %s", title, len(plan.soups), last_line(written, time.monotonic() - began))

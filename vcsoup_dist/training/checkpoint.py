@@ -9,12 +9,9 @@ from typing import Any
 
 import torch.distributed as dist
 
+from vcsoup_dist.checkpoints.zero3 import COMPLETE, WRAPPED_AS
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import sync, sync_tree, write_atomically
-
-COMPLETE = "COMPLETE"
-WRAPPED_AS = "wrapped_as"
-"""Key in the model states: what stands before the wrapped model's own parameter names."""
 
 
 def save_checkpoint(engine: Any, folder: Path, step: int) -> None:

@@ -1,0 +1,162 @@
+"""`manifest.json` of a soup: what it was made from, and the digest of every file of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vcsoup_dist.checkpoints.digests import combined, digest, weights_digest
+from vcsoup_dist.checkpoints.layout import TensorSpec, raw_header
+from vcsoup_dist.checkpoints.sources import Source
+from vcsoup_dist.checkpoints.writer import Shard, header_bytes
+from vcsoup_dist.souping.journal import Digests
+from vcsoup_dist.souping.pieces import cut_pieces
+from vcsoup_dist.souping.preflight import MergePlan
+
+MANIFEST_NAME = "manifest.json"
+FORMAT = 1
+
+TensorDigests = Mapping[str, bytes]
+"""By tensor name; see checkpoints/digests.py."""
+
+
+def fingerprint(plan: MergePlan, soups: Sequence[str]) -> str:
+    """What some soups of a plan are made from, without reading weights: names, sizes and times of
+    the policies' files, weights, and the headers of what is written."""
+    rows = [
+        row for name, row in zip(plan.soups, plan.weights.tolist(), strict=True) if name in soups
+    ]
+    content = {
+        "format": FORMAT,
+        "sources": [_files_of(source) for source in plan.sources],
+        "names": plan.names,
+        "base": plan.base,
+        "soups": list(soups),
+        "weights": rows,
+        "headers": [digest(header_bytes(shard)).hex() for shard in plan.shards],
+    }
+    return digest(json.dumps(content).encode()).hex()
+
+
+def made_from(folder: Path) -> str | None:
+    """The fingerprint of the finished soup in a folder; None where there is none."""
+    try:
+        return str(json.loads((folder / MANIFEST_NAME).read_bytes())["made_from"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def tensor_digests(
+    plan: MergePlan, done: Mapping[int, Digests]
+) -> tuple[list[dict[str, bytes]], list[dict[str, bytes]]]:
+    """[N] of the policies' and [K] of the soups' tensors, from those of all pieces."""
+    of_pieces: dict[str, list[Digests]] = {
+        name: [] for shard in plan.shards for name, _, _ in shard.tensors
+    }
+    for piece in cut_pieces(plan.shards):
+        of_pieces[piece.tensor].append(done[piece.number])
+    inputs = [
+        {name: combined(each.inputs[i] for each in found) for name, found in of_pieces.items()}
+        for i in range(len(plan.sources))
+    ]
+    outputs = [
+        {name: combined(each.outputs[k] for each in found) for name, found in of_pieces.items()}
+        for k in range(len(plan.soups))
+    ]
+    return inputs, outputs
+
+
+def soup_manifest(
+    plan: MergePlan,
+    soup: str,
+    folder: Path,
+    of_sources: Sequence[TensorDigests],
+    of_soup: TensorDigests,
+    *,
+    version: str,
+    sha256: bool,
+) -> dict[str, Any]:
+    """The manifest of a soup whose files are all in `folder`."""
+    place = list(plan.soups).index(soup)
+    lambdas = dict(zip(plan.names, plan.soups[soup], strict=False))  # without the base's
+    files: dict[str, dict[str, Any]] = {}
+    for shard in plan.shards:
+        files[shard.file_name] = {
+            "bytes": len(header_bytes(shard)) + shard.nbytes,
+            "digest": shard_digest(header_bytes(shard), shard, of_soup).hex(),
+        }
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in files and name != MANIFEST_NAME:
+            files[name] = {"bytes": path.stat().st_size, "digest": digest(path.read_bytes()).hex()}
+    if sha256:
+        for name, entry in files.items():
+            with open(folder / name, "rb") as file:
+                entry["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "format": FORMAT,
+        "digest": "xxh3-128 of xxh3-128: vcsoup_dist/checkpoints/digests.py",
+        "made_by": f"vcsoup_dist {version}",
+        "made_from": fingerprint(plan, [soup]),
+        "lambda": lambdas,
+        "base": plan.base,
+        "weights": weights_digest(_specs(plan), of_soup).hex(),
+        "sources": [
+            {
+                "name": name,
+                "weight": float(plan.weights[place, i]),
+                "kind": source.kind,
+                "weights": weights_digest(list(source.layout.values()), tensors).hex(),
+                "files": _source_files(source, tensors),
+            }
+            for i, (name, source, tensors) in enumerate(
+                zip(plan.names, plan.sources, of_sources, strict=True)
+            )
+        ],
+        "files": files,
+        "tensors": {name: each.hex() for name, each in of_soup.items()},
+    }
+
+
+def shard_digest(header: bytes, shard: Shard, tensors: TensorDigests) -> bytes:
+    """Of a weights file. Tensors without elements are in its header alone."""
+    parts = [tensors[name] for name, _, shape in shard.tensors if math.prod(shape)]
+    return combined([digest(header), *parts])
+
+
+def _specs(plan: MergePlan) -> list[TensorSpec]:
+    """The soup's tensors, as far as their digest needs them."""
+    return [
+        TensorSpec(name, dtype, shape, ())
+        for shard in plan.shards
+        for name, dtype, shape in shard.tensors
+    ]
+
+
+def _source_files(source: Source, tensors: TensorDigests) -> dict[str, dict[str, Any]]:
+    """Sizes, and digests of the files that were read as a whole."""
+    by_file: dict[Path, list[TensorSpec]] = {}
+    for spec in source.layout.values():
+        for extent in spec.extents:
+            by_file.setdefault(extent.file, []).append(spec)
+    files: dict[str, dict[str, Any]] = {}
+    for path, specs in sorted(by_file.items()):
+        entry: dict[str, Any] = {"bytes": path.stat().st_size}
+        if source.kind == "safetensors":
+            parts = [tensors[spec.name] for spec in specs if spec.nbytes]
+            entry["digest"] = combined([digest(raw_header(path)), *parts]).hex()
+        files[path.relative_to(source.path).as_posix()] = entry
+    return files
+
+
+def _files_of(source: Source) -> list[list[Any]]:
+    found = sorted({extent.file for spec in source.layout.values() for extent in spec.extents})
+    stats = [path.stat() for path in found]
+    return [
+        [path.relative_to(source.path).as_posix(), stat.st_size, stat.st_mtime_ns]
+        for path, stat in zip(found, stats, strict=True)
+    ]

@@ -1,0 +1,128 @@
+"""mergekit's YAML, as far as it describes a linear soup, since that is what users have.
+
+https://github.com/arcee-ai/mergekit, "Merge configuration": `models:` with a weight each, and
+`merge_method: linear` or `task_arithmetic`. Whatever would mean another result is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vcsoup_dist.errors import UserError
+
+DTYPES = {
+    "bfloat16": "BF16", "bf16": "BF16", "float16": "F16", "fp16": "F16",
+    "float32": "F32", "fp32": "F32", "float64": "F64", "fp64": "F64",
+}  # fmt: skip
+"""Names that people write -> safetensors' own."""
+
+_KEYS = {"models", "merge_method", "base_model", "dtype", "out_dtype", "parameters"}
+_METHODS = ("linear", "task_arithmetic")
+
+
+@dataclass(frozen=True)
+class MergekitConfig:
+    """One soup."""
+
+    policies: tuple[Path, ...]
+    weights: tuple[float, ...]
+    """As `merge` takes them: normalised and scaled already."""
+    base: Path | None
+    dtype: str | None
+    """safetensors' name of what is written; None for the first policy's."""
+
+
+def read_mergekit_config(file: Path) -> MergekitConfig:
+    """UserError for anything that mergekit would do and a linear soup does not."""
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: is no mergekit configuration, which has `models:`")
+    for key in content.keys() - _KEYS:
+        raise UserError(
+            f"{file}: `{key}` is not supported; supported are {', '.join(sorted(_KEYS))}"
+        )
+    method = content.get("merge_method")
+    if method not in _METHODS:
+        raise UserError(f"{file}: merge_method is {method!r}; supported are {', '.join(_METHODS)}")
+    shared = _parameters(file, content, "parameters", {"weight", "normalize", "lambda"})
+    base = _path(file, content, "base_model") if content.get("base_model") is not None else None
+    if method == "task_arithmetic" and base is None:
+        raise UserError(f"{file}: task_arithmetic needs a base_model")
+    models = content.get("models")
+    if not isinstance(models, list) or not models:
+        raise UserError(f"{file}: `models` is no list of models")
+    policies, weights = [], []
+    for i, entry in enumerate(models):
+        where = f"models[{i}]"
+        if not isinstance(entry, dict) or entry.keys() - {"model", "parameters"}:
+            raise UserError(f"{file}: {where} must have `model` and `parameters`, and no more")
+        policy = _path(file, entry, "model", where)
+        if method == "task_arithmetic" and policy == base:
+            continue  # its difference from itself is nothing
+        own = _parameters(file, entry, where, {"weight"})
+        if "weight" not in own and "weight" not in shared:
+            raise UserError(f"{file}: {where} has no weight")
+        policies.append(policy)
+        weights.append(own.get("weight", shared.get("weight", 0.0)))
+    if not policies:
+        raise UserError(f"{file}: `models` names no model but the base")
+    normalise = bool(shared.get("normalize", method == "linear"))
+    if normalise:
+        total = math.fsum(weights)
+        if abs(total) < 1e-9:
+            raise UserError(f"{file}: the weights sum to 0 and cannot be normalised")
+        weights = [weight / total for weight in weights]
+    if method == "task_arithmetic":
+        weights = [weight * shared.get("lambda", 1.0) for weight in weights]
+    return MergekitConfig(
+        tuple(policies),
+        tuple(weights),
+        base if method == "task_arithmetic" else None,
+        _dtype(file, content),
+    )
+
+
+def _parameters(
+    file: Path, holder: dict[str, Any], where: str, known: set[str]
+) -> dict[str, float]:
+    found = holder.get("parameters") or {}
+    if not isinstance(found, dict) or found.keys() - known:
+        raise UserError(f"{file}: {where}: supported parameters are {', '.join(sorted(known))}")
+    for key, value in found.items():
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise UserError(
+                f"{file}: {where}: {key} is {value!r}; only one number for the whole model is"
+                " supported"
+            )
+    return {key: float(value) for key, value in found.items()}
+
+
+def _path(file: Path, holder: dict[str, Any], key: str, where: str = "") -> Path:
+    value = holder.get(key)
+    if isinstance(value, dict) and value.keys() == {"model"}:  # what mergekit itself writes
+        value = value["model"]
+        value = value.get("path") if isinstance(value, dict) else value
+    if not isinstance(value, str):
+        raise UserError(f"{file}: {where or key}: a model is given by the path of its directory")
+    for path in (Path(value).expanduser(), file.parent / value):
+        if path.is_dir():
+            return path
+    raise UserError(f"{file}: {where or key}: {value} is no directory; download the model first")
+
+
+def _dtype(file: Path, content: dict[str, Any]) -> str | None:
+    for key in ("out_dtype", "dtype"):
+        value = content.get(key)
+        if value is not None:
+            if value not in DTYPES:
+                raise UserError(f"{file}: {key} is {value!r}; known are {', '.join(DTYPES)}")
+            return DTYPES[value]
+    return None

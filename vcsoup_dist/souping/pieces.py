@@ -1,0 +1,46 @@
+"""The unit of work, of proof and of recovery: a piece of one tensor in all policies and soups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from vcsoup_dist.checkpoints.digests import PIECE
+from vcsoup_dist.checkpoints.writer import Shard
+
+
+class Piece(NamedTuple):
+    """Elements [begin, end) of a tensor."""
+
+    number: int
+    """Its place among all pieces of a merge."""
+    shard: int
+    """Which of the shards it belongs to."""
+    tensor: str
+    dtype: str
+    """What it is written as."""
+    begin: int
+    end: int
+
+
+def cut_pieces(shards: Sequence[Shard]) -> Iterator[Piece]:
+    """All pieces of all shards, in the order of the bytes of the files."""
+    number = 0
+    for place, shard in enumerate(shards):
+        for name, dtype, shape in shard.tensors:
+            numel = math.prod(shape)
+            for begin in range(0, numel, PIECE):
+                yield Piece(number, place, name, dtype, begin, min(begin + PIECE, numel))
+                number += 1
+
+
+def deal_shards(shards: Sequence[Shard], world_size: int) -> list[list[int]]:
+    """The shards of every rank: the largest first to the rank with the fewest bytes so far."""
+    loads = [0] * world_size
+    dealt: list[list[int]] = [[] for _ in range(world_size)]
+    for place in sorted(range(len(shards)), key=lambda each: (-shards[each].nbytes, each)):
+        rank = loads.index(min(loads))
+        loads[rank] += shards[place].nbytes
+        dealt[rank].append(place)
+    return [sorted(places) for places in dealt]

@@ -1,0 +1,96 @@
+"""The last step of a merge: all that makes the weights model directories, and their new place."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from vcsoup_dist import __version__
+from vcsoup_dist.checkpoints.companions import CONFIG_NAME, copy_companions, read_json
+from vcsoup_dist.checkpoints.digests import weights_digest
+from vcsoup_dist.checkpoints.writer import write_index
+from vcsoup_dist.files import sync, sync_tree
+from vcsoup_dist.souping.card import CARD_NAME, card_text
+from vcsoup_dist.souping.journal import Digests
+from vcsoup_dist.souping.manifest import MANIFEST_NAME, soup_manifest, tensor_digests
+from vcsoup_dist.souping.preflight import MergePlan
+
+_TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+
+
+def publish(
+    plan: MergePlan,
+    done: Mapping[int, Digests],
+    folders: Mapping[str, Path],
+    targets: Mapping[str, Path],
+    *,
+    card: bool,
+    sha256: bool,
+) -> None:
+    """Complete every soup in its folder, then rename it to its target.
+
+    done: the digests of all pieces; folders, targets: by soup. What lies at a target goes. Can be
+    killed at any instant and run again.
+    """
+    of_sources, of_soups = tensor_digests(plan, done)
+    identities = {
+        name: "xxh3:" + weights_digest(list(source.layout.values()), tensors).hex()
+        for name, source, tensors in zip(plan.names, plan.sources, of_sources, strict=True)
+    }
+    for (soup, row), of_soup in zip(plan.soups.items(), of_soups, strict=True):
+        folder = folders[soup]
+        if not folder.is_dir():
+            continue  # a run that was killed here has published it
+        write_index(folder, plan.shards)
+        if plan.companions is not None:
+            copy_companions(plan.companions, folder)
+            _state_dtype(plan, folder / CONFIG_NAME)
+        if card:
+            text = card_text(
+                targets[soup].name,
+                weights=dict(zip(plan.names, row, strict=False)),  # the base has none
+                sources=identities,
+                base=plan.base,
+                version=__version__,
+            )
+            (folder / CARD_NAME).write_text(text)
+        manifest = soup_manifest(
+            plan, soup, folder, of_sources, of_soup, version=__version__, sha256=sha256
+        )
+        (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=1) + "\n")
+        sync_tree(folder)
+        _put_in_place(folder, targets[soup])
+
+
+def _put_in_place(folder: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    replaced = folder.with_name(folder.name + ".replaced")
+    if target.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        target.rename(replaced)
+    folder.rename(target)
+    sync(target.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _state_dtype(plan: MergePlan, config: Path) -> None:
+    """Let config.json say the dtype of the weights, where that is another than the donor's."""
+    sizes: dict[str, int] = {}
+    for shard in plan.shards:
+        for name, dtype, _ in shard.tensors:
+            sizes[dtype] = sizes.get(dtype, 0) + plan.sources[0].layout[name].nbytes
+    written = _TORCH_NAMES.get(max(sizes, key=lambda dtype: sizes[dtype]))
+    as_stored = all(
+        plan.sources[0].layout[name].dtype == dtype
+        for shard in plan.shards
+        for name, dtype, _ in shard.tensors
+    )
+    if written is None or (as_stored and plan.companions == plan.sources[0].path):
+        return
+    content = read_json(config)
+    for key in ("dtype", "torch_dtype"):
+        if key in content:
+            content[key] = written
+    config.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

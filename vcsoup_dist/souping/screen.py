@@ -1,0 +1,137 @@
+"""What a person reads before and after a merge: one screen of plain text."""
+
+from __future__ import annotations
+
+import math
+import resource
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from vcsoup_dist.checkpoints.pages import Bytes
+from vcsoup_dist.checkpoints.writer import Shard, ShardFile
+from vcsoup_dist.souping.kernel import implementation
+from vcsoup_dist.souping.pieces import Piece, cut_pieces
+from vcsoup_dist.souping.preflight import MergePlan, free_bytes, widest_output
+from vcsoup_dist.souping.soup_files import piece_bytes
+from vcsoup_dist.souping.stream import Recipients, stream
+from vcsoup_dist.souping.write import Placement, Written
+
+SAMPLE = 1 << 28  # bytes that are read and written for the expected time
+MOST_SOUPS = 8  # that are listed by name
+
+
+def describe(plan: MergePlan, where: Placement, *, memory: int) -> list[str]:
+    """The lines of the preflight."""
+    metas = [meta for shard in plan.shards for meta in shard.tensors]
+    parameters = sum(math.prod(shape) for _, _, shape in metas)
+    dtypes = Counter[str]()
+    for _, dtype, shape in metas:
+        dtypes[dtype] += math.prod(shape)
+    written = plan.soup_bytes * len(plan.soups)
+    lines = [
+        f"policies  {len(plan.sources)}: "
+        + ", ".join(
+            f"{name} ({source.kind})" for name, source in zip(plan.names, plan.sources, strict=True)
+        ),
+        f"tensors   {len(metas):,}, {parameters:,} numbers,"
+        f" written as {', '.join(dtype for dtype, _ in dtypes.most_common())}",
+        f"read      {plan.bytes_read / 1e9:.2f} GB, each byte once",
+        f"write     {written / 1e9:.2f} GB: {len(plan.soups)} x {plan.soup_bytes / 1e9:.2f} GB in"
+        f" {len(plan.shards)} files, to {where.out}",
+        f"disk      {free_bytes(where.out) / 1e9:.2f} GB free",
+        f"memory    at most {memory / 2**30:.2f} GiB; kernel: {implementation()}",
+        f"companions {'of ' + plan.companions.name if plan.companions else 'none'}"
+        + ("" if plan.companions else ": no policy has a config.json, soups will be weights only"),
+    ]
+    formula = "sum" if plan.base is None else f"difference from {plan.base}"
+    for soup, row in list(plan.soups.items())[:MOST_SOUPS]:
+        lines.append(f"soup      {soup} ({formula}): {', '.join(map(repr, row))}")
+    if len(plan.soups) > MOST_SOUPS:
+        lines.append(f"soup      and {len(plan.soups) - MOST_SOUPS} more")
+    return lines
+
+
+def expected_seconds(plan: MergePlan, where: Placement, *, memory: int) -> float:
+    """Of the whole merge, from a part of it that is really done, into files that are removed."""
+    pieces: list[Piece] = []
+    moved = 0
+    for piece in cut_pieces(plan.shards):
+        if moved > SAMPLE:
+            break
+        pieces.append(piece)
+        moved += _moved(plan, piece)
+    total = plan.bytes_read + plan.soup_bytes * len(plan.soups)
+    if not moved:
+        return 0.0
+    place = where.out.parent
+    while not place.exists():
+        place = place.parent
+    what = Recipients(
+        [source.layout for source in plan.sources],
+        plan.names,
+        plan.weights,
+        widest_output(plan.shards),
+    )
+    with tempfile.TemporaryDirectory(dir=place, prefix=".vcsoup-sample-") as folder:
+        sink = _SampleFiles(Path(folder), pieces, len(plan.soups))
+        began = time.monotonic()
+        for _ in stream(what, pieces, sink, memory=memory, allow_nonfinite=True):
+            pass
+        sink.close()
+        seconds = time.monotonic() - began
+    return seconds * total / moved
+
+
+def last_line(report: Written, seconds: float) -> str:
+    """Bytes, seconds, GB/s, peak memory."""
+    moved = report.bytes_read + report.bytes_written
+    kept = f"; {report.pieces_kept} pieces were done before" if report.pieces_kept else ""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return (
+        f"{report.bytes_read / 1e9:.3f} GB read, {report.bytes_written / 1e9:.3f} GB written in"
+        f" {seconds:.1f} s, {moved / 1e9 / max(seconds, 1e-9):.2f} GB/s, peak memory"
+        f" {peak / 2**20:.0f} MiB{kept}"
+    )
+
+
+def _moved(plan: MergePlan, piece: Piece) -> int:
+    read = sum(
+        source.layout[piece.tensor].nbytes
+        * (piece.end - piece.begin)
+        // max(1, math.prod(source.layout[piece.tensor].shape))
+        for source in plan.sources
+    )
+    return read + piece_bytes(piece) * len(plan.soups)
+
+
+class _SampleFiles:
+    """One file a soup, with the sampled pieces one after the other."""
+
+    def __init__(self, folder: Path, pieces: Sequence[Piece], soups: int) -> None:
+        shard = Shard(
+            "sample.safetensors",
+            tuple((str(each.number), each.dtype, (each.end - each.begin,)) for each in pieces),
+        )
+        self._files = []
+        for soup in range(soups):
+            (folder / str(soup)).mkdir()
+            self._files.append(ShardFile.create(folder / str(soup), shard))
+
+    def prepare(self, piece: Piece) -> None:
+        pass
+
+    def place(self, piece: Piece, offset: int) -> int:
+        return self._files[0].start_of(str(piece.number)) + self._within(piece, offset)
+
+    def put(self, soup: int, piece: Piece, offset: int, data: Bytes) -> None:
+        self._files[soup].write(str(piece.number), self._within(piece, offset), data)
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+    def _within(self, piece: Piece, offset: int) -> int:
+        return offset - piece.begin * (piece_bytes(piece) // (piece.end - piece.begin))

@@ -1,0 +1,231 @@
+"""One pass over the policies: pieces are read, summed and handed on, by several threads.
+
+A thread reads its piece of every policy, sums it for all soups, and hands the results on, so that
+reading, arithmetic and writing of different pieces overlap. Memory is one set of buffers a thread.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import xxhash
+
+from vcsoup_dist.checkpoints.digests import PIECE
+from vcsoup_dist.checkpoints.layout import DTYPE_BITS, Layout
+from vcsoup_dist.checkpoints.pages import PAGE, Bytes, page_buffer, whole_pages
+from vcsoup_dist.checkpoints.reader import CheckpointReader
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.souping.formats import FLOAT_DTYPES, Float64
+from vcsoup_dist.souping.kernel import weighted_sum
+from vcsoup_dist.souping.pieces import Piece
+
+MOST_THREADS = 16
+SMALLEST_CHUNK = 1 << 12  # elements
+RESERVE = 1 << 27  # bytes of `memory` for the interpreter, plans and file systems
+
+
+class Sink(Protocol):
+    """Where the pieces of the soups go."""
+
+    def prepare(self, piece: Piece) -> None:
+        """Called before the piece is begun, in order, by one thread."""
+
+    def place(self, piece: Piece, offset: int) -> int:
+        """Where byte `offset` of the piece's tensor lies in its file; memory is laid out alike."""
+
+    def put(self, soup: int, piece: Piece, offset: int, data: Bytes) -> None:
+        """A part of a piece, from byte `offset` of its tensor; called by any thread."""
+
+
+@dataclass(frozen=True)
+class Recipients:
+    """What is summed from what."""
+
+    layouts: Sequence[Layout]
+    """[N]; all hold the pieces' tensors in the same shapes."""
+    names: Sequence[str]
+    """[N], for messages."""
+    weights: Float64
+    """[K, N]"""
+    out_width: int
+    """Bytes of the widest element of the soups."""
+
+
+class Done(NamedTuple):
+    """A finished piece: the digests of its bytes."""
+
+    piece: Piece
+    inputs: tuple[bytes, ...]
+    """[N]"""
+    outputs: tuple[bytes, ...]
+    """[K]"""
+    nonfinite: tuple[int, ...]
+    """Which policies hold NaN or infinity there."""
+
+
+def stream(
+    what: Recipients,
+    pieces: Iterable[Piece],
+    sink: Sink,
+    *,
+    memory: int,
+    allow_nonfinite: bool = False,
+) -> Iterator[Done]:
+    """Make all pieces; they come back in the order in which they are finished.
+
+    memory: bytes, of all buffers and what else the process needs. UserError for NaN or infinity
+    in a policy unless `allow_nonfinite`, for integers that differ between policies, for whatever
+    reader and sink raise; other pieces that were begun are finished first.
+    """
+    threads, chunk = _threads_and_chunk(what, memory)
+    with ExitStack() as stack:
+        readers = [stack.enter_context(CheckpointReader(layout)) for layout in what.layouts]
+        buffers: queue.SimpleQueue[_Buffers] = queue.SimpleQueue()
+        for _ in range(threads):
+            buffers.put(_Buffers.new(what, chunk))
+        pool = ThreadPoolExecutor(threads)
+        stack.callback(pool.shutdown, cancel_futures=True)
+
+        def make(piece: Piece) -> Done:
+            held = buffers.get()
+            try:
+                return _make_piece(what, readers, held, chunk, piece, sink, allow_nonfinite)
+            finally:
+                buffers.put(held)
+
+        yield from _in_turn(pool, make, pieces, sink.prepare, 2 * threads)
+
+
+def _in_turn(
+    pool: ThreadPoolExecutor,
+    make: Callable[[Piece], Done],
+    pieces: Iterable[Piece],
+    prepare: Callable[[Piece], None],
+    most: int,
+) -> Iterator[Done]:
+    begun: set[Future[Done]] = set()
+    for piece in pieces:
+        prepare(piece)
+        begun.add(pool.submit(make, piece))
+        if len(begun) >= most:
+            finished, begun = wait(begun, return_when=FIRST_COMPLETED)
+            yield from (each.result() for each in finished)
+    while begun:
+        finished, begun = wait(begun, return_when=FIRST_COMPLETED)
+        yield from (each.result() for each in finished)
+
+
+@dataclass(frozen=True)
+class _Buffers:
+    inputs: Sequence[Bytes]
+    outputs: Sequence[Bytes]
+
+    @classmethod
+    def new(cls, what: Recipients, chunk: int) -> _Buffers:
+        """Room for `chunk` elements of the widest dtype, wherever they begin in a page."""
+        return cls(
+            [page_buffer(chunk * widest(layout) + 2 * PAGE) for layout in what.layouts],
+            [page_buffer(chunk * what.out_width + PAGE) for _ in what.weights],
+        )
+
+
+def _make_piece(
+    what: Recipients,
+    readers: Sequence[CheckpointReader],
+    buffers: _Buffers,
+    chunk: int,
+    piece: Piece,
+    sink: Sink,
+    allow_nonfinite: bool,
+) -> Done:
+    dtypes = [layout[piece.tensor].dtype for layout in what.layouts]
+    widths = [DTYPE_BITS[dtype] // 8 for dtype in dtypes]
+    out_width = DTYPE_BITS[piece.dtype] // 8
+    of_inputs = [xxhash.xxh3_128() for _ in readers]
+    of_outputs = [xxhash.xxh3_128() for _ in buffers.outputs]
+    nonfinite: set[int] = set()
+    for begin in range(piece.begin, piece.end, chunk):
+        count = min(chunk, piece.end - begin)
+        inputs = [
+            reader.read(piece.tensor, begin * width, count * width, buffer)
+            for reader, width, buffer in zip(readers, widths, buffers.inputs, strict=True)
+        ]
+        for hasher, data in zip(of_inputs, inputs, strict=True):
+            hasher.update(data.data)
+        if not of_outputs:
+            continue
+        offset = begin * out_width
+        shift = sink.place(piece, offset) % PAGE
+        outputs = [buffer[shift : shift + count * out_width] for buffer in buffers.outputs]
+        if piece.dtype in FLOAT_DTYPES:
+            flags = weighted_sum(inputs, dtypes, what.weights, piece.dtype, outputs)
+            nonfinite.update(i for i, flag in enumerate(flags) if flag)
+            if nonfinite and not allow_nonfinite:
+                raise UserError(
+                    f"policy {what.names[min(nonfinite)]}: {piece.tensor!r} holds NaN or infinity;"
+                    " its training has failed, take an earlier checkpoint"
+                )
+        else:
+            _copy_equal(inputs, outputs, piece.tensor, what.names)
+        for soup, (hasher, data) in enumerate(zip(of_outputs, outputs, strict=True)):
+            hasher.update(data.data)
+            sink.put(soup, piece, offset, data)
+    return Done(
+        piece,
+        tuple(each.digest() for each in of_inputs),
+        tuple(each.digest() for each in of_outputs),
+        tuple(sorted(nonfinite)),
+    )
+
+
+def _copy_equal(
+    inputs: Sequence[Bytes], outputs: Sequence[Bytes], tensor: str, names: Sequence[str]
+) -> None:
+    for data, name in zip(inputs, names, strict=True):
+        if not np.array_equal(data, inputs[0]):
+            raise UserError(
+                f"{tensor!r} differs between policies {names[0]} and {name}; integers have no"
+                " weighted sum"
+            )
+    for output in outputs:
+        output[:] = inputs[0]
+
+
+def _threads_and_chunk(what: Recipients, memory: int) -> tuple[int, int]:
+    """Threads, and the elements that each holds at a time of every policy and soup."""
+    per_element = sum(map(widest, what.layouts)) + what.out_width * len(what.weights)
+    fixed = (2 * len(what.layouts) + len(what.weights)) * PAGE
+    room = memory - min(RESERVE, memory // 2)
+    threads = min(MOST_THREADS, 2 * _cores())
+    while True:
+        chunk = min(PIECE, (room // threads - fixed) // per_element) & -SMALLEST_CHUNK
+        # Small chunks cost more than the overlap of many threads gains.
+        if threads == 1 or chunk >= min(PIECE, 1 << 18):
+            break
+        threads -= 1
+    if chunk < SMALLEST_CHUNK:
+        least = 2 * (SMALLEST_CHUNK * per_element + fixed)
+        raise UserError(
+            f"{memory} bytes of memory are too few for {len(what.layouts)} policies and"
+            f" {len(what.weights)} soups; allow at least {whole_pages(least)}"
+        )
+    return threads, chunk
+
+
+def widest(layout: Layout) -> int:
+    """Bytes of the widest element of a checkpoint."""
+    return max((DTYPE_BITS[spec.dtype] for spec in layout.values()), default=8) // 8
+
+
+def _cores() -> int:
+    """That this process may use: a job's share of a node, where there is one."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,180 @@
+"""Proof: a soup against its sources, and a directory against its own manifest."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vcsoup_dist.checkpoints.companions import read_json
+from vcsoup_dist.checkpoints.digests import combined, digest
+from vcsoup_dist.checkpoints.layout import raw_header, read_layout
+from vcsoup_dist.checkpoints.pages import PAGE, Bytes, page_buffer
+from vcsoup_dist.checkpoints.reader import CheckpointReader
+from vcsoup_dist.checkpoints.writer import Shard
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.progress import progress
+from vcsoup_dist.souping.manifest import FORMAT, MANIFEST_NAME, shard_digest
+from vcsoup_dist.souping.pieces import Piece, cut_pieces
+from vcsoup_dist.souping.preflight import MergePlan, widest_output
+from vcsoup_dist.souping.soup_files import piece_bytes
+from vcsoup_dist.souping.stream import Done, Recipients, stream
+
+
+class Verified(NamedTuple):
+    """What was found to be right."""
+
+    tensors: int
+    nbytes: int
+    """Of weights that were read."""
+
+
+def verify_soups(
+    plan: MergePlan,
+    folders: Sequence[Path],
+    *,
+    memory: int = 1 << 30,
+    sample: float = 1.0,
+    seed: int = 0,
+) -> Verified:
+    """Sum the policies again and compare with the finished soups in `folders`, byte by byte.
+
+    sample: share of the pieces that are compared, drawn by `seed`. UserError where a soup differs.
+    """
+    layouts = [read_layout(folder) for folder in folders]
+    for shard in plan.shards:
+        for name, dtype, shape in shard.tensors:
+            for layout, folder in zip(layouts, folders, strict=True):
+                spec = layout.get(name)
+                if spec is None or (spec.dtype, spec.shape) != (dtype, shape):
+                    raise UserError(f"{folder}: {name!r} is missing, or of another dtype or shape")
+    pieces = list(cut_pieces(plan.shards))
+    if sample < 1 and pieces:
+        pieces = random.Random(seed).sample(pieces, max(1, round(sample * len(pieces))))
+        pieces.sort()
+    what = Recipients(
+        [source.layout for source in plan.sources],
+        plan.names,
+        plan.weights,
+        widest_output(plan.shards),
+    )
+    with ExitStack() as stack:
+        readers = [stack.enter_context(CheckpointReader(layout)) for layout in layouts]
+        # Soups are read one at a time, in pieces of the size that they are made in.
+        sink = _Comparison(readers, folders)
+        compared = 0
+        for done in _shown(stream(what, pieces, sink, memory=memory, allow_nonfinite=True), pieces):
+            compared += piece_bytes(done.piece) * len(folders)
+    return Verified(len({piece.tensor for piece in pieces}), compared)
+
+
+def verify_directory(folder: Path, *, memory: int = 1 << 30) -> Verified:
+    """Compare the files of a soup with its `manifest.json`; UserError for one that differs."""
+    manifest = _read_manifest(folder)
+    files: dict[str, dict[str, Any]] = manifest["files"]
+    layout = read_layout(folder)
+    weights_files = sorted({spec.file.name for spec in layout.values()})
+    for name, entry in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path}: is missing; merge it again")
+        if path.stat().st_size != entry["bytes"]:
+            raise UserError(
+                f"{path}: has {path.stat().st_size} bytes, was written with {entry['bytes']}"
+            )
+        if name not in weights_files and digest(path.read_bytes()).hex() != entry["digest"]:
+            raise UserError(f"{path}: is not what was written")
+    for name in weights_files:
+        if name not in files:
+            raise UserError(f"{folder / name}: is a weights file that {MANIFEST_NAME} lacks")
+    shards = [
+        Shard(
+            file, tuple((s.name, s.dtype, s.shape) for s in layout.values() if s.file.name == file)
+        )
+        for file in weights_files
+    ]
+    pieces = list(cut_pieces(shards))
+    what = Recipients([layout], [folder.name], np.empty((0, 1)), 1)
+    found: dict[int, bytes] = {}
+    for done in _shown(stream(what, pieces, _Nowhere(), memory=memory), pieces):
+        found[done.piece.number] = done.inputs[0]
+    of_pieces: dict[str, list[bytes]] = {name: [] for name in layout}
+    for piece in pieces:
+        of_pieces[piece.tensor].append(found[piece.number])
+    tensors = {name: combined(each) for name, each in of_pieces.items()}
+    for name, each in tensors.items():
+        if manifest["tensors"].get(name) != each.hex():
+            raise UserError(
+                f"{layout[name].file}: {name!r} is not what was written; merge it again"
+            )
+    for shard in shards:
+        path = folder / shard.file_name
+        if shard_digest(raw_header(path), shard, tensors).hex() != files[path.name]["digest"]:
+            raise UserError(f"{path}: its header is not what was written; merge it again")
+    return Verified(len(layout), sum(map(piece_bytes, pieces)))
+
+
+class _Nowhere:
+    """The sink of no soups."""
+
+    def prepare(self, piece: Piece) -> None:
+        pass
+
+    def place(self, piece: Piece, offset: int) -> int:
+        return offset
+
+    def put(self, soup: int, piece: Piece, offset: int, data: Bytes) -> None:
+        raise AssertionError("there are no soups")
+
+
+class _Comparison(_Nowhere):
+    """Compares what should be written with what lies there."""
+
+    def __init__(self, readers: Sequence[CheckpointReader], folders: Sequence[Path]) -> None:
+        self._readers = readers
+        self._folders = folders
+        self._memory = threading.local()
+
+    def put(self, soup: int, piece: Piece, offset: int, data: Bytes) -> None:
+        buffer: Bytes | None = getattr(self._memory, "buffer", None)
+        if buffer is None or buffer.nbytes < data.nbytes + 2 * PAGE:
+            self._memory.buffer = buffer = page_buffer(data.nbytes + 2 * PAGE)
+        there = self._readers[soup].read(piece.tensor, offset, data.nbytes, buffer)
+        if not np.array_equal(there, data):
+            first = offset + int(np.flatnonzero(there != data)[0])
+            raise UserError(
+                f"{self._folders[soup]}: {piece.tensor!r} differs from the sum of its sources, from"
+                f" byte {first} of it on; merge it again"
+            )
+
+
+def _shown(finished: Iterator[Done], pieces: Sequence[Piece]) -> Iterator[Done]:
+    with progress("verify", sum(map(piece_bytes, pieces)) / 1e9, "GB") as advance:
+        for done in finished:
+            advance(piece_bytes(done.piece) / 1e9)
+            yield done
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise UserError(f"{path}: there is none; `vcsoup verify` checks what `vcsoup merge` wrote")
+    manifest = read_json(path)
+    if manifest.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: is of format {manifest.get('format')!r}, this version knows {FORMAT}"
+        )
+    entries = manifest.get("files")
+    entries = entries if isinstance(entries, dict) else {"": None}
+    known = all(isinstance(e, dict) and e.keys() >= {"bytes", "digest"} for e in entries.values())
+    if not known or not isinstance(manifest.get("tensors"), dict):
+        raise UserError(f"{path}: lacks `files` or `tensors`; it was damaged")
+    for name in entries:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"{path}: names {name!r}, which is no file of its directory")
+    return manifest
