@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
+import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -36,3 +39,31 @@ def open_direct(path: Path, flags: int) -> int:
         return os.open(path, flags | direct | os.O_CLOEXEC)
     except OSError:
         return -1
+
+
+def is_cached(descriptor: int, start: int, nbytes: int) -> bool:
+    """Whether the page cache holds all of these bytes of a file; False where nobody can say.
+
+    Asked of mincore(2). A read with RWF_NOWAIT would start read-ahead, and so read twice.
+    """
+    if not sys.platform.startswith("linux") or nbytes == 0:
+        return False
+    begin = start // PAGE * PAGE
+    length = start + nbytes - begin
+    states = np.zeros(whole_pages(length) // PAGE, np.uint8)
+    try:
+        mapped = mmap.mmap(descriptor, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=begin)
+    except (OSError, ValueError):  # no such file system, or the file is shorter
+        return False
+    with mapped:
+        view = np.frombuffer(mapped, np.uint8)
+        failed = _mincore()(view.ctypes.data, length, states.ctypes.data)
+        del view  # else the mapping cannot be closed
+    return failed == 0 and bool((states & 1).all())
+
+
+@cache
+def _mincore() -> ctypes._NamedFuncPointer:
+    function = ctypes.CDLL(None).mincore
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+    return function

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from vcsoup_dist.checkpoints.layout import Extent, Layout
-from vcsoup_dist.checkpoints.pages import PAGE, Bytes, open_direct, whole_pages
+from vcsoup_dist.checkpoints.pages import PAGE, Bytes, is_cached, open_direct, whole_pages
 from vcsoup_dist.errors import UserError
 
 MAX_OPEN = 64  # files of one checkpoint; ZeRO-3 checkpoints have one for every rank
@@ -119,11 +119,11 @@ class _OpenFile:
         """Bytes [start, start + nbytes) as a view of the page-aligned `buffer`."""
         shift = start % PAGE
         view = buffer[shift : shift + nbytes]
-        done = self._from_cache(start, view)
-        if done < nbytes and self._direct < 0:
-            self.read_plainly(name, start + done, view[done:], keep=False)
+        if self._direct < 0 or is_cached(self._cached, start, nbytes):
+            self.read_plainly(name, start, view, keep=False)
             return view
         end = whole_pages(shift + nbytes)
+        done = 0
         while done < nbytes:
             page = (shift + done) // PAGE * PAGE
             try:
@@ -135,8 +135,8 @@ class _OpenFile:
 
     def read_plainly(self, name: str, start: int, view: Bytes, *, keep: bool) -> None:
         """Fill `view` with the bytes from `start` on; `keep` what was read in the page cache."""
-        done = self._from_cache(start, view)
-        missed = done
+        drop = not keep and not is_cached(self._cached, start, view.nbytes)
+        done = 0
         while done < view.nbytes:
             # One call reads at most 2 GiB, and may read less than asked.
             try:
@@ -144,22 +144,13 @@ class _OpenFile:
             except OSError as error:
                 raise self._explained(error) from error
             done = self._reached(name, done, done + got)
-        if missed < done and not keep and hasattr(os, "posix_fadvise"):  # not on macOS
-            os.posix_fadvise(self._cached, start + missed, done - missed, os.POSIX_FADV_DONTNEED)
+        if drop and hasattr(os, "posix_fadvise"):  # not on macOS
+            os.posix_fadvise(self._cached, start, done, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         os.close(self._cached)
         if self._direct >= 0:
             os.close(self._direct)
-
-    def _from_cache(self, start: int, view: Bytes) -> int:
-        """Copy what the page cache holds from `start` on without a gap; how many bytes."""
-        if not hasattr(os, "RWF_NOWAIT"):
-            return 0
-        try:
-            return os.preadv(self._cached, [view.data], start, os.RWF_NOWAIT)
-        except OSError:  # nothing is cached, or the file system cannot say
-            return 0
 
     def _reached(self, name: str, before: int, now: int) -> int:
         if now <= before:
