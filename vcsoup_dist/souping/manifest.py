@@ -24,15 +24,18 @@ TensorDigests = Mapping[str, bytes]
 """By tensor name; see checkpoints/digests.py."""
 
 
-def fingerprint(plan: MergePlan, soups: Sequence[str]) -> str:
-    """What some soups of a plan are made from, without reading weights: names, sizes and times of
-    the policies' files, weights, and the headers of what is written."""
+def identity(plan: MergePlan, soups: Sequence[str]) -> str:
+    """What some soups of a plan are made from, as far as it shows without reading weights: names
+    and sizes of the policies' files, weights, and the headers of what is written."""
     rows = [
         row for name, row in zip(plan.soups, plan.weights.tolist(), strict=True) if name in soups
     ]
     content = {
         "format": FORMAT,
-        "sources": [_files_of(source) for source in plan.sources],
+        "sources": [
+            [[_name_in(source, path), path.stat().st_size] for path in _files_of(source)]
+            for source in plan.sources
+        ],
         "names": plan.names,
         "base": plan.base,
         "soups": list(soups),
@@ -42,12 +45,24 @@ def fingerprint(plan: MergePlan, soups: Sequence[str]) -> str:
     return digest(json.dumps(content).encode()).hex()
 
 
-def made_from(folder: Path) -> str | None:
-    """The fingerprint of the finished soup in a folder; None where there is none."""
+def fingerprint(plan: MergePlan) -> str:
+    """The same of all soups, and of this state of the policies' files: their times."""
+    times = [path.stat().st_mtime_ns for source in plan.sources for path in _files_of(source)]
+    return digest(json.dumps([identity(plan, list(plan.soups)), times]).encode()).hex()
+
+
+def is_made(plan: MergePlan, soup: str, target: Path) -> bool:
+    """Whether `target` is the finished soup, written after its policies were, as make judges."""
+    path = target / MANIFEST_NAME
     try:
-        return str(json.loads((folder / MANIFEST_NAME).read_bytes())["made_from"])
+        made_from = json.loads(path.read_bytes())["made_from"]
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return False
+    newest = max(
+        (file.stat().st_mtime_ns for source in plan.sources for file in _files_of(source)),
+        default=0,
+    )
+    return bool(made_from == identity(plan, [soup]) and newest <= path.stat().st_mtime_ns)
 
 
 def tensor_digests(
@@ -101,7 +116,7 @@ def soup_manifest(
         "format": FORMAT,
         "digest": "xxh3-128 of xxh3-128: vcsoup_dist/checkpoints/digests.py",
         "made_by": f"vcsoup_dist {version}",
-        "made_from": fingerprint(plan, [soup]),
+        "made_from": identity(plan, [soup]),
         "lambda": lambdas,
         "base": plan.base,
         "weights": weights_digest(_specs(plan), of_soup).hex(),
@@ -149,14 +164,13 @@ def _source_files(source: Source, tensors: TensorDigests) -> dict[str, dict[str,
         if source.kind == "safetensors":
             parts = [tensors[spec.name] for spec in specs if spec.nbytes]
             entry["digest"] = combined([digest(raw_header(path)), *parts]).hex()
-        files[path.relative_to(source.path).as_posix()] = entry
+        files[_name_in(source, path)] = entry
     return files
 
 
-def _files_of(source: Source) -> list[list[Any]]:
-    found = sorted({extent.file for spec in source.layout.values() for extent in spec.extents})
-    stats = [path.stat() for path in found]
-    return [
-        [path.relative_to(source.path).as_posix(), stat.st_size, stat.st_mtime_ns]
-        for path, stat in zip(found, stats, strict=True)
-    ]
+def _files_of(source: Source) -> list[Path]:
+    return sorted({extent.file for spec in source.layout.values() for extent in spec.extents})
+
+
+def _name_in(source: Source, path: Path) -> str:
+    return path.relative_to(source.path).as_posix()

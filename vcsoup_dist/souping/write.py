@@ -23,7 +23,7 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import log, progress
 from vcsoup_dist.souping.journal import Journal, read_journals, started
 from vcsoup_dist.souping.locks import finishing, others_write, writing
-from vcsoup_dist.souping.manifest import fingerprint, made_from
+from vcsoup_dist.souping.manifest import fingerprint, is_made
 from vcsoup_dist.souping.pieces import Piece, cut_pieces, deal_shards
 from vcsoup_dist.souping.preflight import (
     MergePlan,
@@ -104,7 +104,7 @@ def write_soups(
     plan = _due(plan, where, overwrite)
     if not plan.soups:
         return Written((), 0, 0, 0, True)
-    mark = fingerprint(plan, list(plan.soups))
+    mark = fingerprint(plan)
     _enter(plan, where, mark, overwrite)
     check_disk(plan, where.work)
     # Two shards of every soup and all files of a reader, each open twice.
@@ -127,7 +127,7 @@ def write_soups(
 
 def finish(plan: MergePlan, where: Placement, *, card: bool = True, sha256: bool = False) -> bool:
     """Publish the soups if every rank has done its part; whether they are published."""
-    plan_mark = fingerprint(plan, list(plan.soups))
+    plan_mark = fingerprint(plan)
     try:
         with finishing(where.work) as alone:
             done = read_journals(where.work, plan_mark)
@@ -145,7 +145,7 @@ def finish(plan: MergePlan, where: Placement, *, card: bool = True, sha256: bool
 
 def missing_ranks(plan: MergePlan, where: Placement, world_size: int) -> list[int]:
     """The ranks whose part is not done."""
-    done = read_journals(where.work, fingerprint(plan, list(plan.soups)))
+    done = read_journals(where.work, fingerprint(plan))
     missing = {piece.shard for piece in cut_pieces(plan.shards) if piece.number not in done}
     dealt = deal_shards(plan.shards, world_size)
     return [rank for rank, shards in enumerate(dealt) if missing & set(shards)]
@@ -217,18 +217,19 @@ def _due(plan: MergePlan, where: Placement, overwrite: bool) -> MergePlan:
     """The plan of the soups that are not made; UserError where something else is in their place."""
     missing = []
     for soup, target in where.targets.items():
-        if made_from(target) == fingerprint(plan, [soup]):
+        if is_made(plan, soup, target):
             continue
         if target.exists() and not overwrite and not _is_empty(target):
             raise UserError(
-                f"{target}: is there already, and not made of this; --overwrite replaces it"
+                f"{target}: is there already, and not made of these policies and weights as they"
+                " are now; --overwrite replaces it"
             )
         missing.append(soup)
     if not missing:
         if where.work.is_dir() and not others_write(where.work):
             shutil.rmtree(where.work)
         return narrowed(plan, [])
-    if started(where.work) == fingerprint(plan, list(plan.soups)):
+    if started(where.work) == fingerprint(plan):
         return plan  # a run of all of them was killed while it published
     return narrowed(plan, missing)
 

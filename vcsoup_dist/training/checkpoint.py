@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,11 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import sync, sync_tree, write_atomically
 
 
-def save_checkpoint(engine: Any, folder: Path, step: int) -> None:
-    """Save all ranks' state after `step` optimizer steps. Called by all ranks together."""
+def save_checkpoint(engine: Any, folder: Path, step: int, metrics: Mapping[str, float]) -> Path:
+    """Save all ranks' state after `step` optimizer steps, and what was measured by then.
+
+    Called by all ranks together; returns the checkpoint's folder.
+    """
     final = folder / f"step-{step:08d}"
     partial = final.with_name(final.name + ".partial")
     if dist.get_rank() == 0:
@@ -26,9 +31,8 @@ def save_checkpoint(engine: Any, folder: Path, step: int) -> None:
     )
     dist.barrier()
     if dist.get_rank() == 0:
-        write_atomically(
-            partial / COMPLETE, json.dumps({"step": step, "ranks": dist.get_world_size()})
-        )
+        state = {"step": step, "ranks": dist.get_world_size(), "metrics": dict(metrics)}
+        write_atomically(partial / COMPLETE, json.dumps(state))
         sync_tree(partial)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
@@ -37,14 +41,26 @@ def save_checkpoint(engine: Any, folder: Path, step: int) -> None:
             if older != final:
                 shutil.rmtree(older)
     dist.barrier()
+    return final
 
 
-def resume(engine: Any, folder: Path) -> int:
-    """Load the newest complete checkpoint; the number of steps it holds, 0 without one."""
+@dataclass(frozen=True)
+class Resumed:
+    """Where training goes on."""
+
+    step: int
+    """Optimizer steps that are done."""
+    metrics: Mapping[str, float]
+    """As `save_checkpoint` was given them."""
+    checkpoint: Path | None
+
+
+def resume(engine: Any, folder: Path) -> Resumed:
+    """Load the newest complete checkpoint, if there is one."""
     complete = sorted(path.parent for path in folder.glob(f"step-*/{COMPLETE}"))
     complete = [path for path in complete if not path.name.endswith(".partial")]
     if not complete:
-        return 0
+        return Resumed(0, {}, None)
     newest = complete[-1]
     written = json.loads((newest / COMPLETE).read_text())
     if written["ranks"] != dist.get_world_size():
@@ -55,4 +71,4 @@ def resume(engine: Any, folder: Path) -> int:
     path, _ = engine.load_checkpoint(str(folder), tag=newest.name)
     if path is None:
         raise UserError(f"{newest}: DeepSpeed cannot read this checkpoint; remove that folder")
-    return int(written["step"])
+    return Resumed(int(written["step"]), written["metrics"], newest)

@@ -1,51 +1,49 @@
-"""The finished policy as sharded safetensors, written without any rank holding the model."""
+"""The finished policy as sharded safetensors, streamed from the last checkpoint.
+
+No rank ever holds the model: each streams its share of the files from the partitions of all ranks.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import shutil
 from pathlib import Path
-from typing import Any
 
-import torch
 import torch.distributed as dist
 
-from vcsoup_dist.checkpoints.writer import ShardFile, plan_shards, write_index
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.souping.preflight import plan_merge
+from vcsoup_dist.souping.write import finish, placement, write_soups
 
-SHARD_SIZE = 5_000_000_000  # bytes, the size that readers are used to
+MEMORY = 1 << 28  # bytes of each rank
 
-DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+DTYPES = {"fp32": "F32", "bf16": "BF16"}
 
 
-def export_weights(engine: Any, folder: Path) -> None:
-    """Write the wrapped model's parameters below `folder`. Called by all ranks together.
+def export_weights(checkpoint: Path, output: Path, dtype: str) -> None:
+    """Write the weights of a checkpoint into the directory `output`, as `dtype` of the recipe.
 
-    Tensors are gathered one at a time; each file is written by one rank, in turn. Tied weights are
-    written once, under their first name, as transformers does.
+    Called by all ranks together. Tied weights are written once, under their first name, as
+    transformers does. Goes on after a kill.
     """
-    import deepspeed
-
-    parameters = dict(engine.module.model.named_parameters())
-    described = [
-        (name, DTYPES[each.dtype], tuple(getattr(each, "ds_shape", each.shape)))
-        for name, each in parameters.items()
-    ]
-    shards = plan_shards(described, SHARD_SIZE)
-    rank, world = dist.get_rank(), dist.get_world_size()
-    if rank == 0:  # what a killed export left
-        for leftover in folder.glob("model*.safetensors"):
-            leftover.unlink()
+    plan = plan_merge([checkpoint], {"policy": (1.0,)}, names=["checkpoint"], dtype=DTYPES[dtype])
+    where = placement(plan, checkpoint.with_name("export"), inside=False)
+    written = write_soups(
+        plan,
+        where,
+        memory=MEMORY,
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        overwrite=True,
+        card=False,
+        title="export",
+    )
     dist.barrier()
-    for number, shard in enumerate(shards):
-        mine = number % world == rank
-        with contextlib.ExitStack() as stack:
-            file = stack.enter_context(ShardFile.create(folder, shard)) if mine else None
-            for name, _, _ in shard.tensors:
-                parameter = parameters[name]
-                sharded = hasattr(parameter, "ds_id")
-                with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
-                    if file is not None:
-                        data = parameter.detach().cpu().contiguous().reshape(-1)
-                        file.write(name, 0, data.view(torch.uint8).numpy())
+    if dist.get_rank() == 0:
+        # Ranks of other nodes may have seen each other's journals too late.
+        if not written.finished and where.work.is_dir() and not finish(plan, where, card=False):
+            raise UserError(f"{where.work}: a rank has not written its share; run it again")
+        # The manifest last: what is moved without it is written again after a kill.
+        for file in sorted(where.out.iterdir(), key=lambda each: each.name == "manifest.json"):
+            file.replace(output / file.name)
+        shutil.rmtree(where.out)
     dist.barrier()
-    if rank == 0:
-        write_index(folder, shards)

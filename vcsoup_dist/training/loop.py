@@ -51,7 +51,8 @@ def train_policy(engine: Any, tokenizer: Any, training: Training, task: PolicyTa
             f"{task.name}: no pair fits into training.max_length = {training.max_length}"
         )
     steps = count_steps(training, task.unfiltered_pairs, len(examples))
-    start = resume(engine, Path(task.scratch))
+    resumed = resume(engine, Path(task.scratch))
+    start, checkpoint = resumed.step, resumed.checkpoint
     if first:
         log.info(
             "%s: %d pairs (%d too long), %d held out, %d steps of %d pairs%s",
@@ -67,19 +68,20 @@ def train_policy(engine: Any, tokenizer: Any, training: Training, task: PolicyTa
     with contextlib.ExitStack() as stack:
         metrics = stack.enter_context(MetricsLog(Path(task.logs), start)) if first else None
         advance = stack.enter_context(progress(task.name, steps - start, "steps"))
-        evaluation: dict[str, float] = {}
+        measured = dict(resumed.metrics)
         for step in range(start, steps):
-            values = take_step(engine, training, task, examples, step, steps)
-            if (step + 1) % training.evaluate_every == 0 or step + 1 == steps:
-                evaluation = evaluate(engine, training, heldout)
+            last = step + 1 == steps
+            measured = take_step(engine, training, task, examples, step, steps)
+            if (step + 1) % training.evaluate_every == 0 or last:
+                measured |= evaluate(engine, training, heldout)
             if metrics:
-                due = (step + 1) % training.evaluate_every == 0 or step + 1 == steps
-                metrics.write(step, values | (evaluation if due else {}))
+                metrics.write(step, measured)
             advance(1)
-            if (step + 1) % training.checkpoint_every == 0 and step + 1 < steps:
-                save_checkpoint(engine, Path(task.scratch), step + 1)
+            if (step + 1) % training.checkpoint_every == 0 or last:
+                checkpoint = save_checkpoint(engine, Path(task.scratch), step + 1, measured)
+    assert checkpoint is not None
     output = Path(task.output)
-    export_weights(engine, output)
+    export_weights(checkpoint, output, training.dtype)
     if first:
         save_companions(engine, tokenizer, output)
         summary = {
@@ -87,15 +89,15 @@ def train_policy(engine: Any, tokenizer: Any, training: Training, task: PolicyTa
             "pairs": len(examples),
             "pairs_too_long": dropped,
             "passes": steps * training.pairs_per_step / len(examples),
-            "last_step": {name: values[name] for name in ("loss", "accuracy", "margin")},
-            **evaluation,
+            "last_step": {name: measured[name] for name in ("loss", "accuracy", "margin")},
+            **{name: value for name, value in measured.items() if name.startswith("heldout_")},
         }
         write_atomically(output / "training.json", json.dumps(summary, indent=1) + "\n")
         log.info(
             "%s: done; loss %.4f%s%s",
             task.name,
-            values["loss"],
-            f", held out {evaluation['heldout_loss']:.4f}" if evaluation else "",
+            measured["loss"],
+            f", held out {measured['heldout_loss']:.4f}" if "heldout_loss" in measured else "",
             f"; at the start |policy - reference| was at most {gap:.1e} nats" if gap else "",
         )
 
