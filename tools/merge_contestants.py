@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import subprocess
 import sys
@@ -110,7 +111,7 @@ def shards_of(policy: Path) -> list[Path]:
     return sorted(policy.glob("*.safetensors"))
 
 
-def weightsweights_size(folder: Path) -> int:
+def weights_size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
 
 
