@@ -11,12 +11,13 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import log
 from vcsoup_dist.souping.grids import simplex_grid, validate_weights, weights_name
 from vcsoup_dist.souping.mergekit_config import DTYPES, read_mergekit_config
-from vcsoup_dist.souping.preflight import SHARD_SIZE, MergePlan, plan_merge
+from vcsoup_dist.souping.preflight import SHARD_SIZE, MergePlan, check_disk, plan_merge
 from vcsoup_dist.souping.screen import describe, expected_seconds, last_line
 from vcsoup_dist.souping.verify import verify_soups
 from vcsoup_dist.souping.write import (
     Placement,
     Written,
+    due,
     finish,
     missing_ranks,
     placement,
@@ -74,6 +75,8 @@ def merge(
         written_as = _dtype(dtype) if dtype else None
     if not 0 <= rank < world_size:
         raise UserError(f"--rank must lie between 0 and {world_size - 1}, got {rank}")
+    if not 0 < sample <= 1:
+        raise UserError(f"--sample is a share, above 0 and up to 1, got {sample}")
     names = policy_names(policies)
     inside = grid is not None or len(rows) > 1
     soups = {weights_name(row) if inside else out.absolute().name: row for row in rows}
@@ -89,6 +92,11 @@ def merge(
     for line in describe(plan, where, memory=memory):
         log.info("%s", line)
     if dry_run:
+        plan = due(plan, where, overwrite)
+        if not plan.soups:
+            log.info("nothing to do: %s is made of just this", out)
+            return None
+        check_disk(plan, where.work)
         seconds = expected_seconds(plan, where, memory=memory)
         log.info("expected  %.0f s, by a measured sample; nothing was kept", seconds)
         return None

@@ -43,8 +43,12 @@ def describe(plan: MergePlan, where: Placement, *, memory: int) -> list[str]:
         f" {len(plan.shards)} files, to {where.out}",
         f"disk      {free_bytes(where.out) / 1e9:.2f} GB free",
         f"memory    at most {memory / 2**30:.2f} GiB; kernel: {implementation()}",
-        f"companions {'of ' + plan.companions.name if plan.companions else 'none'}"
-        + ("" if plan.companions else ": no policy has a config.json, soups will be weights only"),
+        "config    "
+        + (
+            f"and tokenizer of {plan.companions.name}"
+            if plan.companions
+            else "none: no policy has a config.json, soups will be weights only"
+        ),
     ]
     formula = "sum" if plan.base is None else f"difference from {plan.base}"
     for soup, row in list(plan.soups.items())[:MOST_SOUPS]:

@@ -101,7 +101,7 @@ def write_soups(
     UserError for NaN or infinity in a policy unless `allow_nonfinite`, integers that differ, a
     full disk, a place that is taken or in use.
     """
-    plan = _due(plan, where, overwrite)
+    plan = due(plan, where, overwrite)
     if not plan.soups:
         return Written((), 0, 0, 0, True)
     mark = fingerprint(plan)
@@ -114,12 +114,12 @@ def write_soups(
         own = set(deal_shards(plan.shards, world_size)[rank])
         pieces = [piece for piece in cut_pieces(plan.shards) if piece.shard in own]
         kept = [piece for piece in pieces if piece.number in done]
-        due = [piece for piece in pieces if piece.number not in done]
+        missing = [piece for piece in pieces if piece.number not in done]
         folders = [where.folder(soup) for soup in plan.soups]
         files = SoupFiles(folders, plan.shards, kept)
         files.create_all(own)
         journal = Journal(where.work, mark, rank, world_size)
-        report = _write(plan, due, files, journal, memory, allow_nonfinite, title)
+        report = _write(plan, missing, files, journal, memory, allow_nonfinite, title)
         report = replace(report, pieces_kept=len(kept))
         finished = finalise and finish(plan, where, card=card, sha256=sha256)
     return replace(report, finished=finished)
@@ -213,7 +213,7 @@ def _bytes_of(plan: MergePlan, piece: Piece) -> tuple[int, int]:
     return (piece.end - piece.begin) * bits // 8, piece_bytes(piece) * len(plan.soups)
 
 
-def _due(plan: MergePlan, where: Placement, overwrite: bool) -> MergePlan:
+def due(plan: MergePlan, where: Placement, overwrite: bool) -> MergePlan:
     """The plan of the soups that are not made; UserError where something else is in their place."""
     missing = []
     for soup, target in where.targets.items():
