@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
@@ -37,7 +38,7 @@ class Shard:
     file_name: str
     tensors: tuple[TensorMeta, ...]
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of the tensors, without the header."""
         return sum(tensor_bytes(dtype, shape) for _, dtype, shape in self.tensors)

@@ -57,9 +57,14 @@ class Journal:
 
     def _append(self, lines: list[str]) -> None:
         data = memoryview("".join(line + "\n" for line in lines).encode())
-        while data:
-            data = data[os.write(self._descriptor, data) :]
-        os.fsync(self._descriptor)
+        before = os.fstat(self._descriptor).st_size
+        try:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+            os.fsync(self._descriptor)
+        except BaseException:  # a full disk: no half line before the next one
+            os.ftruncate(self._descriptor, before)
+            raise
 
 
 def started(folder: Path) -> str | None:

@@ -20,7 +20,7 @@ def writing(folder: Path, rank: int, world_size: int) -> Iterator[None]:
     A killed process holds nothing.
     """
     own = folder / f"rank-{rank:05d}-of-{world_size:05d}.lock"
-    with _locked(folder / "door.lock", wait=True):
+    with _locked(folder / "door.lock"):
         for path in folder.glob("rank-*.lock"):
             same_world = path.name.endswith(f"-of-{world_size:05d}.lock")
             if path != own and not same_world and _is_held(path):
@@ -45,34 +45,37 @@ def writing(folder: Path, rank: int, world_size: int) -> Iterator[None]:
 
 
 @contextmanager
-def finishing(folder: Path) -> Iterator[bool]:
-    """Whether this process is the one that may publish; False where another is at it."""
-    try:
-        with _locked(folder / "finish.lock", wait=False):
-            yield True
-    except BlockingIOError:
-        yield False
+def finishing(folder: Path) -> Iterator[None]:
+    """Hold the lock of the one that looks whether all is done, and publishes; waits for it.
+
+    Waiting, the last of several ranks that end at the same time sees that all are done.
+    FileNotFoundError where there is no such folder; it may be gone when the block begins.
+    """
+    with _locked(folder / "finish.lock"):
+        yield
 
 
 def others_write(folder: Path) -> bool:
-    """Whether a process works in the folder as any rank."""
-    return any(_is_held(path) for path in folder.glob("rank-*.lock"))
+    """Whether a process works in the folder as any rank, or publishes."""
+    return any(_is_held(path) for path in [*folder.glob("rank-*.lock"), folder / "finish.lock"])
 
 
 @contextmanager
-def _locked(path: Path, *, wait: bool) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
 
 
 def _is_held(path: Path) -> bool:
-    with open(path, "a") as file:
-        try:
+    try:
+        with open(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
     return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,12 +11,13 @@ from pathlib import Path
 from vcsoup_dist import __version__
 from vcsoup_dist.checkpoints.companions import CONFIG_NAME, copy_companions, read_json
 from vcsoup_dist.checkpoints.digests import weights_digest
-from vcsoup_dist.checkpoints.writer import write_index
+from vcsoup_dist.checkpoints.writer import ShardFile, write_index
 from vcsoup_dist.files import sync, sync_tree
 from vcsoup_dist.souping.card import CARD_NAME, card_text
 from vcsoup_dist.souping.journal import Digests
 from vcsoup_dist.souping.manifest import MANIFEST_NAME, soup_manifest, tensor_digests
 from vcsoup_dist.souping.preflight import MergePlan
+from vcsoup_dist.souping.soup_files import require_whole
 
 _TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
@@ -41,8 +43,13 @@ def publish(
     }
     for (soup, row), of_soup in zip(plan.soups.items(), of_soups, strict=True):
         folder = folders[soup]
-        if not folder.is_dir():
+        if not folder.is_dir() and (targets[soup] / MANIFEST_NAME).is_file():
             continue  # a run that was killed here has published it
+        for shard in plan.shards:
+            if shard.nbytes:
+                require_whole(folder, shard)
+            else:  # of no piece, so of no rank
+                ShardFile.create(folder, shard, written=0).close()
         write_index(folder, plan.shards)
         if plan.companions is not None:
             copy_companions(plan.companions, folder)
@@ -67,7 +74,7 @@ def publish(
 def _put_in_place(folder: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     replaced = folder.with_name(folder.name + ".replaced")
-    if target.exists():
+    if os.path.lexists(target):
         shutil.rmtree(replaced, ignore_errors=True)
         target.rename(replaced)
     folder.rename(target)

@@ -8,13 +8,25 @@ from pathlib import Path
 
 from vcsoup_dist.checkpoints.layout import DTYPE_BITS
 from vcsoup_dist.checkpoints.pages import Bytes
-from vcsoup_dist.checkpoints.writer import Shard, ShardFile
+from vcsoup_dist.checkpoints.writer import Shard, ShardFile, header_bytes
+from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping.pieces import Piece
 
 
 def piece_bytes(piece: Piece) -> int:
     """Of one soup."""
     return (piece.end - piece.begin) * DTYPE_BITS[piece.dtype] // 8
+
+
+def require_whole(folder: Path, shard: Shard) -> None:
+    """UserError unless a file of which pieces are done is there at its size."""
+    path = folder / shard.file_name
+    size = len(header_bytes(shard)) + shard.nbytes
+    if not path.is_file() or path.stat().st_size != size:
+        raise UserError(
+            f"{path}: is gone or cut, though parts of it were done; remove"
+            f" {folder.parent.parent} to begin anew"
+        )
 
 
 class SoupFiles:
@@ -30,13 +42,6 @@ class SoupFiles:
         for piece in finished:
             self._written[piece.shard] += piece_bytes(piece)
         self._open: dict[int, list[ShardFile]] = {}
-
-    def create_all(self, places: Iterable[int]) -> None:
-        """Make the files of shards that no piece will open: all is done, or there are no bytes."""
-        for place in places:
-            if self._written[place] == self._shards[place].nbytes and place not in self._open:
-                self._open_shard(place)
-                self._close_shard(place)
 
     def prepare(self, piece: Piece) -> None:
         if piece.shard not in self._open:
@@ -71,6 +76,8 @@ class SoupFiles:
         files: list[ShardFile] = []
         self._open[place] = files
         for folder in self._folders:
+            if self._written[place]:
+                require_whole(folder, self._shards[place])
             files.append(
                 ShardFile.create(folder, self._shards[place], written=self._written[place])
             )

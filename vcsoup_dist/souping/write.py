@@ -4,14 +4,18 @@ OUT.partial/soups/<name>/       soups while they are written
 OUT.partial/rank-*.journal      which pieces are done; see journal.py
 OUT.partial/rank-*.lock         one writer for each rank
 OUT, or OUT/<name>              finished soups, by rename
+
+Soups are published, and the work folder goes, only when every piece of every rank is done: a rank
+that has pieces to make can rely on its folder, one that has none does not touch it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,9 +23,10 @@ import numpy as np
 
 from vcsoup_dist.checkpoints.layout import DTYPE_BITS
 from vcsoup_dist.checkpoints.reader import MAX_OPEN
+from vcsoup_dist.checkpoints.writer import DISK_FULL
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import log, progress
-from vcsoup_dist.souping.journal import Journal, read_journals, started
+from vcsoup_dist.souping.journal import Digests, Journal, read_journals, started
 from vcsoup_dist.souping.locks import finishing, others_write, writing
 from vcsoup_dist.souping.manifest import fingerprint, is_made
 from vcsoup_dist.souping.pieces import Piece, cut_pieces, deal_shards
@@ -105,42 +110,42 @@ def write_soups(
     if not plan.soups:
         return Written((), 0, 0, 0, True)
     mark = fingerprint(plan)
-    _enter(plan, where, mark, overwrite)
-    check_disk(plan, where.work)
-    # Two shards of every soup and all files of a reader, each open twice.
-    raise_open_files(4 * len(plan.soups) + 2 * MAX_OPEN * len(plan.sources) + 64)
-    with writing(where.work, rank, world_size):
-        done = read_journals(where.work, mark)
+    with _disk_full_is_said(where.work):
+        _leave_other_merge(where.work, mark, overwrite)
         own = set(deal_shards(plan.shards, world_size)[rank])
         pieces = [piece for piece in cut_pieces(plan.shards) if piece.shard in own]
-        kept = [piece for piece in pieces if piece.number in done]
-        missing = [piece for piece in pieces if piece.number not in done]
-        folders = [where.folder(soup) for soup in plan.soups]
-        files = SoupFiles(folders, plan.shards, kept)
-        files.create_all(own)
-        journal = Journal(where.work, mark, rank, world_size)
-        report = _write(plan, missing, files, journal, memory, allow_nonfinite, title)
-        report = replace(report, pieces_kept=len(kept))
+        done = read_journals(where.work, mark)
+        kept, missing = _divided(pieces, done)
+        if not missing and (pieces or rank or any(shard.nbytes for shard in plan.shards)):
+            report = Written(tuple(plan.soups), 0, 0, len(kept), False)
+        else:
+            _make_folders(plan, where)
+            check_disk(plan, where.work)
+            # Two shards of every soup and all files of a reader, each open twice.
+            raise_open_files(4 * len(plan.soups) + 2 * MAX_OPEN * len(plan.sources) + 64)
+            with writing(where.work, rank, world_size):
+                kept, missing = _divided(pieces, read_journals(where.work, mark))
+                files = SoupFiles([where.folder(soup) for soup in plan.soups], plan.shards, kept)
+                journal = Journal(where.work, mark, rank, world_size)
+                report = _write(plan, missing, files, journal, memory, allow_nonfinite, title)
+                report = replace(report, pieces_kept=len(kept))
         finished = finalise and finish(plan, where, card=card, sha256=sha256)
     return replace(report, finished=finished)
 
 
 def finish(plan: MergePlan, where: Placement, *, card: bool = True, sha256: bool = False) -> bool:
     """Publish the soups if every rank has done its part; whether they are published."""
-    plan_mark = fingerprint(plan)
+    mark = fingerprint(plan)
     try:
-        with finishing(where.work) as alone:
-            done = read_journals(where.work, plan_mark)
-            if not alone or any(piece.number not in done for piece in cut_pieces(plan.shards)):
-                return False
-            folders = {soup: where.folder(soup) for soup in plan.soups}
-            publish(plan, done, folders, where.targets, card=card, sha256=sha256)
-            shutil.rmtree(where.work)
+        if where.work.is_dir():
+            with _disk_full_is_said(where.work), finishing(where.work):
+                if where.work.is_dir():  # still
+                    return _publish(plan, where, mark, card=card, sha256=sha256)
     except FileNotFoundError:
         if where.work.exists():
             raise
-        return True  # another rank was faster
-    return True
+    # Another rank was faster, or none has begun.
+    return all(is_made(plan, soup, where.targets[soup]) for soup in plan.soups)
 
 
 def missing_ranks(plan: MergePlan, where: Placement, world_size: int) -> list[int]:
@@ -217,9 +222,10 @@ def due(plan: MergePlan, where: Placement, overwrite: bool) -> MergePlan:
     """The plan of the soups that are not made; UserError where something else is in their place."""
     missing = []
     for soup, target in where.targets.items():
+        taken = os.path.lexists(target) and not _is_empty(target)  # before another rank publishes
         if is_made(plan, soup, target):
             continue
-        if target.exists() and not overwrite and not _is_empty(target):
+        if taken and not overwrite:
             raise UserError(
                 f"{target}: is there already, and not made of these policies and weights as they"
                 " are now; --overwrite replaces it"
@@ -227,7 +233,7 @@ def due(plan: MergePlan, where: Placement, overwrite: bool) -> MergePlan:
         missing.append(soup)
     if not missing:
         if where.work.is_dir() and not others_write(where.work):
-            shutil.rmtree(where.work)
+            _remove(where.work)
         return narrowed(plan, [])
     if started(where.work) == fingerprint(plan):
         return plan  # a run of all of them was killed while it published
@@ -244,17 +250,60 @@ def narrowed(plan: MergePlan, soups: Sequence[str]) -> MergePlan:
     )
 
 
-def _enter(plan: MergePlan, where: Placement, mark: str, overwrite: bool) -> None:
-    """Make the work folder, or enter it; one of another merge is removed where that is asked."""
-    if overwrite and started(where.work) not in (None, mark):
-        if others_write(where.work):
-            raise UserError(f"{where.work}: another process writes there; wait for it")
-        shutil.rmtree(where.work)
+def _publish(plan: MergePlan, where: Placement, mark: str, *, card: bool, sha256: bool) -> bool:
+    done = read_journals(where.work, mark)
+    if any(piece.number not in done for piece in cut_pieces(plan.shards)):
+        return False
+    folders = {soup: where.folder(soup) for soup in plan.soups}
+    publish(plan, done, folders, where.targets, card=card, sha256=sha256)
+    _remove(where.work)
+    return True
+
+
+def _divided(
+    pieces: Sequence[Piece], done: Mapping[int, Digests]
+) -> tuple[list[Piece], list[Piece]]:
+    """Those that are done, and those that are missing."""
+    kept = [piece for piece in pieces if piece.number in done]
+    return kept, [piece for piece in pieces if piece.number not in done]
+
+
+def _leave_other_merge(work: Path, mark: str, overwrite: bool) -> None:
+    """Remove the work folder of another merge where that is asked."""
+    if overwrite and started(work) not in (None, mark):
+        if others_write(work):
+            raise UserError(f"{work}: another process writes there; wait for it")
+        _remove(work)
+
+
+def _make_folders(plan: MergePlan, where: Placement) -> None:
     try:
         for soup in plan.soups:
             where.folder(soup).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{where.work}: cannot be made: {error.strerror}") from error
+
+
+def _remove(work: Path) -> None:
+    """Remove a work folder whole: another rank finds it, or finds it gone."""
+    doomed = work.with_name(work.name + ".done")
+    shutil.rmtree(doomed, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        work.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _disk_full_is_said(work: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise UserError(
+            f"{work}: {error.strerror} while writing; make room and run the same command again,"
+            " it goes on from here"
+        ) from error
 
 
 def _is_empty(folder: Path) -> bool:
