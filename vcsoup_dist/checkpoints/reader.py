@@ -21,6 +21,9 @@ from vcsoup_dist.errors import UserError
 MAX_OPEN = 64  # files of one checkpoint; ZeRO-3 checkpoints have one for every rank
 
 
+SMALL = 1 << 16  # bytes; less comes faster with the kernel's read-ahead, and fills no cache
+
+
 class CheckpointReader:
     """One checkpoint, of which parts are read, by several threads at once. Holds no data."""
 
@@ -119,6 +122,9 @@ class _OpenFile:
         """Bytes [start, start + nbytes) as a view of the page-aligned `buffer`."""
         shift = start % PAGE
         view = buffer[shift : shift + nbytes]
+        if nbytes < SMALL:
+            self.read_plainly(name, start, view, keep=True)
+            return view
         if self._direct < 0 or is_cached(self._cached, start, nbytes):
             self.read_plainly(name, start, view, keep=False)
             return view
