@@ -75,8 +75,8 @@ def status(recipe: RecipeFile, run_dir: RunDir = None) -> None:
     """
     from vcsoup_dist.plan.show import show_status
 
-    _, workspace, plan = _plan(recipe, run_dir, make=False)
-    show_status(workspace, plan)
+    loaded, workspace, plan = _plan(recipe, run_dir, make=False)
+    show_status(loaded, workspace, plan)
 
 
 @app.command()

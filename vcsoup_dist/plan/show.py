@@ -45,16 +45,19 @@ def show_check(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) ->
         console.print("warning: the disk is too small for this run", style="bold red")
 
 
-def show_status(workspace: Workspace, plan: Sequence[Product]) -> None:
-    """Every product with a mark: made, made from something else, or missing."""
+def show_status(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) -> None:
+    """Every product with a mark: made, made from something else, missing, or not needed."""
     console = Console()
+    needed = {product.name for product in to_make(plan, workspace, recipe)}
     for product in plan:
         on_disk = workspace.fingerprint_on_disk(product.name)
         if on_disk == product.fingerprint:
-            mark = "made   "
+            mark = "made"
+        elif on_disk is not None:
+            mark = "changed"
         else:
-            mark = "missing" if on_disk is None else "changed"
-        console.print(f"{mark}  {product.name}", highlight=False)
+            mark = "missing" if product.name in needed else "not kept"
+        console.print(f"{mark:8}  {product.name}", highlight=False)
 
 
 def show_result(workspace: Workspace) -> None:
