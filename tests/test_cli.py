@@ -104,7 +104,7 @@ def test_status_marks_every_product(folder):
     assert "missing   pairs/long" in printed
     vcsoup("score", "recipe.yaml", folder=folder)
     printed = vcsoup("status", "recipe.yaml", folder=folder)
-    assert "made     scores/long/long" in printed
+    assert "made      scores/long/long" in printed
     assert "missing   filtered/vc_soup/long" in printed
     again = vcsoup("score", "recipe.yaml", folder=folder)
     assert "nothing to do" in again

@@ -6,9 +6,11 @@ on the disk. The first line says which merge it is of.
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +32,7 @@ class Journal:
 
     def __init__(self, folder: Path, fingerprint: str, rank: int, world_size: int) -> None:
         path = folder / f"rank-{rank:05d}-of-{world_size:05d}.journal"
-        kept = _whole_lines(path)
+        kept = len(_whole_lines(path))
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
         os.ftruncate(self._descriptor, kept)  # a line that a kill cut short
         if not kept:
@@ -69,19 +71,20 @@ class Journal:
 
 def started(folder: Path) -> str | None:
     """The fingerprint of the merge that a work folder is of; None where none has begun."""
-    for path in sorted(folder.glob("rank-*.journal")):
-        first, end, _ = path.read_bytes().partition(b"\n")
-        if end:
-            return str(json.loads(first)["merge"])
+    for path in _journals(folder):
+        if lines := _whole_lines(path).splitlines():
+            return str(json.loads(lines[0])["merge"])
     return None
 
 
 def read_journals(folder: Path, fingerprint: str) -> dict[int, Digests]:
-    """The finished pieces of all ranks by number; UserError where one is of another merge."""
+    """The finished pieces of all ranks by number; UserError where one is of another merge.
+
+    None where the folder is gone, as it is when another rank has published.
+    """
     done: dict[int, Digests] = {}
-    for path in sorted(folder.glob("rank-*.journal")):
-        lines = path.read_bytes()[: _whole_lines(path)].splitlines()
-        for number, line in enumerate(lines):
+    for path in _journals(folder):
+        for number, line in enumerate(_whole_lines(path).splitlines()):
             entry: Any = json.loads(line)
             if number == 0:
                 if entry["merge"] != fingerprint:
@@ -97,8 +100,17 @@ def read_journals(folder: Path, fingerprint: str) -> dict[int, Digests]:
     return done
 
 
-def _whole_lines(path: Path) -> int:
-    """Bytes up to the last line end."""
-    if not path.exists():
-        return 0
-    return path.read_bytes().rfind(b"\n") + 1
+def _journals(folder: Path) -> list[Path]:
+    names: list[str] = []
+    with suppress(FileNotFoundError):
+        names = fnmatch.filter(os.listdir(folder), "rank-*.journal")
+    return sorted(folder / name for name in names)
+
+
+def _whole_lines(path: Path) -> bytes:
+    """Up to the last line end; nothing where there is no such file."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    return content[: content.rfind(b"\n") + 1]
