@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-PAGE = 4096  # bytes; what direct I/O wants offsets, lengths and addresses to be multiples of
+PAGE = max(4096, mmap.PAGESIZE)
+"""Bytes. Direct I/O wants offsets, lengths and addresses to be multiples of 4096 at most, and
+must not share a page of the cache with plain writes."""
 
 Bytes = NDArray[np.uint8]
 
@@ -44,7 +46,8 @@ def open_direct(path: Path, flags: int) -> int:
 def is_cached(descriptor: int, start: int, nbytes: int) -> bool:
     """Whether the page cache holds all of these bytes of a file; False where nobody can say.
 
-    Asked of mincore(2). A read with RWF_NOWAIT would start read-ahead, and so read twice.
+    Asked of mincore(2), which tells the truth to the file's owner and to who may write it. A read
+    with RWF_NOWAIT would start read-ahead, and so read twice.
     """
     if not sys.platform.startswith("linux") or nbytes == 0:
         return False

@@ -7,6 +7,7 @@ file systems (safetensors issue 562, vLLM pull request 24469).
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterable, Iterator
@@ -117,6 +118,9 @@ class _OpenFile:
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror}") from error
         self._direct = open_direct(path, os.O_RDONLY)
+        # To others mincore says that all is cached.
+        owner = os.fstat(self._cached).st_uid == os.geteuid()
+        self._tells = owner or os.access(path, os.W_OK)
 
     def read_pages(self, name: str, start: int, nbytes: int, buffer: Bytes) -> Bytes:
         """Bytes [start, start + nbytes) as a view of the page-aligned `buffer`."""
@@ -125,7 +129,7 @@ class _OpenFile:
         if nbytes < SMALL:
             self.read_plainly(name, start, view, keep=True)
             return view
-        if self._direct < 0 or is_cached(self._cached, start, nbytes):
+        if self._direct < 0 or self._is_cached(start, nbytes):
             self.read_plainly(name, start, view, keep=False)
             return view
         end = whole_pages(shift + nbytes)
@@ -135,13 +139,16 @@ class _OpenFile:
             try:
                 got = os.preadv(self._direct, [buffer.data[page:end]], start - shift + page)
             except OSError as error:
+                if error.errno == errno.EINVAL:  # a device of larger blocks
+                    self.read_plainly(name, start + done, view[done:], keep=False)
+                    return view
                 raise self._explained(error) from error
             done = self._reached(name, done, min(page + got - shift, nbytes))
         return view
 
     def read_plainly(self, name: str, start: int, view: Bytes, *, keep: bool) -> None:
         """Fill `view` with the bytes from `start` on; `keep` what was read in the page cache."""
-        drop = not keep and not is_cached(self._cached, start, view.nbytes)
+        drop = not keep and not self._is_cached(start, view.nbytes)
         done = 0
         while done < view.nbytes:
             # One call reads at most 2 GiB, and may read less than asked.
@@ -157,6 +164,9 @@ class _OpenFile:
         os.close(self._cached)
         if self._direct >= 0:
             os.close(self._direct)
+
+    def _is_cached(self, start: int, nbytes: int) -> bool:
+        return self._tells and is_cached(self._cached, start, nbytes)
 
     def _reached(self, name: str, before: int, now: int) -> int:
         if now <= before:

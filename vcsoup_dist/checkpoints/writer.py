@@ -15,7 +15,6 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
@@ -129,7 +128,7 @@ class ShardFile:
         made = cls(path, shard, written or 0, descriptor)
         try:
             made._allocate(len(header) + shard.nbytes)
-            made._write_cached(0, memoryview(header))
+            made._write_to(made._cached, 0, memoryview(header))
         except BaseException:
             made._close_descriptors()
             raise
@@ -156,11 +155,11 @@ class ShardFile:
         pages = (view.nbytes - before) // PAGE * PAGE
         address = data.ctypes.data if isinstance(data, np.ndarray) else -1
         if self._direct < 0 or (address - position) % PAGE or not pages:
-            self._write_cached(position, view)
+            self._write_to(self._cached, position, view)
         else:
-            self._write_cached(position, view[:before])
-            self._write_direct(position + before, view[before : before + pages])
-            self._write_cached(position + before + pages, view[before + pages :])
+            self._write_to(self._cached, position, view[:before])
+            self._write_to(self._direct, position + before, view[before : before + pages])
+            self._write_to(self._cached, position + before + pages, view[before + pages :])
         with self._lock:
             self._missing -= view.nbytes
 
@@ -198,18 +197,15 @@ class ShardFile:
         except OSError as error:
             raise _explained(error, self.path) from error
 
-    def _write_cached(self, position: int, data: memoryview) -> None:
-        self._write_to(self._cached, position, data)
-
-    def _write_direct(self, position: int, data: memoryview) -> None:
-        self._write_to(self._direct, position, data)
-
     def _write_to(self, descriptor: int, position: int, data: memoryview) -> None:
         while data:
             try:
                 # One call writes at most 2 GiB, and may write less than given.
                 done = os.pwrite(descriptor, data, position)
             except OSError as error:
+                if error.errno == errno.EINVAL and descriptor == self._direct:
+                    descriptor = self._cached  # a device of larger blocks
+                    continue
                 raise _explained(error, self.path) from error
             data, position = data[done:], position + done
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import log
-from vcsoup_dist.souping.mergekit_config import DTYPES
+from vcsoup_dist.souping.formats import format_named
 from vcsoup_dist.souping.preflight import SHARD_SIZE, plan_merge
 from vcsoup_dist.souping.screen import last_line
 from vcsoup_dist.souping.write import Written, placement, write_soups
@@ -28,15 +27,13 @@ def export(
     checkpoint: anything that `open_source` reads; model: whose config and tokenizer go along;
     dtype: as for `merge`. Goes on after a kill. UserError as for `merge`.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"--dtype {dtype} is not known; known are bf16, fp16, fp32, fp64")
     began = time.monotonic()
     name = out.absolute().name
     plan = plan_merge(
         [checkpoint],
         {name: (1.0,)},
         names=[checkpoint.absolute().name],
-        dtype=DTYPES[dtype] if dtype else None,
+        dtype=format_named(dtype, "--dtype") if dtype else None,
         shard_size=shard_size,
         companions=model,
     )

@@ -5,15 +5,30 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Bytes = NDArray[np.uint8]
+from vcsoup_dist.checkpoints.pages import Bytes
+from vcsoup_dist.errors import UserError
+
 Float64 = NDArray[np.float64]
 
 FLOAT_DTYPES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 """Bytes per element of the dtypes that can be summed."""
 
+NAMES = {
+    "bfloat16": "BF16", "bf16": "BF16", "float16": "F16", "fp16": "F16",
+    "float32": "F32", "fp32": "F32", "float64": "F64", "fp64": "F64",
+}  # fmt: skip
+"""What people write -> safetensors' own."""
+
 _NUMPY_TYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 _QUIET_NAN = {"BF16": 0x7FC0, "F16": 0x7E00, "F32": 0x7FC00000}
 _BLOCK = 1 << 15  # elements
+
+
+def format_named(name: str, where: str) -> str:
+    """safetensors' name of a dtype; UserError that begins with `where` for an unknown one."""
+    if name not in NAMES:
+        raise UserError(f"{where} {name!r} is not known; known are bf16, fp16, fp32, fp64")
+    return NAMES[name]
 
 
 def decode(raw: Bytes, dtype: str, values: Float64) -> None:

@@ -7,6 +7,7 @@
  *
  * Built without -ffast-math and with -ffp-contract=off: what is proven below is IEEE arithmetic.
  */
+#include <fenv.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -21,7 +22,7 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-enum format { BF16, F16, F32, F64 }; /* as in compiled.py */
+enum format { BF16, F16, F32, F64 }; /* as in kernel.py */
 static const int WIDTH[] = {2, 2, 4, 8};
 
 enum { BLOCK = 1024 }; /* elements; what belongs to a block stays in the first two caches */
@@ -449,6 +450,9 @@ int vcsoup_weighted_sum(int64_t numel, int policies, const uint8_t *const *chunk
     w.where = (int32_t *)(w.lost_floats + BLOCK);
     int *used = w.where + BLOCK;
     w.unsure = (uint8_t *)(used + N);
+    fenv_t before; /* other libraries let subnormal numbers be flushed to zero */
+    fegetenv(&before);
+    fesetenv(FE_DFL_ENV);
     int doubles_only = format == F64;
     for (int i = 0; i < policies; i++)
         doubles_only |= formats[i] == F64;
@@ -491,6 +495,7 @@ int vcsoup_weighted_sum(int64_t numel, int policies, const uint8_t *const *chunk
             }
         }
     }
+    fesetenv(&before);
     free(memory);
     return 0;
 }

@@ -15,8 +15,9 @@ from typing import cast
 
 import numpy as np
 
+from vcsoup_dist.checkpoints.pages import Bytes
 from vcsoup_dist.souping import numpy_kernel
-from vcsoup_dist.souping.formats import FLOAT_DTYPES, Bytes, Float64
+from vcsoup_dist.souping.formats import FLOAT_DTYPES, Float64
 
 _FORMATS = {"BF16": 0, "F16": 1, "F32": 2, "F64": 3}  # enum format of kernel.c
 

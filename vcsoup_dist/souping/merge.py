@@ -9,8 +9,9 @@ from pathlib import Path
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import log
+from vcsoup_dist.souping.formats import format_named
 from vcsoup_dist.souping.grids import simplex_grid, validate_weights, weights_name
-from vcsoup_dist.souping.mergekit_config import DTYPES, read_mergekit_config
+from vcsoup_dist.souping.mergekit_config import read_mergekit_config
 from vcsoup_dist.souping.preflight import SHARD_SIZE, MergePlan, check_disk, plan_merge
 from vcsoup_dist.souping.screen import describe, expected_seconds, last_line
 from vcsoup_dist.souping.verify import verify_soups
@@ -69,10 +70,10 @@ def merge(
         asked = read_mergekit_config(config)
         policies, base = asked.policies, asked.base
         rows: list[Sequence[float]] = [asked.weights]
-        written_as = _dtype(dtype) if dtype else asked.dtype
+        written_as = format_named(dtype, "--dtype") if dtype else asked.dtype
     else:
         rows = _rows(policies, weights, grid, base, extrapolate)
-        written_as = _dtype(dtype) if dtype else None
+        written_as = format_named(dtype, "--dtype") if dtype else None
     if not 0 <= rank < world_size:
         raise UserError(f"--rank must lie between 0 and {world_size - 1}, got {rank}")
     if not 0 < sample <= 1:
@@ -156,12 +157,6 @@ def _rows(
             raise UserError(f"{len(row)} weights for {len(policies)} policies: {list(row)}")
         validate_weights(row, extrapolate=extrapolate, any_sum=base is not None)
     return list(weights)
-
-
-def _dtype(name: str) -> str:
-    if name not in DTYPES:
-        raise UserError(f"--dtype {name} is not known; known are bf16, fp16, fp32, fp64")
-    return DTYPES[name]
 
 
 def _check_targets(where: Placement, sources: Sequence[Path]) -> None:

@@ -7,6 +7,7 @@ https://github.com/arcee-ai/mergekit, "Merge configuration": `models:` with a we
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,7 @@ from typing import Any
 import yaml
 
 from vcsoup_dist.errors import UserError
-
-DTYPES = {
-    "bfloat16": "BF16", "bf16": "BF16", "float16": "F16", "fp16": "F16",
-    "float32": "F32", "fp32": "F32", "float64": "F64", "fp64": "F64",
-}  # fmt: skip
-"""Names that people write -> safetensors' own."""
+from vcsoup_dist.souping.formats import format_named
 
 _KEYS = {"models", "merge_method", "base_model", "dtype", "out_dtype", "parameters"}
 _METHODS = ("linear", "task_arithmetic")
@@ -41,7 +37,7 @@ def read_mergekit_config(file: Path) -> MergekitConfig:
     """UserError for anything that mergekit would do and a linear soup does not."""
     try:
         content = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # a ValueError: no date, no text
         raise UserError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{file}: is no mergekit configuration, which has `models:`")
@@ -97,7 +93,7 @@ def _parameters(
     if not isinstance(found, dict) or found.keys() - known:
         raise UserError(f"{file}: {where}: supported parameters are {', '.join(sorted(known))}")
     for key, value in found.items():
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
+        if not isinstance(value, (int, float)) or not abs(value) < 1e100:  # no NaN, no huge int
             raise UserError(
                 f"{file}: {where}: {key} is {value!r}; only one number for the whole model is"
                 " supported"
@@ -112,7 +108,8 @@ def _path(file: Path, holder: dict[str, Any], key: str, where: str = "") -> Path
         value = value.get("path") if isinstance(value, dict) else value
     if not isinstance(value, str):
         raise UserError(f"{file}: {where or key}: a model is given by the path of its directory")
-    for path in (Path(value).expanduser(), file.parent / value):
+    expanded = Path(os.path.expanduser(value))  # which leaves the home of nobody as it is
+    for path in (expanded, file.parent / value):
         if path.is_dir():
             return path
     raise UserError(f"{file}: {where or key}: {value} is no directory; download the model first")
@@ -122,7 +119,5 @@ def _dtype(file: Path, content: dict[str, Any]) -> str | None:
     for key in ("out_dtype", "dtype"):
         value = content.get(key)
         if value is not None:
-            if value not in DTYPES:
-                raise UserError(f"{file}: {key} is {value!r}; known are {', '.join(DTYPES)}")
-            return DTYPES[value]
+            return format_named(str(value), f"{file}: {key}")
     return None

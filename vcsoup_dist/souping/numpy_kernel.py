@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vcsoup_dist.checkpoints.pages import Bytes
 from vcsoup_dist.souping.exact import exact_sums
 from vcsoup_dist.souping.formats import (
     FLOAT_DTYPES,
-    Bytes,
     Float64,
     decode,
     encode,

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from vcsoup_dist.checkpoints.layout import TensorSpec
+from vcsoup_dist.checkpoints.pages import Bytes
 from vcsoup_dist.checkpoints.reader import CheckpointReader
 from vcsoup_dist.checkpoints.sources import Source, open_source
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.souping.formats import FLOAT_DTYPES, Bytes
+from vcsoup_dist.souping.formats import FLOAT_DTYPES
 from vcsoup_dist.souping.grids import validate_weights
 from vcsoup_dist.souping.kernel import weighted_sum
 
