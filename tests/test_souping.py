@@ -1,8 +1,6 @@
 """Weight grids, the weighted sum against exact arithmetic, and the model card."""
 
-import hashlib
 import math
-import subprocess
 from fractions import Fraction
 
 import numpy as np
@@ -10,12 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vcsoup_dist.checkpoints.writer import ShardFile, plan_shards, write_index
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping import kernel, numpy_kernel
-from vcsoup_dist.souping.card import card_text, weights_hash, write_card
+from vcsoup_dist.souping.card import card_text
 from vcsoup_dist.souping.formats import FLOAT_DTYPES, has_nonfinite
-from vcsoup_dist.souping.grids import random_weights, simplex_grid, soup_name, validate_weights
+from vcsoup_dist.souping.grids import (
+    random_weights,
+    simplex_grid,
+    soup_name,
+    validate_weights,
+    weights_name,
+)
 
 # precision in bits, smallest and largest exponent
 FORMATS = {"BF16": (8, -126, 127), "F16": (11, -14, 15), "F32": (24, -126, 127)}
@@ -298,6 +301,21 @@ def test_random_weights_are_uniform_on_the_simplex_and_fixed_by_the_seed():
     assert random_weights(1, 2, seed=0) == [(1.0,), (1.0,)]
 
 
+def test_weights_alone_make_a_name_too():
+    assert weights_name((0.3, 0.7)) == "soup_0.30_0.70"
+    assert weights_name((1.5, -0.5, -1e-9, 1 / 3)) == "soup_1.50_-0.50_0.00_0.333333"
+    with pytest.raises(UserError, match="40 policies are too many"):
+        weights_name([0.025] * 40)
+
+
+def test_task_vectors_may_have_any_sum():
+    validate_weights((0.8, 0.8), any_sum=True)
+    with pytest.raises(UserError, match=r"\[0, 1\]"):
+        validate_weights((1.5, 0.2), any_sum=True)
+    with pytest.raises(UserError, match="finite"):
+        validate_weights((math.nan, 0.2), any_sum=True, extrapolate=True)
+
+
 def test_soup_names_say_the_weights_and_are_folder_names():
     assert soup_name({"helpful": 0.3, "harmless": 0.7}) == "helpful-0.30_harmless-0.70"
     assert soup_name({"a": 0.125, "b": 1 / 3, "c": 1}) == "a-0.125_b-0.333333_c-1.00"
@@ -326,33 +344,26 @@ def test_weights_may_leave_the_simplex_only_when_asked():
         validate_weights((1.5, -0.6), extrapolate=True)
 
 
-def test_the_card_says_weights_and_sources_and_nothing_of_this_machine(tmp_path):
+def test_the_card_says_weights_and_sources():
     yaml = pytest.importorskip("yaml")
-    arguments = {
-        "weights": {"helpful": 0.1 + 0.2, "harmless": 0.7},
-        "sources": {"helpful": "sha256:ab", "harmless": "sha256:cd"},
-        "version": "1.2.3",
-    }
-    folder = tmp_path / "helpful-0.30_harmless-0.70"
-    folder.mkdir()
-    write_card(folder, **arguments)
-    text = (folder / "README.md").read_text()
-    assert text == card_text(folder.name, **arguments)
+    text = card_text(
+        "soup_0.30_0.70",
+        weights={"helpful": 0.1 + 0.2, "harm|less\nly": 0.7},
+        sources={"helpful": "xxh3:ab", "harm|less\nly": "xxh3:cd"},
+        base=None,
+        version="1.2.3",
+    )
     _, front, body = text.split("---\n", 2)
     assert yaml.safe_load(front) == {"library_name": "transformers", "tags": ["vc-soup", "merge"]}
-    assert "| helpful | 0.30000000000000004 | `sha256:ab` |" in body
-    assert "# helpful-0.30_harmless-0.70" in body and "vcsoup_dist 1.2.3" in body
-    assert str(tmp_path) not in text
+    assert "| helpful | 0.30000000000000004 | `xxh3:ab` |" in body
+    assert "| harm\\|less ly | 0.7 | `xxh3:cd` |" in body
+    assert "# soup_0.30_0.70" in body and "vcsoup_dist 1.2.3" in body and "θ₀" not in body
 
 
-def test_the_weights_hash_is_what_sha256sum_gives(tmp_path):
-    tensors = [("a", "U8", (5,)), ("b", "U8", (7,))]
-    shards = plan_shards(tensors, 8)
-    for shard in shards:
-        with ShardFile.create(tmp_path, shard) as file:
-            for name, _, (size,) in shard.tensors:
-                file.write(name, 0, bytes(range(size)))
-    write_index(tmp_path, shards)
-    command = "LC_ALL=C; export LC_ALL; sha256sum *.safetensors"
-    listed = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, check=True)
-    assert weights_hash(tmp_path) == "sha256:" + hashlib.sha256(listed.stdout).hexdigest()
+@pytest.mark.parametrize("sources, shown", [({"base": "xxh3:ef"}, "xxh3:ef"), ({}, "cancels")])
+def test_the_card_of_task_vectors_names_their_base(sources, shown):
+    text = card_text(
+        "x", weights={"p": 0.5}, sources={"p": "xxh3:ab"} | sources, base="base", version="1"
+    )
+    assert "θ(λ) = θ₀ + Σ λᵢ (θᵢ − θ₀)" in text
+    assert f"| base (θ₀) | | `{shown}` |" in text
