@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vcsoup_dist.checkpoints.companions import companion_files
 from vcsoup_dist.checkpoints.digests import combined, digest, weights_digest
 from vcsoup_dist.checkpoints.layout import TensorSpec, raw_header
 from vcsoup_dist.checkpoints.sources import Source
 from vcsoup_dist.checkpoints.writer import Shard, header_bytes
 from vcsoup_dist.souping.journal import Digests
+from vcsoup_dist.souping.marks import files_of, name_in
 from vcsoup_dist.souping.pieces import cut_pieces
 from vcsoup_dist.souping.preflight import MergePlan
 
@@ -25,17 +27,17 @@ TensorDigests = Mapping[str, bytes]
 
 
 def identity(plan: MergePlan, soups: Sequence[str]) -> str:
-    """What some soups of a plan are made from, as far as it shows without reading weights: names
-    and sizes of the policies' files, weights, and the headers of what is written."""
+    """What some soups of a plan are made from, as far as it shows without reading all weights:
+    names and sizes of the policies' files and samples of their weights, the companions, and the
+    headers of what is written."""
     rows = [
         row for name, row in zip(plan.soups, plan.weights.tolist(), strict=True) if name in soups
     ]
+    companions = companion_files(plan.companions) if plan.companions else {}
     content = {
         "format": FORMAT,
-        "sources": [
-            [[_name_in(source, path), path.stat().st_size] for path in _files_of(source)]
-            for source in plan.sources
-        ],
+        "sources": plan.source_marks,
+        "companions": {name: digest(path.read_bytes()).hex() for name, path in companions.items()},
         "names": plan.names,
         "base": plan.base,
         "soups": list(soups),
@@ -47,7 +49,7 @@ def identity(plan: MergePlan, soups: Sequence[str]) -> str:
 
 def fingerprint(plan: MergePlan) -> str:
     """The same of all soups, and of this state of the policies' files: their times."""
-    times = [path.stat().st_mtime_ns for source in plan.sources for path in _files_of(source)]
+    times = [path.stat().st_mtime_ns for source in plan.sources for path in files_of(source)]
     return digest(json.dumps([identity(plan, list(plan.soups)), times]).encode()).hex()
 
 
@@ -59,7 +61,7 @@ def is_made(plan: MergePlan, soup: str, target: Path) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         return False
     newest = max(
-        (file.stat().st_mtime_ns for source in plan.sources for file in _files_of(source)),
+        (file.stat().st_mtime_ns for source in plan.sources for file in files_of(source)),
         default=0,
     )
     return bool(made_from == identity(plan, [soup]) and newest <= path.stat().st_mtime_ns)
@@ -75,14 +77,24 @@ def tensor_digests(
     for piece in cut_pieces(plan.shards):
         of_pieces[piece.tensor].append(done[piece.number])
     inputs = [
-        {name: combined(each.inputs[i] for each in found) for name, found in of_pieces.items()}
+        {
+            name: combined(_nth(each.inputs, i) for each in found)
+            for name, found in of_pieces.items()
+        }
         for i in range(len(plan.sources))
     ]
     outputs = [
-        {name: combined(each.outputs[k] for each in found) for name, found in of_pieces.items()}
+        {
+            name: combined(_nth(each.outputs, k) for each in found)
+            for name, found in of_pieces.items()
+        }
         for k in range(len(plan.soups))
     ]
     return inputs, outputs
+
+
+def _nth(digests: bytes, place: int) -> bytes:
+    return digests[16 * place : 16 * place + 16]
 
 
 def soup_manifest(
@@ -164,13 +176,5 @@ def _source_files(source: Source, tensors: TensorDigests) -> dict[str, dict[str,
         if source.kind == "safetensors":
             parts = [tensors[spec.name] for spec in specs if spec.nbytes]
             entry["digest"] = combined([digest(raw_header(path)), *parts]).hex()
-        files[_name_in(source, path)] = entry
+        files[name_in(source, path)] = entry
     return files
-
-
-def _files_of(source: Source) -> list[Path]:
-    return sorted({extent.file for spec in source.layout.values() for extent in spec.extents})
-
-
-def _name_in(source: Source, path: Path) -> str:
-    return path.relative_to(source.path).as_posix()

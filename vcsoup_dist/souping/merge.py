@@ -21,6 +21,7 @@ from vcsoup_dist.souping.write import (
     due,
     finish,
     missing_ranks,
+    narrowed,
     placement,
     write_soups,
 )
@@ -93,7 +94,7 @@ def merge(
     for line in describe(plan, where, memory=memory):
         log.info("%s", line)
     if dry_run:
-        plan = due(plan, where, overwrite)
+        plan = narrowed(plan, due(plan, where, overwrite))
         if not plan.soups:
             log.info("nothing to do: %s is made of just this", out)
             return None
@@ -169,9 +170,9 @@ def _check_targets(where: Placement, sources: Sequence[Path]) -> None:
 
 
 def _finalise(plan: MergePlan, where: Placement, world_size: int, sha256: bool) -> Written:
-    if not where.work.is_dir():
-        raise UserError(f"{where.work}: there is nothing to finalise")
     if not finish(plan, where, sha256=sha256):
+        if not where.work.is_dir():
+            raise UserError(f"{where.work}: there is nothing to finalise")
         missing = missing_ranks(plan, where, world_size)
         raise UserError(
             f"{where.work}: not done yet: ranks {', '.join(map(str, missing))} of {world_size}"

@@ -7,7 +7,9 @@ import resource
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +24,8 @@ from vcsoup_dist.checkpoints.sources import Source, open_source
 from vcsoup_dist.checkpoints.writer import Shard, TensorMeta, header_bytes, plan_shards, shards_like
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping.formats import FLOAT_DTYPES, Float64
+from vcsoup_dist.souping.marks import source_mark
+from vcsoup_dist.souping.stream import Recipients
 
 COPIED_DTYPES = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
 """Buffers of these must be equal in all policies, and are copied."""
@@ -48,6 +52,17 @@ class MergePlan:
     """The files of every soup, in the order of the first policy's bytes."""
     companions: Path | None
     """Whose config, tokenizer and chat template the soups get."""
+
+    @cached_property
+    def source_marks(self) -> list[list[Any]]:
+        """Cheap signs of what each source is."""
+        return [source_mark(source) for source in self.sources]
+
+    def recipients(self) -> Recipients:
+        """What the one pass sums."""
+        widest = [DTYPE_BITS[dtype] // 8 for shard in self.shards for _, dtype, _ in shard.tensors]
+        layouts = [source.layout for source in self.sources]
+        return Recipients(layouts, self.names, self.weights, max(widest, default=8))
 
     @property
     def bytes_read(self) -> int:
@@ -87,10 +102,14 @@ def plan_merge(
     for soup, row in soups.items():
         if len(row) != len(policies):
             raise UserError(f"soup {soup} has {len(row)} weights for {len(policies)} policies")
-        if not all(math.isfinite(weight) for weight in row):
+        if not all(weight == 0 or 1e-100 < abs(weight) < 1e100 for weight in row):
             raise UserError(f"soup {soup}: weights must be finite, got {list(row)}")
         if Path(soup).name != soup or soup in ("", ".."):
             raise UserError(f"soup {soup!r}: its name is no plain folder name")
+    if shard_size is not None and shard_size < 1:
+        raise UserError(f"a weights file cannot have {shard_size} bytes; give a larger shard size")
+    if companions is not None and not (companions / CONFIG_NAME).is_file():
+        raise UserError(f"{companions}: is no model directory, it has no {CONFIG_NAME}")
     sources = [open_source(path) for path in policies]
     names = list(names)
     weights = np.array([list(row) for row in soups.values()], dtype=np.float64)
@@ -227,10 +246,3 @@ def _check_not_quantised(source: Source, name: str) -> None:
             f"policy {name}: its config.json has a quantization_config; packed weights cannot be"
             " summed, give the policy as it was trained"
         )
-
-
-def widest_output(shards: Sequence[Shard]) -> int:
-    """Bytes of the widest element that is written."""
-    return max(
-        (DTYPE_BITS[each] // 8 for shard in shards for _, each, _ in shard.tensors), default=8
-    )

@@ -15,7 +15,7 @@ from vcsoup_dist.checkpoints.writer import ShardFile, write_index
 from vcsoup_dist.files import sync, sync_tree
 from vcsoup_dist.souping.card import CARD_NAME, card_text
 from vcsoup_dist.souping.journal import Digests
-from vcsoup_dist.souping.manifest import MANIFEST_NAME, soup_manifest, tensor_digests
+from vcsoup_dist.souping.manifest import MANIFEST_NAME, is_made, soup_manifest, tensor_digests
 from vcsoup_dist.souping.preflight import MergePlan
 from vcsoup_dist.souping.soup_files import require_whole
 
@@ -43,7 +43,7 @@ def publish(
     }
     for (soup, row), of_soup in zip(plan.soups.items(), of_soups, strict=True):
         folder = folders[soup]
-        if not folder.is_dir() and (targets[soup] / MANIFEST_NAME).is_file():
+        if not folder.is_dir() and is_made(plan, soup, targets[soup]):
             continue  # a run that was killed here has published it
         for shard in plan.shards:
             if shard.nbytes:
@@ -100,4 +100,4 @@ def _state_dtype(plan: MergePlan, config: Path) -> None:
     for key in ("dtype", "torch_dtype"):
         if key in content:
             content[key] = written
-    config.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    config.write_text(json.dumps(content, indent=2) + "\n")

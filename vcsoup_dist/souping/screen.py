@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import resource
 import tempfile
 import time
@@ -12,12 +13,13 @@ from pathlib import Path
 
 from vcsoup_dist.checkpoints.pages import Bytes
 from vcsoup_dist.checkpoints.writer import Shard, ShardFile
+from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping.kernel import implementation
 from vcsoup_dist.souping.pieces import Piece, cut_pieces
-from vcsoup_dist.souping.preflight import MergePlan, free_bytes, widest_output
+from vcsoup_dist.souping.preflight import MergePlan, free_bytes, raise_open_files
 from vcsoup_dist.souping.soup_files import piece_bytes
-from vcsoup_dist.souping.stream import Recipients, stream
-from vcsoup_dist.souping.write import Placement, Written
+from vcsoup_dist.souping.stream import stream
+from vcsoup_dist.souping.write import Placement, Written, open_files
 
 SAMPLE = 1 << 28  # bytes that are read and written for the expected time
 MOST_SOUPS = 8  # that are listed by name
@@ -70,19 +72,16 @@ def expected_seconds(plan: MergePlan, where: Placement, *, memory: int) -> float
     total = plan.bytes_read + plan.soup_bytes * len(plan.soups)
     if not moved:
         return 0.0
+    raise_open_files(open_files(plan, pieces))
     place = where.out.parent
     while not place.exists():
         place = place.parent
-    what = Recipients(
-        [source.layout for source in plan.sources],
-        plan.names,
-        plan.weights,
-        widest_output(plan.shards),
-    )
+    if not os.access(place, os.W_OK):
+        raise UserError(f"{place}: cannot be written; choose another --out")
     with tempfile.TemporaryDirectory(dir=place, prefix=".vcsoup-sample-") as folder:
         sink = _SampleFiles(Path(folder), pieces, len(plan.soups))
         began = time.monotonic()
-        for _ in stream(what, pieces, sink, memory=memory, allow_nonfinite=True):
+        for _ in stream(plan.recipients(), pieces, sink, memory=memory, allow_nonfinite=True):
             pass
         sink.close()
         seconds = time.monotonic() - began

@@ -29,6 +29,14 @@ def require_whole(folder: Path, shard: Shard) -> None:
         )
 
 
+def most_open_shards(pieces: Sequence[Piece], window: int) -> int:
+    """How many shards some `window` pieces in a row belong to, at the most."""
+    places = [piece.shard for piece in pieces]
+    ranks = {place: i for i, place in enumerate(dict.fromkeys(places))}
+    ends = zip(places, [*places[window - 1 :], *places[-1:] * window], strict=False)
+    return max((ranks[last] - ranks[first] + 1 for first, last in ends), default=0)
+
+
 class SoupFiles:
     """A shard's files of all soups are opened with its first piece and closed with its last."""
 

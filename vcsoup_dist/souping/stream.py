@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import queue
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -28,7 +30,7 @@ from vcsoup_dist.souping.pieces import Piece
 
 MOST_THREADS = 16
 SMALLEST_CHUNK = 1 << 12  # elements
-RESERVE = 1 << 27  # bytes of `memory` for the interpreter, plans and file systems
+RESERVE = 1 << 26  # bytes of `memory` for threads, kernels and journals
 
 
 class Sink(Protocol):
@@ -77,10 +79,11 @@ def stream(
     *,
     memory: int,
     allow_nonfinite: bool = False,
-) -> Iterator[Done]:
+) -> Generator[Done]:
     """Make all pieces; they come back in the order in which they are finished.
 
-    memory: bytes, of all buffers and what else the process needs. UserError for NaN or infinity
+    memory: bytes, of all buffers and what the process holds already. Closing the generator
+    finishes the pieces that were begun. UserError for NaN or infinity
     in a policy unless `allow_nonfinite`, for integers that differ between policies, for whatever
     reader and sink raise; other pieces that were begun are finished first.
     """
@@ -202,7 +205,7 @@ def _threads_and_chunk(what: Recipients, memory: int) -> tuple[int, int]:
     """Threads, and the elements that each holds at a time of every policy and soup."""
     per_element = sum(map(widest, what.layouts)) + what.out_width * len(what.weights)
     fixed = (2 * len(what.layouts) + len(what.weights)) * PAGE
-    room = memory - min(RESERVE, memory // 2)
+    room = max(memory - anonymous_bytes() - RESERVE, memory // 4)
     threads = min(MOST_THREADS, 2 * _cores())
     while True:
         chunk = min(PIECE, (room // threads - fixed) // per_element) & -SMALLEST_CHUNK
@@ -222,6 +225,16 @@ def _threads_and_chunk(what: Recipients, memory: int) -> tuple[int, int]:
 def widest(layout: Layout) -> int:
     """Bytes of the widest element of a checkpoint."""
     return max((DTYPE_BITS[spec.dtype] for spec in layout.values()), default=8) // 8
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that is no file's; 0 where /proc does not say."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"RssAnon:\s*(\d+) kB", status)
+    return int(found[1]) * 1024 if found else 0
 
 
 def _cores() -> int:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vcsoup_dist.checkpoints.companions import read_json
+from vcsoup_dist.checkpoints.companions import companion_files, read_json
 from vcsoup_dist.checkpoints.digests import combined, digest
 from vcsoup_dist.checkpoints.layout import raw_header, read_layout
 from vcsoup_dist.checkpoints.pages import PAGE, Bytes, page_buffer
@@ -21,7 +21,7 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import progress
 from vcsoup_dist.souping.manifest import FORMAT, MANIFEST_NAME, shard_digest
 from vcsoup_dist.souping.pieces import Piece, cut_pieces
-from vcsoup_dist.souping.preflight import MergePlan, widest_output
+from vcsoup_dist.souping.preflight import MergePlan
 from vcsoup_dist.souping.soup_files import piece_bytes
 from vcsoup_dist.souping.stream import Done, Recipients, stream
 
@@ -57,19 +57,14 @@ def verify_soups(
     if sample < 1 and pieces:
         pieces = random.Random(seed).sample(pieces, max(1, round(sample * len(pieces))))
         pieces.sort()
-    what = Recipients(
-        [source.layout for source in plan.sources],
-        plan.names,
-        plan.weights,
-        widest_output(plan.shards),
-    )
     with ExitStack() as stack:
         readers = [stack.enter_context(CheckpointReader(layout)) for layout in layouts]
-        # Soups are read one at a time, in pieces of the size that they are made in.
         sink = _Comparison(readers, folders)
-        compared = 0
-        for done in _shown(stream(what, pieces, sink, memory=memory, allow_nonfinite=True), pieces):
-            compared += piece_bytes(done.piece) * len(folders)
+        # Each thread has one more buffer, for what lies there.
+        buffers = len(plan.sources) + len(folders)
+        room = memory * buffers // (buffers + 1)
+        made = stream(plan.recipients(), pieces, sink, memory=room, allow_nonfinite=True)
+        compared = sum(piece_bytes(done.piece) * len(folders) for done in _shown(made, pieces))
     return Verified(len({piece.tensor for piece in pieces}), compared)
 
 
@@ -89,9 +84,9 @@ def verify_directory(folder: Path, *, memory: int = 1 << 30) -> Verified:
             )
         if name not in weights_files and digest(path.read_bytes()).hex() != entry["digest"]:
             raise UserError(f"{path}: is not what was written")
-    for name in weights_files:
+    for name in [*weights_files, *companion_files(folder)]:
         if name not in files:
-            raise UserError(f"{folder / name}: is a weights file that {MANIFEST_NAME} lacks")
+            raise UserError(f"{folder / name}: is not in {MANIFEST_NAME}; it was added later")
     shards = [
         Shard(
             file, tuple((s.name, s.dtype, s.shape) for s in layout.values() if s.file.name == file)

@@ -1,19 +1,13 @@
 """Writing the soups of a plan: one pass over N policies, K soups, in bounded memory.
 
-OUT.partial/soups/<name>/       soups while they are written
-OUT.partial/rank-*.journal      which pieces are done; see journal.py
-OUT.partial/rank-*.lock         one writer for each rank
-OUT, or OUT/<name>              finished soups, by rename
-
-Soups are published, and the work folder goes, only when every piece of every rank is done: a rank
-that has pieces to make can rely on its folder, one that has none does not touch it.
+Soups are written in the work folder (work.py) and published by rename. Every step that others may
+race with is taken with its door held.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,19 +20,24 @@ from vcsoup_dist.checkpoints.reader import MAX_OPEN
 from vcsoup_dist.checkpoints.writer import DISK_FULL
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import log, progress
-from vcsoup_dist.souping.journal import Digests, Journal, read_journals, started
-from vcsoup_dist.souping.locks import finishing, others_write, writing
+from vcsoup_dist.souping.journal import Journal, read_journals
 from vcsoup_dist.souping.manifest import fingerprint, is_made
 from vcsoup_dist.souping.pieces import Piece, cut_pieces, deal_shards
-from vcsoup_dist.souping.preflight import (
-    MergePlan,
-    check_disk,
-    raise_open_files,
-    widest_output,
-)
+from vcsoup_dist.souping.preflight import MergePlan, check_disk, raise_open_files
 from vcsoup_dist.souping.publish import publish
-from vcsoup_dist.souping.soup_files import SoupFiles, piece_bytes
-from vcsoup_dist.souping.stream import Done, Recipients, stream
+from vcsoup_dist.souping.soup_files import SoupFiles, most_open_shards, piece_bytes
+from vcsoup_dist.souping.stream import MOST_THREADS, Done, stream
+from vcsoup_dist.souping.work import (
+    Record,
+    check_targets,
+    clear,
+    door,
+    read_record,
+    remove,
+    write_record,
+    writers,
+    writing,
+)
 
 NOTE_EVERY = 1.0  # seconds between two entries of the journal, or longer where they are slow
 SYNC_SHARE = 0.05  # of the time, at the most
@@ -70,7 +69,7 @@ class Written:
     bytes_read: int
     bytes_written: int
     pieces_kept: int
-    """That a former run, or other ranks, had done."""
+    """Of this rank, that a former run had done."""
     finished: bool
     """Whether all ranks' parts are done, and the soups are in their place."""
 
@@ -79,7 +78,7 @@ def placement(plan: MergePlan, out: Path, *, inside: bool) -> Placement:
     """inside: soups are folders in `out`; else the only one is `out` itself."""
     if not inside and len(plan.soups) > 1:
         raise ValueError("several soups cannot all be one directory")
-    out = out.absolute()
+    out = out.resolve()
     return Placement(out, {soup: out / soup if inside else out for soup in plan.soups})
 
 
@@ -106,56 +105,133 @@ def write_soups(
     UserError for NaN or infinity in a policy unless `allow_nonfinite`, integers that differ, a
     full disk, a place that is taken or in use.
     """
-    asked, plan = plan, due(plan, where, overwrite)
-    if not plan.soups:
+    if not where.work.exists() and not due(plan, where, overwrite):
         return Written((), 0, 0, 0, True)
-    mark = fingerprint(plan)
-    with _disk_full_is_said(where.work):
-        _leave_other_merge(where.work, mark, overwrite)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_disk_full_is_said(where.work))
+        with door(where.work, make=True):
+            plan = _enter(plan, where, overwrite)
+            if not plan.soups:
+                return Written((), 0, 0, 0, True)
+            stack.enter_context(writing(where.work, rank, world_size))
+            done = read_journals(where.work)
         own = set(deal_shards(plan.shards, world_size)[rank])
         pieces = [piece for piece in cut_pieces(plan.shards) if piece.shard in own]
-        done = read_journals(where.work, mark)
-        kept, missing = _divided(pieces, done)
-        if not due(asked, where, overwrite).soups:  # another rank has published since
-            return Written((), 0, 0, 0, True)
-        if not missing and (pieces or rank or any(shard.nbytes for shard in plan.shards)):
-            report = Written(tuple(plan.soups), 0, 0, len(kept), False)
-        else:
-            _make_folders(plan, where)
-            check_disk(plan, where.work)
-            # Two shards of every soup and all files of a reader, each open twice.
-            raise_open_files(4 * len(plan.soups) + 2 * MAX_OPEN * len(plan.sources) + 64)
-            with writing(where.work, rank, world_size):
-                kept, missing = _divided(pieces, read_journals(where.work, mark))
-                files = SoupFiles([where.folder(soup) for soup in plan.soups], plan.shards, kept)
-                journal = Journal(where.work, mark, rank, world_size)
-                report = _write(plan, missing, files, journal, memory, allow_nonfinite, title)
-                report = replace(report, pieces_kept=len(kept))
+        kept = [piece for piece in pieces if piece.number in done]
+        missing = [piece for piece in pieces if piece.number not in done]
+        raise_open_files(open_files(plan, missing))
+        files = SoupFiles([where.folder(soup) for soup in plan.soups], plan.shards, kept)
+        journal = Journal(where.work, rank, world_size)
+        report = _write(plan, missing, files, journal, memory, allow_nonfinite, title)
         finished = finalise and finish(plan, where, card=card, sha256=sha256)
-    return replace(report, finished=finished)
+    return replace(report, pieces_kept=len(kept), finished=finished)
 
 
 def finish(plan: MergePlan, where: Placement, *, card: bool = True, sha256: bool = False) -> bool:
-    """Publish the soups if every rank has done its part; whether they are published."""
-    mark = fingerprint(plan)
-    try:
-        if where.work.is_dir():
-            with _disk_full_is_said(where.work), finishing(where.work):
-                if where.work.is_dir():  # still
-                    return _publish(plan, where, mark, card=card, sha256=sha256)
-    except FileNotFoundError:
-        if where.work.exists():
-            raise
-    # Another rank was faster, or none has begun.
-    return all(is_made(plan, soup, where.targets[soup]) for soup in plan.soups)
+    """Publish the started soups of a plan if every rank has done its part; whether they are made.
+
+    UserError where the work folder is of another merge.
+    """
+    with door(where.work, make=False) as there, _disk_full_is_said(where.work):
+        if not there:  # another rank was faster, or none has begun
+            return all(is_made(plan, soup, where.targets[soup]) for soup in plan.soups)
+        same = _started(plan, where.work)
+        done = read_journals(where.work)
+        if any(piece.number not in done for piece in cut_pieces(same.shards)):
+            return False
+        folders = {soup: where.folder(soup) for soup in same.soups}
+        publish(same, done, folders, where.targets, card=card, sha256=sha256)
+        remove(where.work)
+    return True
 
 
 def missing_ranks(plan: MergePlan, where: Placement, world_size: int) -> list[int]:
     """The ranks whose part is not done."""
-    done = read_journals(where.work, fingerprint(plan))
+    done = read_journals(where.work)
     missing = {piece.shard for piece in cut_pieces(plan.shards) if piece.number not in done}
     dealt = deal_shards(plan.shards, world_size)
     return [rank for rank, shards in enumerate(dealt) if missing & set(shards)]
+
+
+def due(plan: MergePlan, where: Placement, overwrite: bool) -> list[str]:
+    """The soups that are not made; UserError where something else is in their place."""
+    missing = []
+    for soup in plan.soups:
+        target = where.targets[soup]
+        if is_made(plan, soup, target):
+            continue
+        if os.path.lexists(target) and not _is_empty(target) and not overwrite:
+            raise UserError(
+                f"{target}: is there already, and not made of these policies and weights as they"
+                " are now; --overwrite replaces it"
+            )
+        missing.append(soup)
+    return missing
+
+
+def narrowed(plan: MergePlan, soups: Sequence[str]) -> MergePlan:
+    """The same for some soups only."""
+    kept = [place for place, soup in enumerate(plan.soups) if soup in soups]
+    return replace(
+        plan,
+        soups={soup: row for soup, row in plan.soups.items() if soup in soups},
+        weights=np.ascontiguousarray(plan.weights[kept]),
+    )
+
+
+def open_files(plan: MergePlan, pieces: Sequence[Piece]) -> int:
+    """How many a merge may have open: shards of every soup, and all of its readers', each twice."""
+    shards = most_open_shards(pieces, 2 * MOST_THREADS)
+    return 2 * shards * len(plan.soups) + 2 * MAX_OPEN * len(plan.sources) + 64
+
+
+def _enter(plan: MergePlan, where: Placement, overwrite: bool) -> MergePlan:
+    """The plan of what is to be done in the work folder, whose door is held; without soups where
+    there is nothing to do, and then without the folder."""
+    work = where.work
+    record = read_record(work)
+    if record is not None and not (
+        overwrite and fingerprint(_of(plan, record)) != record.fingerprint
+    ):
+        same = _started(plan, work)
+        if not all(is_made(same, soup, where.targets[soup]) for soup in same.soups):
+            check_disk(same, work)
+            return same
+        clear(work)  # a run was killed that had published all
+    elif record is not None:
+        if who := writers(work):
+            raise UserError(f"{work}: another process writes there ({who[0]}); wait for it")
+        clear(work)
+    try:
+        missing = narrowed(plan, due(plan, where, overwrite))
+        if missing.soups:
+            check_targets(work, [where.targets[soup] for soup in missing.soups])
+            check_disk(missing, work)
+            write_record(work, Record(fingerprint(missing), tuple(missing.soups)))
+            for soup in missing.soups:
+                where.folder(soup).mkdir(parents=True)
+            return missing
+    except BaseException:
+        remove(work)
+        raise
+    remove(work)
+    return missing
+
+
+def _of(plan: MergePlan, record: Record) -> MergePlan:
+    return narrowed(plan, record.soups)
+
+
+def _started(plan: MergePlan, work: Path) -> MergePlan:
+    """The part of the plan that the work folder is of; UserError where it is of another."""
+    record = read_record(work)
+    same = _of(plan, record) if record else narrowed(plan, [])
+    if record is None or fingerprint(same) != record.fingerprint:
+        raise UserError(
+            f"{work}: holds a started merge of other policies, weights or options; give the same"
+            " ones to go on with it, or --overwrite to begin anew"
+        )
+    return same
 
 
 def _write(
@@ -168,12 +244,6 @@ def _write(
     title: str,
 ) -> Written:
     """Make the pieces, and note in the journal what is on the disk."""
-    what = Recipients(
-        [source.layout for source in plan.sources],
-        plan.names,
-        plan.weights,
-        widest_output(plan.shards),
-    )
     nonfinite: set[tuple[str, str]] = set()
     read = written = 0
     unnoted: list[Done] = []
@@ -191,8 +261,13 @@ def _write(
 
     total = sum(sum(_bytes_of(plan, piece)) for piece in pieces)
     try:
-        with progress(title, total / 1e9, "GB") as advance:
-            for done in stream(what, pieces, files, memory=memory, allow_nonfinite=allow_nonfinite):
+        with contextlib.ExitStack() as stack:
+            advance = stack.enter_context(progress(title, total / 1e9, "GB"))
+            made = stream(
+                plan.recipients(), pieces, files, memory=memory, allow_nonfinite=allow_nonfinite
+            )
+            stack.enter_context(contextlib.closing(made))
+            for done in made:
                 files.finish(done.piece)
                 unnoted.append(done)
                 inwards, outwards = _bytes_of(plan, done.piece)
@@ -218,81 +293,6 @@ def _bytes_of(plan: MergePlan, piece: Piece) -> tuple[int, int]:
     """Read from all policies, written to all soups."""
     bits = sum(DTYPE_BITS[source.layout[piece.tensor].dtype] for source in plan.sources)
     return (piece.end - piece.begin) * bits // 8, piece_bytes(piece) * len(plan.soups)
-
-
-def due(plan: MergePlan, where: Placement, overwrite: bool) -> MergePlan:
-    """The plan of the soups that are not made; UserError where something else is in their place."""
-    missing = []
-    for soup, target in where.targets.items():
-        taken = os.path.lexists(target) and not _is_empty(target)  # before another rank publishes
-        if is_made(plan, soup, target):
-            continue
-        if taken and not overwrite:
-            raise UserError(
-                f"{target}: is there already, and not made of these policies and weights as they"
-                " are now; --overwrite replaces it"
-            )
-        missing.append(soup)
-    if not missing:
-        if where.work.is_dir() and not others_write(where.work):
-            _remove(where.work)
-        return narrowed(plan, [])
-    if started(where.work) == fingerprint(plan):
-        return plan  # a run of all of them was killed while it published
-    return narrowed(plan, missing)
-
-
-def narrowed(plan: MergePlan, soups: Sequence[str]) -> MergePlan:
-    """The same for some soups only."""
-    kept = [place for place, soup in enumerate(plan.soups) if soup in soups]
-    return replace(
-        plan,
-        soups={soup: row for soup, row in plan.soups.items() if soup in soups},
-        weights=np.ascontiguousarray(plan.weights[kept]),
-    )
-
-
-def _publish(plan: MergePlan, where: Placement, mark: str, *, card: bool, sha256: bool) -> bool:
-    done = read_journals(where.work, mark)
-    if any(piece.number not in done for piece in cut_pieces(plan.shards)):
-        return False
-    folders = {soup: where.folder(soup) for soup in plan.soups}
-    publish(plan, done, folders, where.targets, card=card, sha256=sha256)
-    _remove(where.work)
-    return True
-
-
-def _divided(
-    pieces: Sequence[Piece], done: Mapping[int, Digests]
-) -> tuple[list[Piece], list[Piece]]:
-    """Those that are done, and those that are missing."""
-    kept = [piece for piece in pieces if piece.number in done]
-    return kept, [piece for piece in pieces if piece.number not in done]
-
-
-def _leave_other_merge(work: Path, mark: str, overwrite: bool) -> None:
-    """Remove the work folder of another merge where that is asked."""
-    if overwrite and started(work) not in (None, mark):
-        if others_write(work):
-            raise UserError(f"{work}: another process writes there; wait for it")
-        _remove(work)
-
-
-def _make_folders(plan: MergePlan, where: Placement) -> None:
-    try:
-        for soup in plan.soups:
-            where.folder(soup).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{where.work}: cannot be made: {error.strerror}") from error
-
-
-def _remove(work: Path) -> None:
-    """Remove a work folder whole: another rank finds it, or finds it gone."""
-    doomed = work.with_name(work.name + ".done")
-    shutil.rmtree(doomed, ignore_errors=True)
-    with contextlib.suppress(FileNotFoundError):
-        work.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
 
 
 @contextlib.contextmanager
