@@ -45,6 +45,7 @@ def publish(
         folder = folders[soup]
         if not folder.is_dir() and is_made(plan, soup, targets[soup]):
             continue  # a run that was killed here has published it
+        folder.mkdir(parents=True, exist_ok=True)  # of a soup without any number
         for shard in plan.shards:
             if shard.nbytes:
                 require_whole(folder, shard)

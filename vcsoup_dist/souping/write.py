@@ -120,6 +120,9 @@ def write_soups(
         kept = [piece for piece in pieces if piece.number in done]
         missing = [piece for piece in pieces if piece.number not in done]
         raise_open_files(open_files(plan, missing))
+        if missing:  # so nothing can have been published
+            for soup in plan.soups:
+                where.folder(soup).mkdir(parents=True, exist_ok=True)
         files = SoupFiles([where.folder(soup) for soup in plan.soups], plan.shards, kept)
         journal = Journal(where.work, rank, world_size)
         report = _write(plan, missing, files, journal, memory, allow_nonfinite, title)
@@ -208,8 +211,6 @@ def _enter(plan: MergePlan, where: Placement, overwrite: bool) -> MergePlan:
             check_targets(work, [where.targets[soup] for soup in missing.soups])
             check_disk(missing, work)
             write_record(work, Record(fingerprint(missing), tuple(missing.soups)))
-            for soup in missing.soups:
-                where.folder(soup).mkdir(parents=True)
             return missing
     except BaseException:
         remove(work)
