@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import resource
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -92,12 +93,22 @@ def last_line(report: Written, seconds: float) -> str:
     """Bytes, seconds, GB/s, peak memory."""
     moved = report.bytes_read + report.bytes_written
     kept = f"; {report.pieces_kept} pieces were done before" if report.pieces_kept else ""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return (
         f"{report.bytes_read / 1e9:.3f} GB read, {report.bytes_written / 1e9:.3f} GB written in"
         f" {seconds:.1f} s, {moved / 1e9 / max(seconds, 1e-9):.2f} GB/s, peak memory"
-        f" {peak / 2**20:.0f} MiB{kept}"
+        f" {_peak_memory() / 2**20:.0f} MiB{kept}"
     )
+
+
+def _peak_memory() -> int:
+    """Bytes of this process."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux, whose getrusage begins with what the parent held
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _moved(plan: MergePlan, piece: Piece) -> int:
