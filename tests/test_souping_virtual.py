@@ -354,7 +354,7 @@ REFUSED = {
     "no such tensor": ({"new": ("F32", np.ones(3, "<f4"))}, {}, "p0: holds new, for which Buffers"),
     "missing": ({"turned": None, "number": None}, {}, "Buffers: .* not fill turned and 1 more$"),
     "shape": ({"number": ("F32", np.ones(1, "<f4"))}, {}, r"number has shape \[1\], in Buf"),
-    "float8": ({"number": ("F8_E4M3", np.ones((), "u1"))}, {}, "number is F8_E4M3; quantised"),
+    "float8": ({"number": ("F8_E4M3", np.ones((), "u1"))}, {}, "'number' is F8_E4M3; quantised"),
     "integer": ({"number": ("I8", np.ones((), "i1"))}, {}, "is I8, in Buffers torch.float32;"),
     "other integer": (
         {"norm.num_batches_tracked": ("I32", np.array(5, "<i4"))}, {},
@@ -364,12 +364,18 @@ REFUSED = {
         {}, {"norm.num_batches_tracked": ("I64", np.array(6))},
         r"p1: norm.num_batches_tracked differs from that of .*p0; integers have no weighted sum",
     ),
-    "policy lacks": ({}, {"number": None}, "p1: lacks number, which .*p0 has"),
-    "policy has more": ({}, {"new": ("F32", np.ones(3, "<f4"))}, "p0: lacks new, which .*p1 has"),
-    "policies' shapes": (
-        {}, {"number": ("F32", np.ones(1, "<f4"))}, r"p1: number has shape \[1\], in .*p0 \[\]"
+    "policy lacks": ({}, {"number": None}, "p1 lacks 'number' that policy .*p0 has"),
+    "policy has more": (
+        {}, {"new": ("F32", np.ones(3, "<f4"))}, "p0 lacks 'new' that policy .*p1 has",
     ),
-    "policies' kinds": ({}, {"number": ("I32", np.ones((), "<i4"))}, "number is I32, in .*p0 F32"),
+    "policies' shapes": (
+        {}, {"number": ("F32", np.ones(1, "<f4"))},
+        r"'number' has shape \[\] in policy .*p0 and \[1\] in policy .*p1",
+    ),
+    "policies' kinds": (
+        {}, {"number": ("I32", np.ones((), "<i4"))},
+        "'number' is F32 in policy .*p0 and I32 in policy .*p1",
+    ),
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -27,6 +28,13 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+MENDABLE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENXIO,
+    errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ELOOP, errno.ESTALE, errno.EISDIR,
+    errno.ENOTDIR,
+)  # fmt: skip
+"""Errors of the machine and its files, of which the name of the file says enough."""
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
 RunDir = Annotated[
@@ -135,6 +143,10 @@ def merge(
         typer.Option(metavar="W,W,...", help="One weight per policy; again for another soup."),
     ] = None,
     grid: Annotated[float | None, typer.Option(help="All weights in steps of this.")] = None,
+    random: Annotated[
+        int | None, typer.Option(help="So many soups, drawn uniformly from all weights.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of --random, and of --sample.")] = 0,
     config: Annotated[
         Path | None, typer.Option(help="A mergekit YAML: linear or task_arithmetic.")
     ] = None,
@@ -199,6 +211,8 @@ def merge(
         out=out,
         weights=[_numbers(row) for row in weights] if weights else None,
         grid=grid,
+        random=random,
+        seed=seed,
         config=config,
         base=base,
         dtype=dtype,
@@ -219,7 +233,9 @@ def merge(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A DeepSpeed checkpoint, or one of its tags.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A DeepSpeed checkpoint, one of its tags, or `.bin` weights.")
+    ],
     out: Annotated[Path, typer.Option(help="The model directory to write.")],
     model: Annotated[
         Path | None, typer.Option(help="Whose config and tokenizer it gets: the base model.")
@@ -401,6 +417,11 @@ def main() -> None:
     except UserError as error:
         for line in str(error).splitlines():
             print(f"vcsoup: {line}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in MENDABLE or not error.filename:
+            raise
+        print(f"vcsoup: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("vcsoup: interrupted; the same command goes on from here", file=sys.stderr)

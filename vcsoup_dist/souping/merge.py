@@ -10,7 +10,7 @@ from pathlib import Path
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import log
 from vcsoup_dist.souping.formats import format_named
-from vcsoup_dist.souping.grids import simplex_grid, validate_weights, weights_name
+from vcsoup_dist.souping.grids import random_weights, simplex_grid, validate_weights, weights_name
 from vcsoup_dist.souping.mergekit_config import read_mergekit_config
 from vcsoup_dist.souping.preflight import SHARD_SIZE, MergePlan, check_disk, plan_merge
 from vcsoup_dist.souping.screen import describe, expected_seconds, last_line
@@ -33,6 +33,8 @@ def merge(
     out: Path,
     weights: Sequence[Sequence[float]] | None = None,
     grid: float | None = None,
+    random: int | None = None,
+    seed: int = 0,
     config: Path | None = None,
     base: Path | None = None,
     dtype: str | None = None,
@@ -52,7 +54,8 @@ def merge(
     """Write linear soups of checkpoints, streaming every input once; None for a dry run.
 
     policies: N Hugging Face directories (safetensors or `.bin`) or DeepSpeed checkpoints;
-    weights: K rows of N numbers; grid: step of the simplex grid instead; config: a mergekit YAML
+    weights: K rows of N numbers; grid: step of the simplex grid instead; random: how many draws
+    by `seed` from the uniform distribution on the simplex instead; config: a mergekit YAML
     instead of policies and weights; out: the soup's directory, or with several soups the one in
     which each gets a directory named by its weights; base: theta_0, for
     theta_0 + sum_i lambda_i (theta_i - theta_0); dtype: "bf16", "fp16", "fp32" or "fp64" of what
@@ -66,21 +69,21 @@ def merge(
     Run again it goes on, or has nothing to do. UserError for whatever a person can mend.
     """
     if config is not None:
-        if policies or weights or grid is not None or base is not None:
+        if policies or weights or grid is not None or random is not None or base is not None:
             raise UserError("--config names policies, weights and base; give no others")
         asked = read_mergekit_config(config)
         policies, base = asked.policies, asked.base
         rows: list[Sequence[float]] = [asked.weights]
         written_as = format_named(dtype, "--dtype") if dtype else asked.dtype
     else:
-        rows = _rows(policies, weights, grid, base, extrapolate)
+        rows = _rows(policies, weights, grid, random, seed, base, extrapolate)
         written_as = format_named(dtype, "--dtype") if dtype else None
     if not 0 <= rank < world_size:
         raise UserError(f"--rank must lie between 0 and {world_size - 1}, got {rank}")
     if not 0 < sample <= 1:
         raise UserError(f"--sample is a share, above 0 and up to 1, got {sample}")
     names = policy_names(policies)
-    inside = grid is not None or len(rows) > 1
+    inside = grid is not None or random is not None or len(rows) > 1
     soups = {weights_name(row) if inside else out.absolute().name: row for row in rows}
     if len(soups) < len(rows):
         raise UserError("two soups have the same weights to six decimals; give one of them")
@@ -120,7 +123,9 @@ def merge(
     if not written.finished:
         log.info("other ranks are not done; the last one publishes, or --finalise does")
     elif verify:
-        found = verify_soups(plan, list(where.targets.values()), memory=memory, sample=sample)
+        found = verify_soups(
+            plan, list(where.targets.values()), memory=memory, sample=sample, seed=seed
+        )
         log.info(
             "verified: %d tensors, %.3f GB of soups equal the sums of their sources",
             found.tensors,
@@ -143,15 +148,21 @@ def _rows(
     policies: Sequence[Path],
     weights: Sequence[Sequence[float]] | None,
     grid: float | None,
+    random: int | None,
+    seed: int,
     base: Path | None,
     extrapolate: bool,
 ) -> list[Sequence[float]]:
     if not policies:
         raise UserError("a merge needs policies, or a --config that names them")
-    if (weights is None) == (grid is None):
-        raise UserError("give --weights, or --grid, or --config")
+    if sum(given is not None for given in (weights, grid, random)) != 1:
+        raise UserError("give one of --weights, --grid, --random and --config")
     if grid is not None:
         return list(simplex_grid(len(policies), grid))
+    if random is not None:
+        if random < 1:
+            raise UserError(f"--random is a number of soups, got {random}")
+        return list(random_weights(len(policies), random, seed))
     assert weights is not None
     for row in weights:
         if len(row) != len(policies):

@@ -19,16 +19,14 @@ from vcsoup_dist.checkpoints.companions import (
     read_json,
     require_same_companions,
 )
-from vcsoup_dist.checkpoints.layout import DTYPE_BITS, Layout, TensorSpec
+from vcsoup_dist.checkpoints.layout import DTYPE_BITS, TensorSpec
 from vcsoup_dist.checkpoints.sources import Source, open_source
 from vcsoup_dist.checkpoints.writer import Shard, TensorMeta, header_bytes, plan_shards, shards_like
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.souping.compatible import require_same, require_summable
 from vcsoup_dist.souping.formats import FLOAT_DTYPES, Float64
 from vcsoup_dist.souping.marks import source_mark
 from vcsoup_dist.souping.stream import Recipients
-
-COPIED_DTYPES = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
-"""Buffers of these must be equal in all policies, and are copied."""
 
 SHARD_SIZE = 5 * 10**9
 """Bytes per weights file, the size that readers are used to."""
@@ -122,8 +120,8 @@ def plan_merge(
             names.append(base_name if base_name not in names else f"base {base_name}")
             weights = np.column_stack([weights, of_base])
     for name, source in zip(names, sources, strict=True):
-        _check_dtypes(source.layout, name)
-        _check_same(sources[0], names[0], source, name)
+        require_summable(source.layout, name)
+        require_same(sources[0].layout, names[0], source.layout, name)
         _check_not_quantised(source, name)
     described = [
         (name, source.path)
@@ -197,46 +195,6 @@ def _shards(first: Source, dtype: str | None, shard_size: int | None) -> list[Sh
     for spec in specs:
         files.setdefault(spec.file, []).append(meta(spec))
     return shards_like(list(files.values()))
-
-
-def _check_dtypes(layout: Layout, name: str) -> None:
-    for spec in layout.values():
-        if spec.dtype not in FLOAT_DTYPES and spec.dtype not in COPIED_DTYPES:
-            raise UserError(
-                f"policy {name}: {spec.name!r} is {spec.dtype}; quantised or complex numbers"
-                " cannot be summed: save the policy in bf16, fp16 or fp32"
-            )
-
-
-def _check_same(first: Source, first_name: str, other: Source, other_name: str) -> None:
-    for with_it, has, without, lacks in (
-        (first, first_name, other, other_name),
-        (other, other_name, first, first_name),
-    ):
-        missing = [name for name in with_it.layout if name not in without.layout]
-        if missing == ["lm_head.weight"]:
-            raise UserError(
-                f"policy {has} has its own lm_head.weight, policy {lacks} ties it to the embedding;"
-                " save both the same way"
-            )
-        if missing:
-            more = f" and {len(missing) - 1} more tensors" if len(missing) > 1 else ""
-            raise UserError(
-                f"policy {lacks} lacks {missing[0]!r}{more} that policy {has} has; they are not"
-                " policies of one model"
-            )
-    for spec in first.layout.values():
-        twin = other.layout[spec.name]
-        if twin.shape != spec.shape:
-            raise UserError(
-                f"{spec.name!r} has shape {list(spec.shape)} in policy {first_name} and"
-                f" {list(twin.shape)} in policy {other_name}"
-            )
-        if twin.dtype != spec.dtype and not {twin.dtype, spec.dtype} <= FLOAT_DTYPES.keys():
-            raise UserError(
-                f"{spec.name!r} is {spec.dtype} in policy {first_name} and {twin.dtype} in policy"
-                f" {other_name}"
-            )
 
 
 def _check_not_quantised(source: Source, name: str) -> None:

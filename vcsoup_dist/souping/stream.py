@@ -214,7 +214,7 @@ def _threads_and_chunk(what: Recipients, memory: int) -> tuple[int, int]:
             break
         threads -= 1
     if chunk < SMALLEST_CHUNK:
-        least = 2 * (SMALLEST_CHUNK * per_element + fixed)
+        least = 4 * (SMALLEST_CHUNK * per_element + fixed)
         raise UserError(
             f"{memory} bytes of memory are too few for {len(what.layouts)} policies and"
             f" {len(what.weights)} soups; allow at least {whole_pages(least)}"

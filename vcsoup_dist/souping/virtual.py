@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +25,16 @@ from vcsoup_dist.checkpoints.pages import Bytes
 from vcsoup_dist.checkpoints.reader import CheckpointReader
 from vcsoup_dist.checkpoints.sources import Source, open_source
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.souping.compatible import require_same, require_summable
 from vcsoup_dist.souping.formats import FLOAT_DTYPES
 from vcsoup_dist.souping.grids import validate_weights
 from vcsoup_dist.souping.kernel import weighted_sum
+from vcsoup_dist.souping.live_tensors import (
+    checkpoint_views,
+    live_tensors,
+    memory_of,
+    tied_copies,
+)
 
 ELEMENTS = 1 << 22  # of a tensor at a time: 8 MiB of each policy in bf16
 
@@ -165,34 +171,13 @@ def _check_policies(policies: Sequence[Source]) -> None:
     """All hold the same tensors, which can be summed or copied."""
     first = policies[0]
     for policy in policies:
-        for spec in policy.layout.values():
-            if spec.dtype not in FLOATS and spec.dtype not in INTEGERS:
-                raise UserError(
-                    f"{policy.path}: {spec.name} is {spec.dtype}; quantised or complex numbers"
-                    " cannot be summed: save the policy in bf16, fp16 or fp32"
-                )
-        for spec in first.layout.values():
-            twin = _twin(policy, spec.name)
-            if twin is None:
-                raise UserError(
-                    f"{policy.path}: lacks {spec.name}, which {first.path} has; they are not"
-                    " policies of one model, or tie different weights"
-                )
-            if twin.shape != spec.shape:
-                raise UserError(
-                    f"{policy.path}: {spec.name} has shape {list(twin.shape)}, in {first.path}"
-                    f" {list(spec.shape)}"
-                )
-            if twin.dtype != spec.dtype and not {twin.dtype, spec.dtype} <= FLOATS.keys():
-                raise UserError(
-                    f"{policy.path}: {spec.name} is {twin.dtype}, in {first.path} {spec.dtype}"
-                )
-        for name in policy.layout:
-            if name not in first.layout:
-                raise UserError(
-                    f"{first.path}: lacks {name}, which {policy.path} has; they are not policies"
-                    " of one model, or tie different weights"
-                )
+        name = str(policy.path)
+        require_summable(policy.layout, name)
+        # Under the first one's names: tied weights may have another in each.
+        renamed = {each: twin for each in first.layout if (twin := _twin(policy, each))}
+        unnamed = {spec.name for spec in renamed.values()}
+        others = {each: spec for each, spec in policy.layout.items() if each not in unnamed}
+        require_same(first.layout, str(first.path), renamed | others, name)
 
 
 def _twin(policy: Source, name: str) -> TensorSpec | None:
@@ -207,13 +192,13 @@ def _plan(
     Touches no data. UserError where a tensor has no place or a parameter stays unfilled.
     """
     first = policies[0]
-    live = _live_tensors(model)
+    live = live_tensors(model)
     names = {name: [name] for name in first.layout}
     for alias, name in first.aliases.items():
         names[name].append(alias)
     known: Mapping[str, Tensor] = live
     if not all(live.keys() & each for each in names.values()):
-        known = _checkpoint_views(model, live) | live
+        known = checkpoint_views(model, live) | live
     owners: dict[object, str] = {}  # memory -> who fills it
     places: dict[str, list[Tensor]] = {}
     doubles = []
@@ -224,17 +209,17 @@ def _plan(
         if not tensors and not _is_unused(model, name):
             unknown.append(name)
         for tensor in tensors:
-            owner = owners.setdefault(_memory(tensor), name)
+            owner = owners.setdefault(memory_of(tensor), name)
             if owner != name:
                 doubles.append((owner, name))
-            elif all(_memory(tensor) != _memory(each) for each in places[name]):
+            elif all(memory_of(tensor) != memory_of(each) for each in places[name]):
                 places[name].append(tensor)
     if unknown:
         raise UserError(
             f"{first.path}: holds {_first_of(unknown)}, for which {type(model).__name__} has no"
             " place; build the model from a policy's config"
         )
-    for owner, tensor in _tied_copies(model, live, owners):
+    for owner, tensor in tied_copies(model, live, owners):
         places[owner].append(tensor)
     fills = [_Fill(first.layout[name], tuple(each)) for name, each in places.items() if each]
     _check_fills(fills, model, first)
@@ -242,96 +227,9 @@ def _plan(
     return fills, doubles
 
 
-def _live_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by all of their names, where their numbers really are."""
-    found = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if not isinstance(tensor, Tensor):
-            continue
-        if hasattr(tensor, "ds_id"):
-            raise UserError(
-                f"{name} is sharded by DeepSpeed ZeRO-3; load the soup into a model before"
-                " DeepSpeed takes it"
-            )
-        if hasattr(tensor, "device_mesh"):
-            raise UserError(
-                f"{name} is distributed over processes; load the soup into a model of one process"
-            )
-        found[name] = (_offloaded(model, name) if tensor.is_meta else tensor).detach()
-    return found
-
-
-def _offloaded(model: nn.Module, name: str) -> Tensor:
-    """The numbers of a meta tensor, which an accelerate hook keeps in host memory."""
-    parts = name.split(".")
-    on_disk = False
-    for depth in range(len(parts) - 1, -1, -1):  # a hook may serve all modules below its own
-        hook = getattr(model.get_submodule(".".join(parts[:depth])), "_hf_hook", None)
-        for each in getattr(hook, "hooks", [hook]):
-            weights: Any = getattr(each, "weights_map", None)
-            key = ".".join(parts[depth:])
-            while hasattr(weights, "dataset"):  # accelerate's PrefixedDataset
-                key = weights.prefix + key
-                weights = weights.dataset
-            on_disk = on_disk or key in getattr(weights, "index", ())
-            weights = getattr(weights, "state_dict", weights)  # of an OffloadedWeightsLoader
-            if weights is not None and key in weights and not weights[key].is_meta:
-                tensor: Tensor = weights[key]
-                return tensor
-    if on_disk:
-        raise UserError(
-            f"{name} is offloaded to disk by accelerate, where it cannot be filled; give the model"
-            " more memory, or load a written soup"
-        )
-    raise UserError(f"{name} has no memory (it is on the meta device); load the model first")
-
-
-class _View(Tensor):
-    """A tensor that is not copied to be contiguous: what is split from it stays its memory."""
-
-    def contiguous(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self
-
-
-def _checkpoint_views(model: nn.Module, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The model's memory under the names and in the shapes of its checkpoints.
-
-    transformers keeps some weights in other forms than checkpoints do, such as all experts of a
-    layer in one tensor; what it would save are parts of these.
-    """
-    from transformers import PreTrainedModel
-    from transformers.core_model_loading import revert_weight_conversion
-
-    if not isinstance(model, PreTrainedModel):
-        return {}
-    saved = revert_weight_conversion(
-        model, {name: tensor.as_subclass(_View) for name, tensor in live.items()}
-    )
-    return {name: tensor.as_subclass(Tensor) for name, tensor in saved.items()}
-
-
-def _memory(tensor: Tensor) -> object:
-    return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
-
-
 def _is_unused(model: nn.Module, name: str) -> bool:
     patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
     return any(re.search(each, name) for each in (*UNUSED_NAMES, *patterns))
-
-
-def _tied_copies(
-    model: nn.Module, live: Mapping[str, Tensor], owners: dict[object, str]
-) -> Iterator[tuple[str, Tensor]]:
-    """Tied weights that have memory of their own, as on several devices: (who fills it, it)."""
-    tied = getattr(model, "all_tied_weights_keys", None) or {}
-    # Sources first: the checkpoint may hold the target alone.
-    pairs = [(source, target) for target, source in tied.items()]
-    for name, other in pairs + list(tied.items()):
-        if name in live and other in live and _memory(live[name]) not in owners:
-            owner = owners.get(_memory(live[other]))
-            if owner is not None:
-                owners[_memory(live[name])] = owner
-                yield owner, live[name]
 
 
 def _check_fills(fills: Sequence[_Fill], model: nn.Module, first: Source) -> None:
@@ -359,7 +257,7 @@ def _check_all_filled(
     unfilled = []
     for name, _ in model.named_parameters(remove_duplicate=False):
         whole = live.get(name)
-        if whole is None or whole.numel() == 0 or _memory(whole) in owners:
+        if whole is None or whole.numel() == 0 or memory_of(whole) in owners:
             continue
         end = whole.data_ptr() + whole.nbytes
         filled = sum(

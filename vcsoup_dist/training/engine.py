@@ -101,6 +101,7 @@ def switch_off_dropout(model: Any) -> None:
 
 def save_companions(engine: Any, tokenizer: Any, folder: Path) -> None:
     """Config, generation config, tokenizer and chat template beside the weights."""
+    folder.mkdir(exist_ok=True)
     model = engine.module.model
     model.config.use_cache = True
     model.config.save_pretrained(folder)

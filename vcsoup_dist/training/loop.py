@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from vcsoup_dist.training.batches import micro_batches, step_pairs
 from vcsoup_dist.training.checkpoint import resume, save_checkpoint
 from vcsoup_dist.training.engine import local_device, save_companions
 from vcsoup_dist.training.examples import Example, load_examples
-from vcsoup_dist.training.export import export_weights
+from vcsoup_dist.training.export import export_policy
 from vcsoup_dist.training.jobs import PolicyTask
 from vcsoup_dist.training.metrics import MetricsLog, peak_memory_gib
 from vcsoup_dist.training.schedule import learning_rate
@@ -81,9 +82,13 @@ def train_policy(engine: Any, tokenizer: Any, training: Training, task: PolicyTa
                 checkpoint = save_checkpoint(engine, Path(task.scratch), step + 1, measured)
     assert checkpoint is not None
     output = Path(task.output)
-    export_weights(checkpoint, output, training.dtype)
+    companions = Path(task.scratch) / "companions"
     if first:
-        save_companions(engine, tokenizer, output)
+        save_companions(engine, tokenizer, companions)
+    dist.barrier()
+    export_policy(checkpoint, companions, output, training.dtype)
+    if first:
+        shutil.rmtree(companions)
         summary = {
             "steps": steps,
             "pairs": len(examples),

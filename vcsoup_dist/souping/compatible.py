@@ -1,0 +1,52 @@
+"""Whether policies can be summed: what the headers say, before a weight is read."""
+
+from __future__ import annotations
+
+from vcsoup_dist.checkpoints.layout import Layout
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.souping.formats import FLOAT_DTYPES
+
+COPIED_DTYPES = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
+"""Buffers of these must be equal in all policies, and are copied."""
+
+
+def require_summable(layout: Layout, name: str) -> None:
+    """UserError for a tensor of policy `name` that has no weighted sum and is no buffer to copy."""
+    for spec in layout.values():
+        if spec.dtype not in FLOAT_DTYPES and spec.dtype not in COPIED_DTYPES:
+            raise UserError(
+                f"policy {name}: {spec.name!r} is {spec.dtype}; quantised or complex numbers"
+                " cannot be summed: save the policy in bf16, fp16 or fp32"
+            )
+
+
+def require_same(first: Layout, first_name: str, other: Layout, other_name: str) -> None:
+    """UserError unless two policies have the same tensors, in the same shapes."""
+    for with_it, has, without, lacks in (
+        (first, first_name, other, other_name),
+        (other, other_name, first, first_name),
+    ):
+        missing = [name for name in with_it if name not in without]
+        if missing == ["lm_head.weight"]:
+            raise UserError(
+                f"policy {has} has its own lm_head.weight, policy {lacks} ties it to the embedding;"
+                " save both the same way"
+            )
+        if missing:
+            more = f" and {len(missing) - 1} more tensors" if len(missing) > 1 else ""
+            raise UserError(
+                f"policy {lacks} lacks {missing[0]!r}{more} that policy {has} has; they are not"
+                " policies of one model"
+            )
+    for spec in first.values():
+        twin = other[spec.name]
+        if twin.shape != spec.shape:
+            raise UserError(
+                f"{spec.name!r} has shape {list(spec.shape)} in policy {first_name} and"
+                f" {list(twin.shape)} in policy {other_name}"
+            )
+        if twin.dtype != spec.dtype and not {twin.dtype, spec.dtype} <= FLOAT_DTYPES.keys():
+            raise UserError(
+                f"{spec.name!r} is {spec.dtype} in policy {first_name} and {twin.dtype} in policy"
+                f" {other_name}"
+            )
