@@ -423,7 +423,10 @@ def main() -> None:
             raise
         print(f"vcsoup: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        # typer makes an exit with code 130 of an interrupt.
+        if isinstance(stopped, SystemExit) and stopped.code != 130:
+            raise
         print("vcsoup: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
 
