@@ -9,7 +9,7 @@ from vcsoup_dist.progress import log
 from vcsoup_dist.souping.formats import format_named
 from vcsoup_dist.souping.preflight import SHARD_SIZE, plan_merge
 from vcsoup_dist.souping.screen import last_line
-from vcsoup_dist.souping.write import Written, placement, write_soups
+from vcsoup_dist.souping.write import Written, placement, require_apart, write_soups
 
 
 def export(
@@ -37,9 +37,11 @@ def export(
         shard_size=shard_size,
         companions=model,
     )
+    where = placement(plan, out, inside=False)
+    require_apart(where, [checkpoint, *([model] if model else [])])
     written = write_soups(
         plan,
-        placement(plan, out, inside=False),
+        where,
         memory=memory,
         overwrite=overwrite,
         card=False,

@@ -23,6 +23,7 @@ from vcsoup_dist.souping.write import (
     missing_ranks,
     narrowed,
     placement,
+    require_apart,
     write_soups,
 )
 
@@ -91,7 +92,7 @@ def merge(
         policies, soups, names=names, base=base, dtype=written_as, shard_size=shard_size
     )
     where = placement(plan, out, inside=inside)
-    _check_targets(where, [*policies, *([base] if base else [])])
+    require_apart(where, [*policies, *([base] if base else [])])
     if finalise:
         return _finalise(plan, where, world_size, sha256)
     for line in describe(plan, where, memory=memory):
@@ -169,15 +170,6 @@ def _rows(
             raise UserError(f"{len(row)} weights for {len(policies)} policies: {list(row)}")
         validate_weights(row, extrapolate=extrapolate, any_sum=base is not None)
     return list(weights)
-
-
-def _check_targets(where: Placement, sources: Sequence[Path]) -> None:
-    for target in where.targets.values():
-        for source in sources:
-            if target.resolve() in (source.resolve(), *source.resolve().parents):
-                raise UserError(
-                    f"{target}: is, or holds, the policy {source}; choose another --out"
-                )
 
 
 def _finalise(plan: MergePlan, where: Placement, world_size: int, sha256: bool) -> Written:

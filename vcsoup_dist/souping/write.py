@@ -82,6 +82,16 @@ def placement(plan: MergePlan, out: Path, *, inside: bool) -> Placement:
     return Placement(out, {soup: out / soup if inside else out for soup in plan.soups})
 
 
+def require_apart(where: Placement, sources: Sequence[Path]) -> None:
+    """UserError where a soup would replace one of the checkpoints that it is made from."""
+    for target in where.targets.values():
+        for source in sources:
+            if target.resolve() in (source.resolve(), *source.resolve().parents):
+                raise UserError(
+                    f"{target}: is, or holds, the policy {source}; choose another --out"
+                )
+
+
 def write_soups(
     plan: MergePlan,
     where: Placement,
@@ -138,7 +148,7 @@ def finish(plan: MergePlan, where: Placement, *, card: bool = True, sha256: bool
     with door(where.work, make=False) as there, _disk_full_is_said(where.work):
         if not there:  # another rank was faster, or none has begun
             return all(is_made(plan, soup, where.targets[soup]) for soup in plan.soups)
-        same = _started(plan, where.work)
+        same = _started(plan, where)
         done = read_journals(where.work)
         if any(piece.number not in done for piece in cut_pieces(same.shards)):
             return False
@@ -196,7 +206,7 @@ def _enter(plan: MergePlan, where: Placement, overwrite: bool) -> MergePlan:
     if record is not None and not (
         overwrite and fingerprint(_of(plan, record)) != record.fingerprint
     ):
-        same = _started(plan, work)
+        same = _started(plan, where)
         if not all(is_made(same, soup, where.targets[soup]) for soup in same.soups):
             check_disk(same, work)
             return same
@@ -223,13 +233,15 @@ def _of(plan: MergePlan, record: Record) -> MergePlan:
     return narrowed(plan, record.soups)
 
 
-def _started(plan: MergePlan, work: Path) -> MergePlan:
-    """The part of the plan that the work folder is of; UserError where it is of another."""
-    record = read_record(work)
+def _started(plan: MergePlan, where: Placement) -> MergePlan:
+    """The part of the plan that the work folder is of, all else being made; UserError where it is
+    of another."""
+    record = read_record(where.work)
     same = _of(plan, record) if record else narrowed(plan, [])
-    if record is None or fingerprint(same) != record.fingerprint:
+    rest = narrowed(plan, [soup for soup in plan.soups if soup not in same.soups])
+    if record is None or fingerprint(same) != record.fingerprint or due(rest, where, True):
         raise UserError(
-            f"{work}: holds a started merge of other policies, weights or options; give the same"
+            f"{where.work}: holds a started merge of other policies, weights or options; give the same"
             " ones to go on with it, or --overwrite to begin anew"
         )
     return same
