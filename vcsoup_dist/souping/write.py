@@ -241,8 +241,8 @@ def _started(plan: MergePlan, where: Placement) -> MergePlan:
     rest = narrowed(plan, [soup for soup in plan.soups if soup not in same.soups])
     if record is None or fingerprint(same) != record.fingerprint or due(rest, where, True):
         raise UserError(
-            f"{where.work}: holds a started merge of other policies, weights or options; give the same"
-            " ones to go on with it, or --overwrite to begin anew"
+            f"{where.work}: holds a started merge of other policies, weights or options; give the"
+            " same ones to go on with it, or --overwrite to begin anew"
         )
     return same
 
