@@ -144,6 +144,9 @@ def _open_door(work: Path, make: bool) -> int:
         try:
             if make:
                 work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{work}: cannot be made: {error.strerror}") from None
+        try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except FileNotFoundError:
             if make:
