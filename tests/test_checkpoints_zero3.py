@@ -93,7 +93,7 @@ def write_checkpoints(job: Path) -> None:
         folder.mkdir(exist_ok=True)
         engine = start_engine(Wrapped if name == "own" else Odd, stage, bf16)
         if name == "own":
-            save_checkpoint(engine, folder, 1)
+            save_checkpoint(engine, folder, 1, {})
             tag = "step-00000001"
         else:
             engine.save_checkpoint(str(folder), tag="global_step1")
@@ -178,6 +178,38 @@ def test_a_checkpoint_itself_opens_like_its_folder(written):
     tag = folder / "step-00000001"
     assert is_checkpoint(tag)
     assert open_checkpoint(tag).layout == open_checkpoint(folder).layout
+
+
+def test_an_export_is_what_deepspeed_makes_of_it_rounded_once(written, tmp_path):
+    from safetensors.torch import load_file
+
+    from vcsoup_dist.souping.export import export
+
+    export(written(3) / "bf16", out=tmp_path / "as-stored")
+    export(written(3) / "bf16", out=tmp_path / "bf16", dtype="bf16")
+    expected = torch.load(written(3) / "bf16.expected")
+    stored = load_file(tmp_path / "as-stored" / "model.safetensors")
+    halves = load_file(tmp_path / "bf16" / "model.safetensors")
+    assert stored.keys() == halves.keys() == expected.keys() - {"head.weight"}
+    for name, tensor in stored.items():
+        assert torch.equal(tensor.to(expected[name].dtype), expected[name]), name
+        if expected[name].is_floating_point():
+            assert torch.equal(halves[name], expected[name].bfloat16()), name
+
+
+def test_checkpoints_of_several_worlds_are_merged_from_their_partitions(written, tmp_path):
+    from safetensors.torch import load_file
+
+    from vcsoup_dist.souping.merge import merge
+
+    policies = [written(2) / "fp32", written(3) / "fp32"]
+    merge(policies, out=tmp_path / "soup", weights=[[0.25, 0.75]], memory=1 << 27)
+    soup = load_file(tmp_path / "soup" / "model.safetensors")
+    expected = [torch.load(written(world) / "fp32.expected") for world in (2, 3)]
+    for name, tensor in soup.items():
+        if tensor.is_floating_point():
+            one, other = (each[name].double() for each in expected)
+            assert torch.equal(tensor, (0.25 * one + 0.75 * other).to(tensor.dtype)), name
 
 
 def write_by_hand(
