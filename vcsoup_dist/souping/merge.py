@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -139,9 +138,12 @@ def policy_names(policies: Sequence[Path]) -> list[str]:
     """The last parts of the paths, as many as tell them apart: `helpful`, or `helpful-seed-0`."""
     parts = [[each for each in path.absolute().parts if each != "/"] for path in policies]
     for length in range(1, max(map(len, parts), default=0) + 1):
-        names = [re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(each[-length:])) for each in parts]
+        names = ["-".join(each[-length:]) for each in parts]
         if len(set(names)) == len(names):
-            return names
+            # They are shown on one line each, and two may differ in what cannot be shown.
+            shown = ["".join(c if c.isprintable() else "_" for c in name) for name in names]
+            once = len(set(shown)) == len(shown)
+            return shown if once else [f"{i} {name}" for i, name in enumerate(shown, start=1)]
     raise UserError("the same policy is named twice; give it once, with the sum of its weights")
 
 

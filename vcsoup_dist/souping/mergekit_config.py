@@ -36,7 +36,7 @@ class MergekitConfig:
 def read_mergekit_config(file: Path) -> MergekitConfig:
     """UserError for anything that mergekit would do and a linear soup does not."""
     try:
-        content = yaml.safe_load(file.read_text())
+        content = yaml.safe_load(file.read_bytes())
     except (OSError, ValueError, yaml.YAMLError) as error:  # a ValueError: no date, no text
         raise UserError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):

@@ -63,7 +63,7 @@ def publish(
                 base=plan.base,
                 version=__version__,
             )
-            (folder / CARD_NAME).write_text(text)
+            (folder / CARD_NAME).write_text(text, encoding="utf-8", errors="replace")
         manifest = soup_manifest(
             plan, soup, folder, of_sources, of_soup, version=__version__, sha256=sha256
         )
