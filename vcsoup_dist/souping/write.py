@@ -178,8 +178,9 @@ def due(plan: MergePlan, where: Placement, overwrite: bool) -> list[str]:
                 f"{target}: is there already, and not made of these policies and weights as they"
                 " are now; --overwrite replaces it"
             )
-        if os.path.lexists(target.parent) and not target.parent.is_dir():
-            raise UserError(f"{target.parent}: is no directory; choose another --out")
+        for place in (target.parent, target):
+            if os.path.lexists(place) and not place.is_dir():
+                raise UserError(f"{place}: is no directory; choose another --out")
         missing.append(soup)
     return missing
 
