@@ -11,8 +11,8 @@ from pathlib import Path
 
 from vcsoup_dist.checkpoints.pages import Bytes
 from vcsoup_dist.souping.pieces import Piece, cut_pieces
-from vcsoup_dist.souping.preflight import plan_merge, widest_output
-from vcsoup_dist.souping.stream import Recipients, stream
+from vcsoup_dist.souping.preflight import plan_merge
+from vcsoup_dist.souping.stream import stream
 
 
 class Discard:
@@ -37,11 +37,9 @@ def main() -> None:
     args = parser.parse_args()
     rows = {f"soup{i}": list(map(float, row.split(","))) for i, row in enumerate(args.weights)}
     plan = plan_merge(args.policies, rows, names=[path.name for path in args.policies])
-    layouts = [source.layout for source in plan.sources]
-    what = Recipients(layouts, plan.names, plan.weights, widest_output(plan.shards))
     began = time.monotonic()
     pieces = 0
-    for _ in stream(what, cut_pieces(plan.shards), Discard(), memory=1 << 30):
+    for _ in stream(plan.recipients(), cut_pieces(plan.shards), Discard(), memory=1 << 30):
         pieces += 1
     seconds = time.monotonic() - began
     print(f"{pieces} pieces, {plan.bytes_read / 1e9:.1f} GB read in {seconds:.1f} s")
