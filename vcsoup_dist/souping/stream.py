@@ -28,7 +28,7 @@ from vcsoup_dist.souping.formats import FLOAT_DTYPES, Float64
 from vcsoup_dist.souping.kernel import weighted_sum
 from vcsoup_dist.souping.pieces import Piece
 
-MOST_THREADS = 16
+MOST_THREADS = 24
 SMALLEST_CHUNK = 1 << 12  # elements
 RESERVE = 1 << 26  # bytes of `memory` for threads, kernels and journals
 
@@ -206,7 +206,8 @@ def _threads_and_chunk(what: Recipients, memory: int) -> tuple[int, int]:
     per_element = sum(map(widest, what.layouts)) + what.out_width * len(what.weights)
     fixed = (2 * len(what.layouts) + len(what.weights)) * PAGE
     room = max(memory - anonymous_bytes() - RESERVE, memory // 4)
-    threads = min(MOST_THREADS, 2 * _cores())
+    # Two of three wait for the disk while one sums.
+    threads = min(MOST_THREADS, 3 * _cores())
     while True:
         chunk = min(PIECE, (room // threads - fixed) // per_element) & -SMALLEST_CHUNK
         # Small chunks cost more than the overlap of many threads gains.
