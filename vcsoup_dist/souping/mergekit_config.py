@@ -61,7 +61,7 @@ def read_mergekit_config(file: Path) -> MergekitConfig:
         if not isinstance(entry, dict) or entry.keys() - {"model", "parameters"}:
             raise UserError(f"{file}: {where} must have `model` and `parameters`, and no more")
         policy = _path(file, entry, "model", where)
-        if method == "task_arithmetic" and policy == base:
+        if method == "task_arithmetic" and base and policy.resolve() == base.resolve():
             continue  # its difference from itself is nothing
         own = _parameters(file, entry, where, {"weight"})
         if "weight" not in own and "weight" not in shared:
@@ -70,6 +70,11 @@ def read_mergekit_config(file: Path) -> MergekitConfig:
         weights.append(own.get("weight", shared.get("weight", 0.0)))
     if not policies:
         raise UserError(f"{file}: `models` names no model but the base")
+    if method == "linear" and base and base.resolve() not in [each.resolve() for each in policies]:
+        raise UserError(
+            f"{file}: mergekit sums the base_model of a linear merge too; give it a weight under"
+            " `models`, or leave base_model out"
+        )
     normalise = bool(shared.get("normalize", method == "linear"))
     if normalise:
         total = math.fsum(weights)
