@@ -56,6 +56,13 @@ def files_of(directory: Path) -> dict[str, bytes]:
     }
 
 
+def forget(file: Path) -> None:
+    """Let the page cache lose a file, where the file system is not made of it."""
+    with open(file, "rb+") as opened:
+        os.fsync(opened)
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def vcsoup(*arguments: object, folder: Path, code: int = 0) -> str:
     """Run the command in `folder`; what it printed. A refusal must end with a line of ours."""
     said = folder.with_name(f"{folder.name}-said-{os.getpid()}")  # `folder` is left as it is

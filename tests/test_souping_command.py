@@ -426,14 +426,14 @@ CONFIGS = {
         " parameters: {normalize: false}, dtype: float32}",
         (0.5, 1.0), "F32",
     ),
-    "linear with a base, which takes no part": (
+    "linear with a base, a model like any other": (
         "{models: [{model: helpful, parameters: {weight: 0.3}},"
         " {model: {model: {path: harmless}}, parameters: {weight: 0.7}}],"
-        " merge_method: linear, base_model: base, dtype: float32, out_dtype: float16}",
+        " merge_method: linear, base_model: ./harmless, dtype: float32, out_dtype: float16}",
         (0.3, 0.7), "F16",
     ),
     "task arithmetic": (
-        "{models: [{model: base}, {model: helpful, parameters: {weight: 0.5}},"
+        "{models: [{model: ./base}, {model: helpful, parameters: {weight: 0.5}},"
         " {model: harmless}], merge_method: task_arithmetic, base_model: base,"
         " parameters: {weight: 0.25, lambda: 2}}",
         (1.0, 0.5, -0.5), None,
@@ -478,6 +478,9 @@ REFUSED = {
     "no method": (linear(merge_method=""), "merge_method is None"),
     "a list of methods": (linear(merge_method="[linear]"), "merge_method is"),
     "no base": (linear(merge_method="task_arithmetic"), "task_arithmetic needs a base_model"),
+    "a base beside the models": (
+        linear(base_model="base"), "mergekit sums the base_model of a linear merge too",
+    ),
     "density": (linear(parameters="{density: 0.5}"), "parameters: supported parameters are"),
     "int8_mask": (linear(parameters="{int8_mask: true}"), "parameters: supported parameters are"),
     "a weight for every layer": (

@@ -10,11 +10,11 @@ import sys
 
 import numpy as np
 import pytest
-from merging import bf16, files_of, read_all, write_policy
+from merging import bf16, files_of, forget, read_all, write_policy
 
 from vcsoup_dist.checkpoints.digests import PIECE
 from vcsoup_dist.checkpoints.layout import read_layout
-from vcsoup_dist.checkpoints.pages import PAGE
+from vcsoup_dist.checkpoints.pages import PAGE, is_cached
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping import merge, stream
 from vcsoup_dist.souping.kernel import weighted_sum
@@ -112,6 +112,30 @@ def test_bytes_do_not_depend_on_memory_nor_on_which_soups_are_made_together(larg
         policies = [each[name] for each in tensors]
         if name != "odd":
             assert found == summed(policies, (0.6, 0.4), policies[0][0]), name
+
+
+def cached(path) -> bool:
+    """Whether the page cache holds a page a third into a file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return is_cached(descriptor, path.stat().st_size // 3, 1)
+    finally:
+        os.close(descriptor)
+
+
+def test_what_is_not_in_the_page_cache_is_read_right_and_past_it(large_pair, tmp_path):
+    weights = {"a": (0.3, 0.7)}
+    merge_named(large_pair, weights, tmp_path / "x")
+    for policy in large_pair:
+        file = policy / "model.safetensors"
+        assert cached(file)
+        forget(file)
+        if cached(file):
+            pytest.skip("this file system lives in the page cache")
+    merge_named(large_pair, weights, tmp_path / "y", memory=64 << 20)
+    assert not any(cached(policy / "model.safetensors") for policy in large_pair)
+    assert not cached(tmp_path / "y" / "a" / "model.safetensors")
+    assert files_of(tmp_path / "y") == files_of(tmp_path / "x")
 
 
 def test_whatever_page_a_tensor_starts_in_its_bytes_are_right(tmp_path, monkeypatch):
