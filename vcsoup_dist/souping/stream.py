@@ -10,7 +10,7 @@ import os
 import queue
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,15 +114,31 @@ def _in_turn(
     most: int,
 ) -> Iterator[Done]:
     begun: set[Future[Done]] = set()
-    for piece in pieces:
-        prepare(piece)
-        begun.add(pool.submit(make, piece))
-        if len(begun) >= most:
-            finished, begun = wait(begun, return_when=FIRST_COMPLETED)
-            yield from (each.result() for each in finished)
-    while begun:
-        finished, begun = wait(begun, return_when=FIRST_COMPLETED)
-        yield from (each.result() for each in finished)
+    try:
+        for piece in pieces:
+            prepare(piece)
+            begun.add(pool.submit(make, piece))
+            if len(begun) >= most:
+                yield from _finished(begun)
+        while begun:
+            yield from _finished(begun)
+    except Exception:  # what the others have done is not lost
+        for each in begun:
+            each.cancel()
+        for each in as_completed(begun):
+            if not each.cancelled() and each.exception() is None:
+                yield each.result()
+        raise
+
+
+def _finished(begun: set[Future[Done]]) -> Iterator[Done]:
+    """Wait for one at least, and take out of `begun` what is finished; raises after the good."""
+    finished, _ = wait(begun, return_when=FIRST_COMPLETED)
+    begun -= finished
+    failed = [each for each in finished if each.exception() is not None]
+    yield from (each.result() for each in finished if each not in failed)
+    for each in failed:
+        each.result()
 
 
 @dataclass(frozen=True)
