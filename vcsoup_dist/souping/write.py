@@ -129,13 +129,14 @@ def write_soups(
         pieces = [piece for piece in cut_pieces(plan.shards) if piece.shard in own]
         kept = [piece for piece in pieces if piece.number in done]
         missing = [piece for piece in pieces if piece.number not in done]
-        raise_open_files(open_files(plan, missing))
-        if missing:  # so nothing can have been published
+        report = Written(tuple(plan.soups), 0, 0, 0, False)
+        if missing:  # so nothing is published before they are done, and the folder stays
+            raise_open_files(open_files(plan, missing))
             for soup in plan.soups:
                 where.folder(soup).mkdir(parents=True, exist_ok=True)
-        files = SoupFiles([where.folder(soup) for soup in plan.soups], plan.shards, kept)
-        journal = Journal(where.work, rank, world_size)
-        report = _write(plan, missing, files, journal, memory, allow_nonfinite, title)
+            files = SoupFiles([where.folder(soup) for soup in plan.soups], plan.shards, kept)
+            journal = Journal(where.work, rank, world_size)
+            report = _write(plan, missing, files, journal, memory, allow_nonfinite, title)
         finished = finalise and finish(plan, where, card=card, sha256=sha256)
     return replace(report, pieces_kept=len(kept), finished=finished)
 
