@@ -405,6 +405,23 @@ def test_ranks_that_end_at_the_same_instant_publish_once(tmp_path):
     assert done.stdout == f"{3 * (10 + 5)} []\n", done.stdout + done.stderr
 
 
+def test_a_rank_run_again_while_the_last_one_publishes_finds_all_done(
+    small, alone, tmp_path, monkeypatch
+):
+    small(rank=0, world_size=2)
+    deal, finished = write.deal_shards, []
+
+    def deal_meanwhile(*arguments):
+        monkeypatch.setattr(write, "deal_shards", deal)
+        finished.append(small(rank=1, world_size=2).finished)
+        return deal(*arguments)
+
+    monkeypatch.setattr(write, "deal_shards", deal_meanwhile)
+    finished.append(small(rank=0, world_size=2).finished)
+    assert finished == [True, True]
+    assert files_of(tmp_path / "out") == alone and not (tmp_path / "out.partial").exists()
+
+
 def test_finalise_names_the_ranks_that_are_missing_and_publishes_when_none_is(
     small, alone, tmp_path, monkeypatch
 ):
