@@ -80,7 +80,7 @@ def shards_like(groups: Sequence[Sequence[TensorMeta]]) -> list[Shard]:
 
 
 def header_bytes(shard: Shard) -> bytes:
-    """Length and JSON header, padded so that the data begin at a multiple of 8."""
+    """Length and JSON header, padded so that the data begin at a page: direct I/O wants that."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     begin = 0
     for name, dtype, shape in shard.tensors:
@@ -88,7 +88,7 @@ def header_bytes(shard: Shard) -> bytes:
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(len(text) + 8) % 4096)
     return len(text).to_bytes(8, "little") + text
 
 
