@@ -142,7 +142,10 @@ def test_shards_are_cut_by_size_or_as_the_first_policy_is(models, folder):
         for where in (models / "helpful", folder / "inputs")
     ]
     assert files[0] == files[1] and len(set(files[0].values())) > 1
-    assert all(path.stat().st_size < 22_000 for path in (folder / "20KB").glob("*.safetensors"))
+    assert all(
+        path.stat().st_size < 20_000 + 4096 + 4096
+        for path in (folder / "20KB").glob("*.safetensors")
+    )
     assert len(list((folder / "20KB").glob("*.safetensors"))) > len(set(files[0].values()))
     assert [path.name for path in (folder / "5GB").glob("*.safetensors")] == ["model.safetensors"]
 
