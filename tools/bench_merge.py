@@ -224,7 +224,7 @@ def _facts(args: argparse.Namespace, limited: bool, notes: list[str]) -> dict[st
         "memory_limit": args.limit_memory if limited else None,
         "shards": [path.stat().st_size for path in shards_of(args.policies[0])],
         "notes": notes,
-        "command": [sys.executable, *sys.argv],
+        "command": ["python", *sys.argv],
         "hardware": machine,
         "versions": _versions(args),
         "git": git_state(),
