@@ -31,10 +31,10 @@ def main() -> None:
     first = draw.standard_normal(NUMEL, np.float32) * np.float32(0.02)
     noise = draw.standard_normal(NUMEL, np.float32)
     pairs = {"independent": noise * np.float32(0.02), "near": first + noise * np.float32(1e-3)}
-    print(
-        "| policies | weights | compiled ns/number | GB/s | numpy ns/number | not as the exact sum:"
-    )
-    print("float64 | float32 | bf16 |")
+    columns = ("policies", "weights", "compiled ns/number", "GB/s", "numpy ns/number")
+    others = ("float64 differs", "float32 differs", "bf16 differs")
+    print("| " + " | ".join((*columns, *others)) + " |")
+    print("| --- | --- |" + " ---: |" * 6)
     for relation, second in pairs.items():
         policies = [to_bf16(first), to_bf16(second)]
         for name, rows in SOUPS.items():
