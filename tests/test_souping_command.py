@@ -113,6 +113,19 @@ def test_with_a_base_the_soup_is_the_base_and_the_weighted_differences(models, f
     assert "θ₀ + Σ λᵢ (θᵢ − θ₀)" in (folder / "soup" / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("weights", ["0.8,0.5", "0.3,0.7"], ids=["read", "cancelled"])
+def test_a_base_that_is_called_as_a_policy_is_told_from_it(models, folder, weights):
+    shutil.copytree(models / "base", folder / "step" / "helpful")
+    arguments = ["--weights", weights, "--base", "step/helpful", "--out", "soup"]
+    vcsoup(*TWO, *arguments, folder=folder)
+    manifest = json.loads((folder / "soup" / "manifest.json").read_text())
+    digests = {source["name"]: source["weights"] for source in manifest["sources"]}
+    card = (folder / "soup" / "README.md").read_text(encoding="utf-8")
+    [row] = [line for line in card.splitlines() if "(θ₀)" in line]
+    shown = f"xxh3:{digests['base helpful']}" if weights == "0.8,0.5" else "cancels"
+    assert row == f"| base helpful (θ₀) | | `{shown}` |"
+
+
 def test_a_base_that_cancels_is_not_read(models, folder):
     arguments = ["--weights", "0.3,0.7", "--base", "base", "--out", "soup"]
     vcsoup(*TWO, *arguments, folder=folder)

@@ -114,10 +114,12 @@ def plan_merge(
     base_name = None
     if base is not None:
         base_name = base.resolve().name
+        if base_name in names:
+            base_name = f"base {base_name}"
         of_base = np.array([_rest_of(row) for row in weights.tolist()])
         if of_base.any():  # else theta_0 cancels, and is not read
             sources.append(open_source(base))
-            names.append(base_name if base_name not in names else f"base {base_name}")
+            names.append(base_name)
             weights = np.column_stack([weights, of_base])
     for name, source in zip(names, sources, strict=True):
         require_summable(source.layout, name)
