@@ -77,7 +77,7 @@ def verify_directory(folder: Path, *, memory: int = 1 << 30) -> Verified:
     for name, entry in files.items():
         path = folder / name
         if not path.is_file():
-            raise UserError(f"{path}: is missing; remove it and merge it again")
+            raise UserError(f"{path}: is missing; remove the soup and merge it again")
         if path.stat().st_size != entry["bytes"]:
             raise UserError(
                 f"{path}: has {path.stat().st_size} bytes, was written with {entry['bytes']}"
@@ -105,13 +105,14 @@ def verify_directory(folder: Path, *, memory: int = 1 << 30) -> Verified:
     for name, each in tensors.items():
         if manifest["tensors"].get(name) != each.hex():
             raise UserError(
-                f"{layout[name].file}: {name!r} is not what was written; remove it and merge it again"
+                f"{layout[name].file}: {name!r} is not what was written; remove the soup and merge it"
+                " again"
             )
     for shard in shards:
         path = folder / shard.file_name
         if shard_digest(raw_header(path), shard, tensors).hex() != files[path.name]["digest"]:
             raise UserError(
-                f"{path}: its header is not what was written; remove it and merge it again"
+                f"{path}: its header is not what was written; remove the soup and merge it again"
             )
     return Verified(len(layout), sum(map(piece_bytes, pieces)))
 
@@ -146,7 +147,7 @@ class _Comparison(_Nowhere):
             first = offset + int(np.flatnonzero(there != data)[0])
             raise UserError(
                 f"{self._folders[soup]}: {piece.tensor!r} differs from the sum of its sources, from"
-                f" byte {first} of it on; remove it and merge it again"
+                f" byte {first} of it on; remove the soup and merge it again"
             )
 
 
