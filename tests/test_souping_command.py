@@ -599,3 +599,16 @@ def test_pickled_and_other_weights_are_merged_alike(models, folder):
     )
     assert "policies  2: helpful (safetensors), pickled (bin)" in said
     assert read_all(folder / "soup") == expected(models, TWO[1:], WEIGHTS, "BF16")
+
+
+def test_overwriting_replaces_models_and_no_other_folder(folder):
+    (folder / "home").mkdir()
+    (folder / "home" / "thesis.txt").write_text("years")
+    arguments = ["--weights", "0.3,0.7", "--out", "home", "--overwrite"]
+    said = vcsoup(*TWO, *arguments, folder=folder, code=2)
+    assert "no model directory" in said
+    assert [path.name for path in (folder / "home").iterdir()] == ["thesis.txt"]
+    assert not (folder / "home.partial").exists()
+    (folder / "home" / "config.json").write_text("{}")
+    vcsoup(*TWO, *arguments, folder=folder)
+    assert (folder / "home" / "manifest.json").exists()

@@ -105,8 +105,8 @@ def verify_directory(folder: Path, *, memory: int = 1 << 30) -> Verified:
     for name, each in tensors.items():
         if manifest["tensors"].get(name) != each.hex():
             raise UserError(
-                f"{layout[name].file}: {name!r} is not what was written; remove the soup and merge it"
-                " again"
+                f"{layout[name].file}: {name!r} is not what was written; remove the soup and merge"
+                " it again"
             )
     for shard in shards:
         path = folder / shard.file_name

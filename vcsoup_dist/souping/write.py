@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vcsoup_dist.checkpoints.companions import CONFIG_NAME
 from vcsoup_dist.checkpoints.layout import DTYPE_BITS
 from vcsoup_dist.checkpoints.reader import MAX_OPEN
 from vcsoup_dist.checkpoints.writer import DISK_FULL
@@ -179,6 +180,8 @@ def due(plan: MergePlan, where: Placement, overwrite: bool) -> list[str]:
                 f"{target}: is there already, and not made of these policies and weights as they"
                 " are now; --overwrite replaces it"
             )
+        if overwrite and target.is_dir() and not (_is_empty(target) or _is_model(target)):
+            raise UserError(f"{target}: is no model directory, and is not replaced; move it away")
         for place in (target.parent, target):
             if os.path.lexists(place) and not place.is_dir():
                 raise UserError(f"{place}: is no directory; choose another --out")
@@ -323,6 +326,10 @@ def _disk_full_is_said(work: Path) -> Iterator[None]:
             f"{work}: {error.strerror} while writing; make room and run the same command again,"
             " it goes on from here"
         ) from error
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / CONFIG_NAME).exists() or any(folder.glob("*.safetensors"))
 
 
 def _is_empty(folder: Path) -> bool:
