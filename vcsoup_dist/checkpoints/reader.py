@@ -1,8 +1,8 @@
 """Reading any part of any tensor of a checkpoint into memory of the caller.
 
-What the page cache holds is taken from there; all else is read past it, so that streaming a model
-of any size leaves the cache of the machine as it was. Never through mmap, which is slow on network
-file systems (safetensors issue 562, vLLM pull request 24469).
+Files that the page cache largely holds are read from there; all else but small parts is read past
+it, so that streaming a model of any size leaves the cache of the machine nearly as it was.
+Never through mmap, which is slow on network file systems (safetensors issue 562, vLLM pull request 24469).
 """
 
 from __future__ import annotations

@@ -100,7 +100,6 @@ def write_soups(
     memory: int = 1 << 30,
     rank: int = 0,
     world_size: int = 1,
-    finalise: bool = True,
     overwrite: bool = False,
     allow_nonfinite: bool = False,
     card: bool = True,
@@ -110,9 +109,9 @@ def write_soups(
     """Write this rank's shards of every soup; the rank that finds all done publishes them.
 
     Every input byte is read once. Killed at any instant, the same call goes on, and ends with
-    the same bytes, as any number of ranks do. memory: bytes; finalise: False leaves publishing
-    to `finish`; overwrite: replace what lies at the targets; card: write a README.md; sha256:
-    also record what `sha256sum` prints; title: of the progress bar.
+    the same bytes, as any number of ranks do. memory: bytes; overwrite: replace
+    what lies at the targets; card: write a README.md; sha256: also record what `sha256sum`
+    prints; title: of the progress bar.
     UserError for NaN or infinity in a policy unless `allow_nonfinite`, integers that differ, a
     full disk, a place that is taken or in use.
     """
@@ -138,7 +137,7 @@ def write_soups(
             files = SoupFiles([where.folder(soup) for soup in plan.soups], plan.shards, kept)
             journal = Journal(where.work, rank, world_size)
             report = _write(plan, missing, files, journal, memory, allow_nonfinite, title)
-        finished = finalise and finish(plan, where, card=card, sha256=sha256)
+        finished = finish(plan, where, card=card, sha256=sha256)
     return replace(report, pieces_kept=len(kept), finished=finished)
 
 
