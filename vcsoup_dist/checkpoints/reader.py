@@ -2,7 +2,8 @@
 
 Files that the page cache largely holds are read from there; all else but small parts is read past
 it, so that streaming a model of any size leaves the cache of the machine nearly as it was.
-Never through mmap, which is slow on network file systems (safetensors issue 562, vLLM pull request 24469).
+Never through mmap, which is slow on network file systems (safetensors issue 562, vLLM pull
+request 24469).
 """
 
 from __future__ import annotations
