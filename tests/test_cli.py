@@ -76,6 +76,8 @@ COMMANDS = [
     "status",
     "score",
     "filter",
+    "warmup",
+    "reference",
     "train",
     "merge",
     "evaluate",
@@ -108,6 +110,19 @@ def test_status_marks_every_product(folder):
     assert "missing   filtered/vc_soup/long" in printed
     again = vcsoup("score", "recipe.yaml", folder=folder)
     assert "nothing to do" in again
+
+
+def test_a_stage_that_the_recipe_does_not_have_is_nothing_to_do(folder):
+    printed = vcsoup("warmup", "recipe.yaml", folder=folder)
+    assert "nothing to do: no warmup in this recipe" in printed
+    (folder / "recipe.yaml").write_text(RECIPE + "training: {objective: sft}\n")
+    printed = vcsoup("reference", "recipe.yaml", folder=folder)
+    assert "nothing to do: no reference in this recipe" in printed
+
+
+@pytest.mark.parametrize("command", ["train", "run"])
+def test_the_exit_code_of_a_stop_is_in_the_help(command, tmp_path):
+    assert "75 " in vcsoup(command, "--help", folder=tmp_path)
 
 
 MISTAKES = {

@@ -9,13 +9,23 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.forward import logprobs
-from vcsoup_dist.forward.answers import AnswerLogps, pack_answers, sum_per_sequence
+from vcsoup_dist.forward.answers import (
+    AnswerLogps,
+    pack_answers,
+    pack_pairs,
+    pair_tokens,
+    sum_per_sequence,
+)
 from vcsoup_dist.forward.attention import choose_attention
+from vcsoup_dist.forward.hidden import can_pack
+from vcsoup_dist.forward.logprobs import Transform
 from vcsoup_dist.forward.packing import budget_batches, pack
 from vcsoup_dist.forward.template import Encoded, encode_answer, encode_pair, encode_prompt
+from vcsoup_dist.training.engine import switch_off_dropout
 
 SMALL = {
     "vocab_size": 50,
@@ -35,44 +45,118 @@ ARCHITECTURES = {
     "mistral, sliding window": transformers.MistralConfig(
         **SMALL, num_key_value_heads=2, sliding_window=4
     ),
+    "qwen3, sliding window in its last layer": transformers.Qwen3Config(
+        **SMALL,
+        num_key_value_heads=2,
+        head_dim=8,
+        use_sliding_window=True,
+        sliding_window=5,
+        max_window_layers=1,
+    ),
+    "gemma2, soft-capped scores and logits, sliding window": transformers.Gemma2Config(
+        **SMALL,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=5,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=1.5,
+    ),
+    "gemma3, sliding window": transformers.Gemma3TextConfig(
+        **SMALL, num_key_value_heads=2, head_dim=8, sliding_window=5
+    ),
+    "granite, scaled logits": transformers.GraniteConfig(
+        **SMALL, num_key_value_heads=2, logits_scaling=3.0
+    ),
+    "cohere, scaled logits": transformers.CohereConfig(
+        **SMALL, num_key_value_heads=2, logit_scale=0.25
+    ),
     "gpt2": transformers.GPT2Config(
         vocab_size=50, n_embd=32, n_layer=2, n_head=4, bos_token_id=None, eos_token_id=1
     ),
 }
 
 
-@pytest.mark.parametrize("config", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
-@pytest.mark.parametrize("training", [False, True])
-def test_packed_answers_equal_plain_forwards_in_value_and_gradient(config, training):
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config))
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
-    lengths = [(7, 2), (12, 5), (3, 1), (20, 10)]
-    encoded = [Encoded(torch.randint(0, 50, (n,)).tolist(), start) for n, start in lengths]
-    plain = []
+def plain_logps(model, encoded: list[Encoded]) -> torch.Tensor:
+    """One sequence at a time through transformers' own eager attention."""
+    parts = []
     for each in encoded:
-        logps = model.eval()(torch.tensor([each.ids]), use_cache=False).logits[0].log_softmax(-1)
-        plain += [logps[i - 1, each.ids[i]] for i in range(each.start, len(each.ids))]
-    expected = torch.stack(plain)
-    expected.sum().backward()
+        logps = model(torch.tensor([each.ids]), use_cache=False).logits[0].log_softmax(-1)
+        parts += [logps[i - 1, each.ids[i]] for i in range(each.start, len(each.ids))]
+    return torch.stack(parts)
+
+
+def eager_model(config):
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(
+        copy.deepcopy(config), attn_implementation="eager"
+    )
+    switch_off_dropout(model)
+    return model
+
+
+def assert_equal_in_value_and_gradient(model, encoded, answers, training):
+    expected = plain_logps(model.eval(), encoded)
+    upstream = torch.linspace(-1, 1, len(expected))
+    (expected * upstream).sum().backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
 
-    model.set_attn_implementation(choose_attention("auto", "cpu", torch.float32))
-    answers = pack_answers(encoded)
+    model.set_attn_implementation(
+        choose_attention("auto", "cpu", torch.float32, config=model.config)
+    )
     logps = AnswerLogps(model).train(training)(answers)
-    logps.sum().backward()
+    (logps * upstream).sum().backward()
 
-    assert torch.allclose(logps, expected, atol=2e-6)
+    assert torch.allclose(logps, expected, rtol=0, atol=2e-6)
     for name, parameter in model.named_parameters():
         assert torch.allclose(parameter.grad, gradients[name], atol=1e-5), name
+    return logps
+
+
+@pytest.mark.parametrize("config", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
+@pytest.mark.parametrize("training", [False, True])
+def test_packed_answers_equal_plain_forwards_in_value_and_gradient(config, training):
+    model = eager_model(config)
+    lengths = [(7, 2), (12, 5), (3, 1), (20, 10)]
+    encoded = [Encoded(torch.randint(0, 50, (n,)).tolist(), start) for n, start in lengths]
+    answers = pack_answers(encoded)
+
+    logps = assert_equal_in_value_and_gradient(model, encoded, answers, training)
+
     parts = logps.split([each.answer_length for each in encoded])
     sums = torch.stack([part.sum() for part in parts])
     assert torch.allclose(sum_per_sequence(logps, answers, len(encoded)), sums, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
+@pytest.mark.parametrize("training", [False, True])
+def test_pairs_that_share_their_prompt_equal_plain_forwards_in_value_and_gradient(config, training):
+    model = eager_model(config)
+    drawn = torch.randint(0, 50, (99,)).tolist()
+    pairs = [
+        # Prompt of 8, then answers; answers that begin alike; boundaries of their own.
+        (Encoded(drawn[:14], 8), Encoded(drawn[:8] + drawn[20:29], 8)),
+        (Encoded(drawn[30:44], 5), Encoded(drawn[30:38] + drawn[50:52], 5)),
+        (Encoded(drawn[60:66], 4), Encoded(drawn[60:64] + drawn[70:80], 3)),
+        # Nothing alike; one the beginning of the other, both ways round.
+        (Encoded([1, 2, 3], 1), Encoded([4, 5, 6, 7], 2)),
+        (Encoded(drawn[80:90], 2), Encoded(drawn[80:85], 2)),
+        (Encoded(drawn[80:85], 2), Encoded(drawn[80:90], 2)),
+    ]
+    answers = pack_pairs(pairs)
+    encoded = [side for pair in pairs for side in pair]
+    assert answers.pack.input_ids.shape[1] == sum(pair_tokens(*pair) for pair in pairs)
+    assert answers.pack.input_ids.shape[1] < sum(len(each.ids) for each in encoded)
+
+    assert_equal_in_value_and_gradient(model, encoded, answers, training)
+
+
+def test_layers_that_are_not_attention_over_segments_are_refused():
+    config = transformers.LlamaConfig(**SMALL)
+    model = transformers.LlamaForCausalLM(config)
+    assert can_pack(model)
+    config.layer_types = ["full_attention", "chunked_attention"]
+    assert not can_pack(model)
 
 
 def test_an_architecture_that_hides_the_segments_from_its_attention_is_refused():
@@ -89,10 +173,10 @@ def test_an_architecture_that_hides_the_segments_from_its_attention_is_refused()
         AnswerLogps(model)(pack_answers([Encoded([1, 2, 3], 1)]))
 
 
-def test_a_head_with_soft_capped_logits_is_refused():
+def test_a_head_whose_scale_is_not_known_is_refused():
     config = transformers.LlamaConfig(**SMALL)
-    config.final_logit_softcapping = 30.0
-    with pytest.raises(UserError, match="final_logit_softcapping"):
+    config.lm_head_multiplier = 0.5
+    with pytest.raises(UserError, match="lm_head_multiplier"):
         AnswerLogps(transformers.LlamaForCausalLM(config))
 
 
@@ -102,9 +186,13 @@ def test_a_kernel_that_this_machine_lacks_is_an_error(wanted):
         choose_attention(wanted, "cpu", torch.bfloat16)
 
 
+TRANSFORMS = [Transform(), Transform(scale=0.3), Transform(2.0, softcap=3.0)]
+
+
 @pytest.mark.parametrize("bias", [False, True])
-def test_chunked_logps_equal_float64_in_value_and_gradient(monkeypatch, bias):
-    monkeypatch.setattr(logprobs, "CHUNK", 5)
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_chunked_logps_equal_float64_in_value_and_gradient(monkeypatch, bias, transform):
+    monkeypatch.setattr(logprobs, "CHUNK", 5 * 30)
     torch.manual_seed(1)
     hidden = torch.randn(13, 8, requires_grad=True)
     weight = torch.randn(30, 8, requires_grad=True)
@@ -114,11 +202,13 @@ def test_chunked_logps_equal_float64_in_value_and_gradient(monkeypatch, bias):
         None if each is None else each.detach().double().requires_grad_()
         for each in (hidden, weight, offset)
     ]
-    logits = torch.nn.functional.linear(*exact)
+    logits = transform.scale * torch.nn.functional.linear(*exact)
+    if transform.softcap:
+        logits = transform.softcap * torch.tanh(logits / transform.softcap)
     expected = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
     (expected * upstream).sum().backward()
 
-    logps = logprobs.token_logps(hidden, weight, offset, targets)
+    logps = logprobs.token_logps(hidden, weight, offset, targets, transform)
     (logps * upstream).sum().backward()
 
     assert logps.dtype == torch.float32
@@ -126,6 +216,30 @@ def test_chunked_logps_equal_float64_in_value_and_gradient(monkeypatch, bias):
     for ours, oracle in zip((hidden, weight, offset), exact, strict=True):
         if ours is not None:
             assert torch.allclose(ours.grad.double(), oracle.grad, atol=1e-5)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Most elements of any tensor that an operation makes."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(each, torch.Tensor):
+                self.most = max(self.most, each.numel())
+        return result
+
+
+def test_logits_of_all_tokens_never_exist_in_forward_or_backward(monkeypatch):
+    tokens, vocabulary, width, rows = 300, 1000, 8, 20
+    monkeypatch.setattr(logprobs, "CHUNK", rows * vocabulary)
+    hidden = torch.randn(tokens, width, requires_grad=True)
+    weight = torch.randn(vocabulary, width, requires_grad=True)
+    with LargestTensor() as seen:
+        logps = logprobs.token_logps(hidden, weight, None, torch.zeros(tokens, dtype=torch.long))
+        logps.sum().backward()
+    assert seen.most == rows * vocabulary
 
 
 @settings(max_examples=50, deadline=None)

@@ -9,11 +9,14 @@ import pytest
 import yaml
 from conftest import save_tiny_model, write_pairs
 
+from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes
 from vcsoup_dist.plan.clean import removable, remove
 from vcsoup_dist.plan.products import STAGES, make_plan, reads, to_make
+from vcsoup_dist.plan.run import with_their_inputs
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe_file import load_recipe
+from vcsoup_dist.training.warmup import find_theta_0
 from vcsoup_dist.workspace import Product, Workspace
 
 RECIPE = {
@@ -60,7 +63,7 @@ def test_every_product_comes_after_its_inputs_and_methods_share_what_they_can(fo
     assert all(place[each.name] < place[p.name] for p in plan for each in p.inputs)
     counts = {stage: sum(p.stage == stage for p in plan) for stage in STAGES}
     assert counts == {
-        "read": 1, "score": 2, "filter": 6, "reference": 1, "train": 6, "merge": 9,
+        "read": 1, "score": 2, "filter": 6, "warmup": 0, "reference": 1, "train": 6, "merge": 9,
         "evaluate": 10, "report": 1,
     }  # fmt: skip
 
@@ -70,11 +73,26 @@ def test_where_it_runs_does_not_change_what_is_made(folder):
     elsewhere = {
         "launch": {"ranks": 8},
         "scoring": {"actors": 4},
-        "training": {"checkpoint_every": 7},
+        "training": {
+            "activation_offload": True,
+            "attention": "segments",
+            "checkpoint_every": 7,
+            "checkpoints_kept": 3,
+            "evaluate_every": 9,
+            "nvme_path": "/scratch",
+        },
         "evaluation": {"actors": 3},
     }
     _, other = planned(folder, **elsewhere)
     assert [p.fingerprint for p in plan] == [p.fingerprint for p in other]
+
+
+def test_how_often_it_saves_decides_the_policy_where_the_best_checkpoint_becomes_it(folder):
+    def policies(every: int) -> list[str]:
+        training = {"export": "best", "checkpoint_every": every}
+        return [p.fingerprint for p in planned(folder, training=training)[1] if p.stage == "train"]
+
+    assert not set(policies(7)) & set(policies(8))
 
 
 CHANGES = {
@@ -94,6 +112,111 @@ def test_a_change_touches_only_what_is_made_from_it(folder, change, stages):
     _, plan = planned(folder, **change)
     touched = {p.stage for p in plan if p.fingerprint != before[p.name]}
     assert touched == stages | {"report"}
+
+
+def test_with_a_warm_up_all_that_starts_from_theta_0_is_made_from_it_alone(folder):
+    before = {p.fingerprint for p in planned(folder)[1]}
+    _, plan = planned(folder, warmup={})
+    place = {product.name: i for i, product in enumerate(plan)}
+    assert all(place[each.name] < place[p.name] for p in plan for each in p.inputs)
+    (theta_0,) = (p for p in plan if p.stage == "warmup")
+    assert theta_0.name == "theta_0"
+    assert names(list(theta_0.inputs)) == {"pairs/long"}
+    starting = {p.stage for p in plan if theta_0 in p.inputs}
+    assert starting == {"reference", "train", "evaluate", "report"}
+    assert [p.name for p in plan if p.stage == "evaluate" and theta_0 in p.inputs] == [
+        "evaluation/base"
+    ]
+    assert [p.name for p in plan if "model" in p.sources] == ["theta_0"]
+    assert {p.stage for p in plan if p.fingerprint in before} == {"read", "score", "filter"}
+
+
+THETA_0_CHANGES = {
+    "warm-up's learning rate": ({"warmup": {"learning_rate": 1e-3}}, True),
+    "longest text": ({"training": {"max_length": 99}}, True),
+    "training's learning rate": ({"training": {"learning_rate": 1e-3}}, False),
+    "training's steps": ({"training": {"steps": 3, "epochs": 2, "pairs_per_step": 9}}, False),
+    "objective": ({"training": {"objective": "ipo", "beta": 0.7, "sft_weight": 1}}, False),
+    "steps by the filter": ({"training": {"equal_steps": False}}, False),
+    "threshold": ({"consistency": {"threshold": 0.5}}, False),
+    "methods": ({"methods": ["rewarded_soup"]}, False),
+    "seeds": ({"seeds": [3]}, False),
+}
+
+
+@pytest.mark.parametrize("change, touched", THETA_0_CHANGES.values(), ids=THETA_0_CHANGES.keys())
+def test_theta_0_changes_with_what_it_is_trained_by_alone(folder, change, touched):
+    def fingerprint(**changes: object) -> str:
+        _, plan = planned(folder, **({"warmup": {}} | changes))
+        return next(p.fingerprint for p in plan if p.name == "theta_0")
+
+    assert (fingerprint(**change) != fingerprint()) == touched
+
+
+@pytest.mark.parametrize("objective", ["dpo", "ipo", "hinge", "robust", "simpo", "sft"])
+def test_reference_log_probs_are_planned_for_objectives_that_have_a_reference(folder, objective):
+    from vcsoup_dist.training.objectives import WITHOUT_REFERENCE
+
+    _, plan = planned(folder, training={"objective": objective})
+    assert any(p.stage == "reference" for p in plan) == (objective not in WITHOUT_REFERENCE)
+
+
+def test_theta_0_stays_and_goes_with_the_recipe(folder, tmp_path):
+    recipe, plan = planned(folder, warmup={}, keep={"soups": False, "reference": False})
+    workspace = Workspace.open(tmp_path / "run", recipe)
+    pretend_made(workspace, [p for p in plan if p.stage not in ("merge", "reference")])
+    assert to_make(plan, workspace, recipe) == []
+    assert list(removable(recipe, workspace, plan)) == []
+    theta_0 = next(p for p in plan if p.stage == "warmup")
+    remove(workspace.folder(theta_0))
+    assert to_make(plan, workspace, recipe) == [theta_0]
+    pretend_made(workspace, [theta_0])
+    without, plan = planned(folder)
+    found = dict(removable(without, workspace, plan))
+    assert found[workspace.folder(theta_0)] == "not asked for by the recipe"
+
+
+def test_what_is_not_made_yet_is_asked_for_by_its_own_command(folder, tmp_path):
+    recipe, plan = planned(folder, warmup={})
+    workspace = Workspace.open(tmp_path / "run", recipe)
+    commands = {
+        "theta_0": "warmup",
+        "reference/long": "reference",
+        "policies/vc_soup/short/seed-0": "train short",
+    }
+    for product in plan:
+        if product.name in commands:
+            with pytest.raises(UserError, match=f"`vcsoup {commands.pop(product.name)}` first"):
+                workspace.need(product)
+    assert not commands
+
+
+def test_what_starts_from_theta_0_finds_it_in_the_run_directory(folder, tmp_path):
+    recipe, plan = planned(folder, warmup={})
+    workspace = Workspace.open(tmp_path / "run", recipe)
+    pretend_made(workspace, [p for p in plan if p.stage == "warmup"])
+    sources = {
+        p.name: find_theta_0(p, workspace).source
+        for p in plan
+        if p.name in ("theta_0", "reference/long", "evaluation/base")
+    }
+    made = str(tmp_path / "run" / "theta_0")
+    assert sources == {
+        "theta_0": str(folder / "base"),
+        "reference/long": made,
+        "evaluation/base": made,
+    }
+
+
+def test_training_one_value_takes_theta_0_and_its_own_references_along(folder):
+    values = dict.fromkeys(("long", "brief"), RECIPE["values"]["long"])
+    _, plan = planned(folder, values=values, warmup={})
+    due = with_their_inputs(plan, lambda product: product.value in (None, "brief"))
+    assert [p.name for p in due] == [
+        "theta_0",
+        "reference/brief",
+        *(f"policies/{method}/brief/seed-0" for method in RECIPE["methods"]),
+    ]
 
 
 def test_the_threshold_does_not_touch_the_method_without_a_filter(folder):
@@ -179,8 +302,6 @@ def test_clean_finds_stale_products_and_finished_checkpoints(folder, tmp_path):
 
 
 def test_a_broken_product_record_is_named(folder, tmp_path):
-    from vcsoup_dist.errors import UserError
-
     recipe, plan = planned(folder)
     workspace = Workspace.open(tmp_path / "run", recipe)
     pretend_made(workspace, plan[:1])

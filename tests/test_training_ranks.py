@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.forward.template import encode_pair
 from vcsoup_dist.launch.ranks import run_ranks
-from vcsoup_dist.recipe import Training
+from vcsoup_dist.recipe import Launch, Training
 from vcsoup_dist.training.deepspeed_config import FOLDERS
 from vcsoup_dist.training.jobs import Job, PolicyTask, ReferenceTask
 
@@ -94,7 +94,8 @@ class World:
             folder.mkdir(parents=True, exist_ok=True)
         task = PolicyTask(
             name=name,
-            filtered=str(self.filtered),
+            pairs=[str(self.filtered / "pairs.parquet")],
+            heldout=[str(self.filtered / "heldout.parquet")],
             references=[str(self.root / "reference")] if reference else [],
             seed=3,
             unfiltered_pairs=24,
@@ -106,7 +107,7 @@ class World:
     def _write(self, name, training, references, policy) -> Path:
         config = str(FOLDERS[0] / f"{training.deepspeed}.json")
         file = self.root / f"{name}.json"
-        Job(str(self.model), None, config, training, references, policy).write(file)
+        Job(str(self.model), None, config, training, Launch(), references, policy).write(file)
         return file
 
     def run(self, job: Path, ranks: int = 2) -> None:

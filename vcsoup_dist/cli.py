@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vcsoup_dist import __version__
-from vcsoup_dist.errors import UserError
+from vcsoup_dist.errors import EXIT_PREEMPTED, Preempted, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -106,6 +106,33 @@ def filter_pairs(recipe: RecipeFile, run_dir: RunDir = None) -> None:
 
 
 @app.command()
+def warmup(recipe: RecipeFile, run_dir: RunDir = None) -> None:
+    """Make theta_0 by supervised fine-tuning on all chosen answers, where the recipe says so.
+
+    `vcsoup reference` and `vcsoup train` do it by themselves.
+
+    Exit codes: as for `vcsoup train`.
+
+    Example: vcsoup warmup recipe.yaml
+    """
+    _make(recipe, run_dir, ["warmup"])
+
+
+@app.command()
+def reference(recipe: RecipeFile, run_dir: RunDir = None) -> None:
+    """Compute the log-probs of all pairs under theta_0, once for all policies.
+
+    theta_0 is made first where the recipe has a `warmup`.
+    `vcsoup train` does both by itself. What a stopped command finished is kept.
+
+    Exit codes: as for `vcsoup train`.
+
+    Example: vcsoup reference recipe.yaml
+    """
+    _make(recipe, run_dir, ["warmup", "reference"])
+
+
+@app.command()
 def train(
     value: Annotated[str, typer.Argument(metavar="VALUE", help="A value of the recipe.")],
     recipe: RecipeFile,
@@ -113,7 +140,10 @@ def train(
 ) -> None:
     """Train one value's policies (every method and seed) with DeepSpeed ZeRO-3.
 
-    The reference log-probs they need are computed first, once for all values.
+    theta_0 and the reference log-probs they need are made first, once for all.
+
+    Exit codes: 0 done; 2 a mistake to mend; 75 stopped on request, by a signal
+    or `launch.max_minutes`: the same command goes on.
 
     Example: vcsoup train helpful recipe.yaml
     """
@@ -122,7 +152,8 @@ def train(
     known = load_recipe(recipe).trained_values()
     if value not in known:
         raise UserError(f"`{value}` is no value with a policy; the recipe has {', '.join(known)}")
-    _make(recipe, run_dir, ["reference", "train"], lambda each: each.value in (None, value))
+    stages = ["warmup", "reference", "train"]
+    _make(recipe, run_dir, stages, lambda each: each.value in (None, value))
 
 
 @app.command()
@@ -307,6 +338,9 @@ def report(recipe: RecipeFile, run_dir: RunDir = None) -> None:
 def run(recipe: RecipeFile, run_dir: RunDir = None) -> None:
     """Make all that is missing, from the pairs to the report; run again, it goes on.
 
+    Exit codes: 0 done; 2 a mistake to mend; 75 training stopped on request, by
+    a signal or `launch.max_minutes`: the same command goes on.
+
     Example: vcsoup run recipe.yaml --run-dir /scratch/me/run1
     """
     from vcsoup_dist.plan.products import STAGES
@@ -382,7 +416,9 @@ def _make(
 
     recipe, workspace, plan = _plan(recipe_file, run_dir, make=True)
     if not make_missing(recipe, workspace, plan, stages, only):
-        logging.getLogger("vcsoup").info("nothing to do: %s is up to date", workspace.root)
+        asked = any(product.stage in stages for product in plan)
+        reason = f"{workspace.root} is up to date" if asked else f"no {stages[-1]} in this recipe"
+        logging.getLogger("vcsoup").info("nothing to do: %s", reason)
     return workspace
 
 
@@ -407,7 +443,7 @@ def _size(text: str, option: str) -> int:
 
 
 def main() -> None:
-    """Entry point: mistakes a person can mend are plain lines and exit code 2."""
+    """Entry point: mistakes a person can mend are plain lines and exit code 2, a stop is 75."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("vcsoup").setLevel(logging.INFO)
     # Recipes may name callables in files beside them and modules of the current folder.
@@ -418,6 +454,9 @@ def main() -> None:
         for line in str(error).splitlines():
             print(f"vcsoup: {line}", file=sys.stderr)
         sys.exit(2)
+    except Preempted as stopped:
+        print(f"vcsoup: {stopped}", file=sys.stderr)
+        sys.exit(EXIT_PREEMPTED)
     except OSError as error:
         if error.errno not in MENDABLE or not error.filename:
             raise

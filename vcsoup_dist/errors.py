@@ -7,3 +7,11 @@ class UserError(Exception):
     The message is one line: what is wrong, where, and how to mend it. The `vcsoup` command prints
     it without a traceback and exits with code 2; any other exception is a defect of this project.
     """
+
+
+EXIT_PREEMPTED = 75
+"""Exit code of a command, and of a rank, that saved and stopped on request (EX_TEMPFAIL)."""
+
+
+class Preempted(Exception):
+    """Work was stopped on request, by a signal or the clock; the same command goes on."""

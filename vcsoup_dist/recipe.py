@@ -29,6 +29,9 @@ Method = Literal["vc_soup", "rewarded_soup", "all_positive", "random"]
 whose gaps are all positive (Reward Consistency); a random subset of `vc_soup`'s size."""
 
 
+Objective = Literal["dpo", "ipo", "hinge", "robust", "simpo", "sft"]
+
+
 class Section(BaseModel):
     """A part of the recipe: unknown keys are errors, values never change after loading."""
 
@@ -187,12 +190,19 @@ class Consistency(Section):
 class Training(Section):
     """Stage 3: one full-parameter policy per value, all from the same initial weights."""
 
-    objective: Literal["dpo", "sft"] = "dpo"
-    """`dpo` on pairs, or `sft` on the chosen answers alone."""
+    objective: Objective = "dpo"
+    """The loss of a pair: docs/training.md has the formulas."""
     beta: float = Field(0.1, gt=0)
-    """DPO's strength of the pull towards the reference."""
+    """Strength of the pull towards the reference; for `simpo` the scale of the margin."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """Share of labels that DPO takes to be wrong (cDPO)."""
+    """Share of labels that `dpo` and `robust` take to be wrong."""
+    simpo_margin: float = Field(0.5, ge=0)
+    """SimPO's target margin gamma."""
+    sft_weight: float = Field(0.0, ge=0)
+    """Weight of an added negative log-likelihood per token of the chosen answers."""
+    pair_weights: Literal["equal", "consistency"] = "equal"
+    """`consistency` multiplies a pair's loss by (1 + c) / 2, scaled to a mean of 1 over the value's
+    pairs, where c is the cosine that the filter judged it by."""
     learning_rate: float = Field(5e-7, gt=0)
     """Its peak."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -229,6 +239,11 @@ class Training(Section):
     """Name of a file in `ds_configs/`, or the path of your own (relative to the recipe)."""
     gradient_checkpointing: bool = True
     """Compute activations again in the backward pass instead of keeping them."""
+    activation_offload: bool = False
+    """Keep what the backward pass needs in host memory. With `gradient_checkpointing` that is one
+    hidden state per layer and token."""
+    nvme_path: str | None = None
+    """Folder on a local disk for DeepSpeed configurations that swap to one, such as `zero3_nvme`."""
     attention: Literal["auto", "flash_attn", "torch_varlen", "segments"] = "auto"
     """How attention runs over packed sequences; `auto` takes the fastest that is installed."""
     evaluate_every: int = Field(50, ge=1)
@@ -237,6 +252,25 @@ class Training(Section):
     """At most so many held-out pairs are evaluated."""
     checkpoint_every: int = Field(200, ge=1)
     """Steps between two DeepSpeed checkpoints to resume from."""
+    checkpoints_kept: int = Field(1, ge=1)
+    """The newest so many stay while a policy is trained."""
+    export: Literal["last", "best"] = "last"
+    """Which checkpoint becomes the policy: the last, or the one with the lowest held-out loss, which
+    is then kept too. Checkpoints are evaluated when they are written."""
+
+
+class Warmup(Section):
+    """A supervised stage that makes theta_0 from `model`: SFT on the chosen answers of all datasets,
+    before any filter. What is not here is as in `training`."""
+
+    learning_rate: float = Field(5e-6, gt=0)
+    """Its peak."""
+    pairs_per_step: int = Field(64, ge=1)
+    """Chosen answers of one optimizer step over all ranks."""
+    epochs: float = Field(1.0, gt=0)
+    """Passes over the chosen answers."""
+    steps: int | None = Field(None, ge=1)
+    """Optimizer steps; overrules `epochs`."""
 
 
 class Soup(Section):
@@ -303,6 +337,15 @@ class Launch(Section):
     """Training processes on this machine, one per GPU where there are GPUs."""
     threads: int = Field(1, ge=1)
     """OMP_NUM_THREADS of every rank and actor; on a CPU it decides the last bits of a result."""
+    max_minutes: float | None = Field(None, gt=0)
+    """Training saves and stops after so long, to be gone on with by the same command."""
+    hang_minutes: float = Field(30, gt=0)
+    """A training step that takes longer ends the run, with every rank's stack in its logs."""
+    peak_tflops: float | None = Field(None, gt=0)
+    """Dense peak of one device for `training.dtype`, by which MFU is reckoned. Absent: known from
+    the name of usual GPUs."""
+    wandb: str | None = None
+    """Weights & Biases project that also gets the metrics; needs the package `wandb`."""
     ray_address: str | None = None
     """Address of a running Ray cluster. Absent: RAY_ADDRESS, else a cluster of this machine."""
 
@@ -325,8 +368,8 @@ class Recipe(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The run directory is `runs/<name>` unless the command line says otherwise."""
     model: str
-    """theta_0, from which every policy starts: model directory (relative to the recipe) or hub
-    id. Also the reference."""
+    """theta_0, from which every policy starts, or with `warmup` what theta_0 is made from: model
+    directory (relative to the recipe) or hub id. theta_0 is also the reference."""
     revision: str | None = None
     """Branch, tag or commit of `model` on the hub."""
     values: dict[Annotated[str, Field(pattern=NAME)], Value] = Field(min_length=1)
@@ -341,6 +384,8 @@ class Recipe(Section):
     """Stage 1."""
     consistency: Consistency = Consistency()
     """Stage 2."""
+    warmup: Warmup | None = None
+    """Absent: `model` is theta_0 as it is."""
     training: Training = Training()
     """Stage 3."""
     soup: Soup = Soup()

@@ -282,8 +282,10 @@ def command_of(product: Product) -> str:
         "read": "score",
         "score": "score",
         "filter": "filter",
+        "warmup": "warmup",
+        "reference": "reference",
         "merge": "merge",
         "evaluate": "evaluate",
         "report": "report",
     }
-    return commands.get(product.stage) or f"train {product.value or product.dataset}"
+    return commands.get(product.stage) or f"train {product.value}"

@@ -84,7 +84,7 @@ def answer_loss(
     model: LlamaForCausalLM, rows: Sequence[Encoded], tokenizer: PreTrainedTokenizerFast
 ) -> torch.Tensor:
     """Cross-entropy in nats per answer token, weighted towards what follows COPY_AFTER."""
-    ids = padded([row.ids for row in rows], tokenizer.pad_token_id)
+    ids = padded([list(row.ids) for row in rows], tokenizer.pad_token_id)
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits
     position = torch.arange(1, ids.shape[1])
     starts = torch.tensor([[row.start] for row in rows])
@@ -100,7 +100,7 @@ def pair_loss(
     model: LlamaForSequenceClassification, rows: Sequence[tuple[Encoded, Encoded]], pad: int
 ) -> torch.Tensor:
     """Bradley-Terry: mean -log sigmoid(r(chosen) - r(rejected)) of (chosen, rejected) rows."""
-    texts = [chosen.ids for chosen, _ in rows] + [rejected.ids for _, rejected in rows]
+    texts = [list(row[side].ids) for side in (0, 1) for row in rows]
     hidden = model.model(input_ids=padded(texts, pad), use_cache=False).last_hidden_state
     last = torch.tensor([len(text) - 1 for text in texts])
     score = model.score(hidden[torch.arange(len(texts)), last])[:, 0]

@@ -237,6 +237,7 @@ def _facts(recipe: Recipe, workspace: Workspace, product: Product) -> dict[str, 
     }
     return {
         "base model": recipe.model,
+        **({"theta_0": _warmup_text(recipe, workspace, product)} if recipe.warmup else {}),
         "judged by": "; ".join(rewards),
         "methods": ", ".join(recipe.methods),
         "filter of vc_soup": _filter_text(recipe),
@@ -247,6 +248,16 @@ def _facts(recipe: Recipe, workspace: Workspace, product: Product) -> dict[str, 
             [f"vcsoup_dist {__version__}", *(f"{name} {version(name)}" for name in PACKAGES)]
         ),
     }
+
+
+def _warmup_text(recipe: Recipe, workspace: Workspace, product: Product) -> str:
+    (theta_0,) = product.inputs_of("warmup")
+    assert recipe.warmup is not None
+    steps = _json(workspace.need(theta_0) / "training.json")["steps"]
+    return (
+        f"base model after {steps} steps of sft on {recipe.warmup.pairs_per_step} chosen answers "
+        f"each, learning rate {recipe.warmup.learning_rate:g}"
+    )
 
 
 def _filter_text(recipe: Recipe) -> str:

@@ -11,6 +11,7 @@ from vcsoup_dist.evaluation.prompts import choose_prompts
 from vcsoup_dist.identity import Located
 from vcsoup_dist.progress import log, progress
 from vcsoup_dist.recipe import ColumnsReward, Recipe
+from vcsoup_dist.training.warmup import find_theta_0
 from vcsoup_dist.workspace import Product, Workspace
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def _model_of(product: Product, recipe: Recipe, workspace: Workspace) -> Located
 
     soups = product.inputs_of("merge")
     if not soups:
-        return product.sources["model"]
+        return find_theta_0(product, workspace)
     if recipe.keep.soups:
         return Located(str(workspace.need(soups[0])), None, None)
     policies = tuple(workspace.need(each) for each in soups[0].inputs_of("train"))

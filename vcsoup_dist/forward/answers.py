@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.forward.hidden import hidden_states
-from vcsoup_dist.forward.logprobs import LogprobHead
-from vcsoup_dist.forward.packing import Pack, pack
+from vcsoup_dist.forward.logprobs import LogprobHead, head_transform
+from vcsoup_dist.forward.packing import Branch, Pack, common_prefix, pack_branches
 from vcsoup_dist.forward.template import Encoded
 
 
@@ -29,20 +30,52 @@ class AnswerPack:
 
 
 def pack_answers(encoded: Sequence[Encoded], device: torch.device | str = "cpu") -> AnswerPack:
-    """Lay conversations end to end."""
-    packed = pack([each.ids for each in encoded], device)
-    starts = packed.cu_seqlens.tolist()
-    predictors = [
-        torch.arange(start + each.start - 1, start + len(each.ids) - 1)
-        for start, each in zip(starts, encoded, strict=False)
-    ]
-    targets = [torch.tensor(each.ids[each.start :]) for each in encoded]
-    owners = [torch.full((each.answer_length,), i) for i, each in enumerate(encoded)]
+    """Lay conversations end to end, each by itself."""
+    return _pack(encoded, [Branch(each.ids) for each in encoded], device)
+
+
+def pack_pairs(
+    pairs: Sequence[tuple[Encoded, Encoded]], device: torch.device | str = "cpu"
+) -> AnswerPack:
+    """Lay pairs end to end, first and second in turn; what a pair's two begin with stands once.
+
+    For preference pairs that is the prompt: its hidden states serve both answers, and gradients of
+    both flow into them.
+    """
+    encoded: list[Encoded] = []
+    branches: list[Branch] = []
+    for first, second in pairs:
+        branches += [
+            Branch(first.ids),
+            Branch(second.ids, len(branches), common_prefix(first.ids, second.ids)),
+        ]
+        encoded += [first, second]
+    return _pack(encoded, branches, device)
+
+
+def pair_tokens(first: Encoded, second: Encoded) -> int:
+    """Tokens that `pack_pairs` lays down for one pair."""
+    return len(first.ids) + len(second.ids) - common_prefix(first.ids, second.ids)
+
+
+def _pack(
+    encoded: Sequence[Encoded], branches: Sequence[Branch], device: torch.device | str
+) -> AnswerPack:
+    packed = pack_branches(branches, device)
+    ends = np.cumsum([0, *(len(each.ids) - each.shared for each in branches)])
+    predictors = []
+    for s, (each, branch) in enumerate(zip(encoded, branches, strict=True)):
+        before = np.arange(each.start - 1, len(each.ids) - 1)
+        own = ends[s] - branch.shared
+        predictors.append(before + np.where(before < branch.shared, ends[branch.of], own))
+    targets = [np.asarray(each.ids)[each.start :] for each in encoded]
+    owners = np.repeat(np.arange(len(encoded)), [each.answer_length for each in encoded])
+
+    def move(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(device=device, dtype=torch.int64)
+
     return AnswerPack(
-        packed,
-        torch.cat(predictors).to(device),
-        torch.cat(targets).to(device),
-        torch.cat(owners).to(device),
+        packed, move(np.concatenate(predictors)), move(np.concatenate(targets)), move(owners)
     )
 
 
@@ -55,21 +88,11 @@ class AnswerLogps(torch.nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        config = model.config
-        for key in (
-            "final_logit_softcapping",
-            "logits_scaling",
-            "logit_scale",
-            "output_multiplier",
-        ):
-            if getattr(config, key, None) not in (None, 1, 1.0):
-                raise UserError(
-                    f"{type(model).__name__}: `{key}` in its config is not supported yet"
-                )
+        transform = head_transform(model.config)
         head = model.get_output_embeddings()
         if not isinstance(head, torch.nn.Linear):
             raise UserError(f"{type(model).__name__}: its output head is no linear layer")
-        model.set_output_embeddings(LogprobHead(head))
+        model.set_output_embeddings(LogprobHead(head, transform))
         self.model = model
 
     def forward(self, answers: AnswerPack) -> torch.Tensor:

@@ -1,12 +1,15 @@
-"""Causal attention inside the segments of a pack, behind transformers' attention interface.
+"""Causal attention inside the sequences of a pack, behind transformers' attention interface.
 
 Three kernels compute the same: flash-attn, PyTorch's own variable-length FlashAttention, and SDPA
-looped over the segments, which on a CPU is about five times faster than one block-diagonal mask.
+looped over the sequences, which on a CPU is about five times faster than one block-diagonal mask.
+Where sequences share a prefix, a sequence's queries are its own tokens and its keys the prefix too;
+causality counts from the end, which is how FlashAttention aligns fewer queries than keys.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from typing import Any
 
 import torch
@@ -16,25 +19,30 @@ from vcsoup_dist.errors import UserError
 
 SEGMENTS = "vcsoup_segments"
 TORCH_VARLEN = "vcsoup_torch_varlen"
-FLASH_ATTN = "flash_attention_2"
+FLASH_ATTN = "vcsoup_flash_attn"
 
 
-def choose_attention(wanted: str, device: torch.device | str, dtype: torch.dtype) -> str:
+def choose_attention(
+    wanted: str, device: torch.device | str, dtype: torch.dtype, config: Any = None
+) -> str:
     """Name of the attention implementation to load a model with, for `wanted` in the recipe.
 
-    Raises UserError where a kernel is asked for that this machine or dtype does not have.
+    config: the model's; some architectures need what not every kernel has. Raises UserError where a
+    kernel is asked for that this machine, dtype or architecture does not go with.
     """
     from transformers import AttentionInterface
 
     AttentionInterface.register(SEGMENTS, segment_attention)
     AttentionInterface.register(TORCH_VARLEN, torch_varlen_attention)
+    AttentionInterface.register(FLASH_ATTN, flash_attention)
     on_gpu = torch.device(device).type == "cuda"
     half = dtype in (torch.bfloat16, torch.float16)
     has_flash = importlib.util.find_spec("flash_attn") is not None
-    has_varlen = importlib.util.find_spec("torch.nn.attention.varlen") is not None
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
     missing = {
         "flash_attn": not has_flash and "the package flash-attn is not installed (extra `gpu`)",
-        "torch_varlen": not has_varlen and "this PyTorch has no torch.nn.attention.varlen",
+        "torch_varlen": (not _has_varlen() and "this PyTorch has no such kernel; 2.11 has")
+        or (capped and "it cannot soft-cap scores, as this architecture does"),
     }
     if wanted == "auto":
         usable = [name for name in missing if on_gpu and half and not missing[name]]
@@ -44,6 +52,14 @@ def choose_attention(wanted: str, device: torch.device | str, dtype: torch.dtype
     elif wanted != "segments" and not (on_gpu and half):
         raise UserError(f"attention `{wanted}` needs a GPU and bf16, not {device} and {dtype}")
     return {"segments": SEGMENTS, "torch_varlen": TORCH_VARLEN, "flash_attn": FLASH_ATTN}[wanted]
+
+
+def _has_varlen() -> bool:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return "window_size" in inspect.signature(varlen_attn).parameters
 
 
 def segment_attention(
@@ -58,22 +74,33 @@ def segment_attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """SDPA over each segment by itself.
+    """SDPA over each sequence by itself.
 
     query: [1, heads, T, width]; key, value: [1, key heads, T, width]; returns [1, T, heads, width].
     """
-    ends = _segments(kwargs).tolist()
-    _refuse(attention_mask, kwargs, softcap)
+    _refuse(attention_mask, kwargs)
+    key, value = _gather_keys(key, value, kwargs)
+    ends, ends_k = kwargs["cu_seq_lens_q"].tolist(), kwargs["cu_seq_lens_k"].tolist()
     outputs = []
-    for start, end in zip(ends, ends[1:], strict=False):
-        window = sliding_window if sliding_window and sliding_window < end - start else None
+    for s in range(len(ends) - 1):
+        queries = query[:, :, ends[s] : ends[s + 1]]
+        keys = key[:, :, ends_k[s] : ends_k[s + 1]]
+        values = value[:, :, ends_k[s] : ends_k[s + 1]]
+        window = sliding_window if sliding_window and sliding_window < keys.shape[2] else None
+        if softcap is not None:
+            visible = _visible(queries.shape[2], keys.shape[2], window, query.device)
+            outputs.append(_soft_capped(queries, keys, values, visible, scaling, softcap))
+            continue
+        whole = queries.shape[2] == keys.shape[2] and window is None
         outputs.append(
             functional.scaled_dot_product_attention(
-                query[:, :, start:end],
-                key[:, :, start:end],
-                value[:, :, start:end],
-                attn_mask=_band(end - start, window, query.device) if window else None,
-                is_causal=window is None,
+                queries,
+                keys,
+                values,
+                attn_mask=None
+                if whole
+                else _visible(queries.shape[2], keys.shape[2], window, query.device),
+                is_causal=whole,
                 dropout_p=dropout,
                 scale=scaling,
                 enable_gqa=query.shape[1] != key.shape[1],
@@ -97,19 +124,18 @@ def torch_varlen_attention(
     """PyTorch's variable-length FlashAttention; shapes as in `segment_attention`."""
     from torch.nn.attention.varlen import varlen_attn
 
-    ends = _segments(kwargs)
-    _refuse(attention_mask, kwargs, softcap)
-    if dropout:
-        raise UserError("attention `torch_varlen` has no dropout; set attention_dropout to 0")
-    longest = int(kwargs["max_length_q"])
+    _refuse(attention_mask, kwargs)
+    key, value = _gather_keys(key, value, kwargs)
+    if dropout or softcap is not None:
+        raise UserError("attention `torch_varlen` has neither dropout nor soft-capped scores")
     output = varlen_attn(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
-        ends,
-        ends,
-        longest,
-        longest,
+        kwargs["cu_seq_lens_q"],
+        kwargs["cu_seq_lens_k"],
+        int(kwargs["max_length_q"]),
+        int(kwargs["max_length_k"]),
         scale=scaling,
         window_size=(sliding_window - 1 if sliding_window else -1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
@@ -118,26 +144,83 @@ def torch_varlen_attention(
     return output[None], None
 
 
-def _segments(kwargs: dict[str, Any]) -> torch.Tensor:
-    ends = kwargs.get("cu_seq_lens_q")
-    if ends is None:
+def flash_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """The package flash-attn; shapes as in `segment_attention`."""
+    from flash_attn import flash_attn_varlen_func
+
+    _refuse(attention_mask, kwargs)
+    key, value = _gather_keys(key, value, kwargs)
+    output = flash_attn_varlen_func(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        kwargs["cu_seq_lens_q"],
+        kwargs["cu_seq_lens_k"],
+        int(kwargs["max_length_q"]),
+        int(kwargs["max_length_k"]),
+        dropout_p=dropout,
+        softmax_scale=scaling,
+        causal=True,
+        window_size=(sliding_window - 1 if sliding_window else -1, 0 if sliding_window else -1),
+        softcap=softcap or 0.0,
+    )
+    return output[None], None
+
+
+def _gather_keys(
+    key: torch.Tensor, value: torch.Tensor, kwargs: dict[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values sequence by sequence, shared prefixes repeated."""
+    index = kwargs["key_index"]
+    if index is None:
+        return key, value
+    return key.index_select(2, index), value.index_select(2, index)
+
+
+def _refuse(mask: torch.Tensor | None, kwargs: dict[str, Any]) -> None:
+    """Whatever changes scores or visibility and is not computed here must not be ignored."""
+    if not {"cu_seq_lens_q", "cu_seq_lens_k", "key_index"} <= kwargs.keys():
         raise UserError(
             "this architecture does not pass cu_seq_lens_q on to its attention, so packed "
             "sequences would see each other; it is not supported"
         )
-    assert isinstance(ends, torch.Tensor)
-    return ends
-
-
-def _refuse(mask: torch.Tensor | None, kwargs: dict[str, Any], softcap: float | None) -> None:
-    """Whatever changes scores or visibility and is not computed here must not be ignored."""
-    if softcap is not None or kwargs.get("s_aux") is not None:
-        raise UserError("attention with score soft-capping or sinks is not supported yet")
+    if kwargs.get("s_aux") is not None:
+        raise UserError("attention with sinks is not supported yet")
     if mask is not None or kwargs.get("position_bias") is not None:
         raise UserError("packed sequences take no attention mask and no position bias")
 
 
-def _band(length: int, window: int, device: torch.device) -> torch.Tensor:
-    """[length, length] bool: each token sees itself and the window - 1 tokens before it."""
-    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
-    return (distance >= 0) & (distance < window)
+def _visible(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """[queries, keys] bool: what the last `queries` of `keys` tokens see: themselves and all, or
+    the window - 1, tokens before."""
+    own = torch.arange(keys - queries, keys, device=device)[:, None]
+    distance = own - torch.arange(keys, device=device)
+    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
+
+
+def _soft_capped(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    visible: torch.Tensor,
+    scaling: float | None,
+    softcap: float,
+) -> torch.Tensor:
+    """Attention with the scores z replaced by softcap * tanh(z / softcap) (Gemma-2)."""
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (each.repeat_interleave(repeats, dim=1) for each in (key, value))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scale / softcap))
+    scores = scores.masked_fill(~visible, float("-inf"))
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype) @ value

@@ -9,21 +9,25 @@ import torch
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.forward.packing import Pack
 
+LAYER_TYPES = {"full_attention", "sliding_attention"}
+"""Others, such as linear or chunked attention, would let packed sequences see each other."""
+
 
 def can_pack(model: Any) -> bool:
     """Whether a transformers model is a decoder whose attention kernel can be replaced."""
     causal = not getattr(model.config, "is_encoder_decoder", False) and any(
         getattr(module, "is_causal", False) for module in model.modules()
     )
-    return causal and bool(getattr(model, "_supports_attention_backend", False))
+    known = set(getattr(model.config, "layer_types", None) or ()) <= LAYER_TYPES
+    return causal and known and bool(getattr(model, "_supports_attention_backend", False))
 
 
 def hidden_states(model: Any, pack: Pack) -> torch.Tensor:
     """Last hidden states [T, H] of every token of a pack, by the model's decoder alone."""
     if not can_pack(model):
         raise UserError(
-            f"{type(model).__name__} is no decoder with a replaceable attention kernel; "
-            "packed sequences are not possible"
+            f"{type(model).__name__} is no decoder with a replaceable attention kernel in every "
+            "layer; packed sequences are not possible"
         )
     # An all-ones mask, or a cache, would silently let the sequences see each other.
     output = model.base_model(
@@ -32,9 +36,10 @@ def hidden_states(model: Any, pack: Pack) -> torch.Tensor:
         attention_mask=None,
         use_cache=False,
         cu_seq_lens_q=pack.cu_seqlens,
-        cu_seq_lens_k=pack.cu_seqlens,
+        cu_seq_lens_k=pack.cu_seqlens_k,
         max_length_q=pack.max_seqlen,
-        max_length_k=pack.max_seqlen,
+        max_length_k=pack.max_seqlen_k,
+        key_index=pack.keys,
     )
     hidden = output.last_hidden_state[0]
     assert isinstance(hidden, torch.Tensor)

@@ -1,17 +1,45 @@
 """Log-probabilities of given tokens, without a [tokens, vocabulary] matrix of logits.
 
 The head's product, the log-softmax and its gradient are computed a chunk of tokens at a time, and
-again in the backward pass: memory is chunk x vocabulary, whatever the number of tokens. Same idea
-as TRL's `chunked_logprob` and Liger's fused linear losses.
+again in the backward pass: memory is that of a chunk, whatever the tokens and the vocabulary. Same
+idea as TRL's `chunked_logprob` and Liger's fused linear losses.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-CHUNK = 1024  # tokens
+from vcsoup_dist.errors import UserError
+
+CHUNK = 1 << 26
+"""Logits at a time: 256 MiB of fp32, 512 tokens of a vocabulary of 131,072."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What an architecture does to its logits z: softcap * tanh(scale z / softcap)."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+    """None: only the scale."""
+
+
+def head_transform(config: Any) -> Transform:
+    """A model's own, by its config: Gemma-2's soft cap, Granite's and Cohere's scales.
+
+    Raises UserError where the config names one that is not known here.
+    """
+    for key in ("output_multiplier", "lm_head_multiplier"):
+        if getattr(config, key, None) not in (None, 1, 1.0):
+            raise UserError(f"{config.model_type}: `{key}` in its config is not supported")
+    scale = getattr(config, "logit_scale", None) or 1.0
+    return Transform(
+        scale / (getattr(config, "logits_scaling", None) or 1.0),
+        getattr(config, "final_logit_softcapping", None) or None,
+    )
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -24,53 +52,78 @@ class _TokenLogps(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         targets: torch.Tensor,
+        transform: Transform,
     ) -> torch.Tensor:
-        ctx.save_for_backward(hidden, weight, bias, targets)
         logps = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-        for start in range(0, len(targets), CHUNK):
-            part = slice(start, start + CHUNK)
-            logits = _logits(hidden[part], weight, bias)
-            chosen = logits.gather(1, targets[part, None])[:, 0]
-            logps[part] = chosen - logits.logsumexp(dim=1)
+        norms = torch.empty_like(logps)
+        for part in _chunks(targets, weight):
+            logits = _logits(hidden[part], weight, bias, transform)
+            norms[part] = logits.logsumexp(dim=1)
+            logps[part] = logits.gather(1, targets[part, None])[:, 0] - norms[part]
+        ctx.save_for_backward(hidden, weight, bias, targets, norms)
+        ctx.transform = transform
         return logps
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (upstream,) = gradients
-        hidden, weight, bias, targets = ctx.saved_tensors
+        hidden, weight, bias, targets, norms = ctx.saved_tensors
+        scale, softcap = ctx.transform.scale, ctx.transform.softcap
         grad_hidden = torch.empty_like(hidden)
         # Summed in fp32 over chunks, so that the chunk size does not decide the rounding.
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
-        for start in range(0, len(targets), CHUNK):
-            part = slice(start, start + CHUNK)
+        for part in _chunks(targets, weight):
+            logits = _logits(hidden[part], weight, bias, ctx.transform)
+            slope = None if softcap is None else 1 - (logits / softcap) ** 2
             # d logp / d logits = onehot(target) - softmax(logits)
-            grad_logits = -torch.softmax(_logits(hidden[part], weight, bias), dim=1)
-            rows = torch.arange(len(grad_logits), device=hidden.device)
-            grad_logits[rows, targets[part]] += 1
-            grad_logits *= upstream[part, None].float()
+            grad = logits.sub_(norms[part, None]).exp_().neg_()
+            rows = torch.arange(len(grad), device=hidden.device)
+            grad[rows, targets[part]] += 1
+            grad *= scale * upstream[part, None].float()
+            if slope is not None:
+                grad *= slope
             if grad_bias is not None:
-                grad_bias += grad_logits.sum(0)
-            grad_logits = grad_logits.to(hidden.dtype)
-            grad_hidden[part] = grad_logits @ weight
-            grad_weight += grad_logits.T @ hidden[part]
+                grad_bias += grad.sum(0)
+            grad = grad.to(hidden.dtype)
+            grad_hidden[part] = grad @ weight
+            grad_weight += grad.T @ hidden[part]
         return (
             grad_hidden,
             grad_weight.to(weight.dtype),
             None if grad_bias is None else grad_bias.to(weight.dtype),
             None,
+            None,
         )
 
 
-def _logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return torch.nn.functional.linear(hidden, weight, bias).float()
+def _chunks(targets: torch.Tensor, weight: torch.Tensor) -> list[slice]:
+    rows = max(1, CHUNK // len(weight))
+    return [slice(start, start + rows) for start in range(0, len(targets), rows)]
+
+
+def _logits(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, transform: Transform
+) -> torch.Tensor:
+    logits = torch.nn.functional.linear(hidden, weight, bias).float()
+    if transform.scale != 1.0:
+        logits *= transform.scale
+    if transform.softcap is not None:
+        logits = transform.softcap * torch.tanh(logits / transform.softcap)
+    return logits
 
 
 def token_logps(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    transform: Transform = Transform(),
 ) -> torch.Tensor:
     """fp32 log-probs [T] of `targets` [T] under softmax(hidden [T, H] @ weight [V, H]^T + bias)."""
-    result = _TokenLogps.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
+    result = _TokenLogps.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, targets, transform
+    )
     assert isinstance(result, torch.Tensor)
     return result
 
@@ -82,11 +135,12 @@ class LogprobHead(torch.nn.Module):
     however many tokens a rank has.
     """
 
-    def __init__(self, linear: torch.nn.Linear) -> None:
+    def __init__(self, linear: torch.nn.Linear, transform: Transform) -> None:
         super().__init__()
         self.weight = linear.weight
         self.bias = linear.bias
+        self.transform = transform
 
     def forward(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Log-probs [T]; see `token_logps`."""
-        return token_logps(hidden, self.weight, self.bias, targets)
+        return token_logps(hidden, self.weight, self.bias, targets, self.transform)

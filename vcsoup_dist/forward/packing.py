@@ -1,36 +1,99 @@
-"""Ragged sequences as one row of tokens, without padding."""
+"""Ragged sequences as one row of tokens, without padding and without repeating shared prefixes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+
+Ids = Sequence[int] | np.ndarray
+"""Token ids."""
 
 
 @dataclass(frozen=True)
 class Pack:
-    """S sequences of T tokens in all, laid end to end."""
+    """S sequences in one row of T tokens.
+
+    The tokens of sequence s that stand in the row are its *segment*, `cu_seqlens[s]` to
+    `cu_seqlens[s + 1]`. A sequence that shares a prefix with one before it has only the rest of its
+    tokens there; what its tokens attend to is the prefix and the segment.
+    """
 
     input_ids: torch.Tensor
     """[1, T] int64."""
     position_ids: torch.Tensor
-    """[1, T] int64; starts again at 0 with every sequence."""
+    """[1, T] int64; position in its sequence, the prefix included."""
     cu_seqlens: torch.Tensor
-    """[S + 1] int32: sequence s is the tokens cu_seqlens[s] to cu_seqlens[s + 1]."""
+    """[S + 1] int32: where the segments lie."""
     max_seqlen: int
+    """Tokens of the longest segment."""
+    keys: torch.Tensor | None
+    """[K] int64: the row's positions that sequence after sequence attends to, prefixes included;
+    None where no prefix is shared, and every segment attends to itself."""
+    cu_seqlens_k: torch.Tensor
+    """[S + 1] int32: where a sequence's part of `keys` lies."""
+    max_seqlen_k: int
+    """Tokens of the longest sequence."""
 
 
-def pack(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Pack:
-    """Lay token sequences (none empty) end to end."""
-    lengths = [len(sequence) for sequence in sequences]
-    ends = torch.tensor([0, *lengths]).cumsum(0)
+@dataclass(frozen=True)
+class Branch:
+    """A sequence that goes on from the first `shared` tokens of the sequence `of`."""
+
+    ids: Ids
+    """All its tokens, those of the prefix included."""
+    of: int = -1
+    """Index of an earlier sequence that shares nothing itself; -1: none."""
+    shared: int = 0
+    """Less than len(ids): a segment has at least one token."""
+
+
+def pack(sequences: Sequence[Ids], device: torch.device | str = "cpu") -> Pack:
+    """Lay token sequences (none empty) end to end; each attends to itself alone."""
+    return pack_branches([Branch(ids) for ids in sequences], device)
+
+
+def pack_branches(branches: Sequence[Branch], device: torch.device | str = "cpu") -> Pack:
+    """Lay sequences end to end, of those that share a prefix only what comes after it."""
+    own = [np.asarray(each.ids)[each.shared :] for each in branches]
+    lengths = [len(part) for part in own]
+    ends = np.cumsum([0, *lengths])
+    positions = [np.arange(each.shared, len(each.ids)) for each in branches]
+    spans = [
+        np.concatenate([_prefix(each, ends), np.arange(ends[s], ends[s + 1])])
+        for s, each in enumerate(branches)
+    ]
+    whole = [len(span) for span in spans]
+    shares = any(each.shared for each in branches)
+
+    def move(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+        return torch.from_numpy(array).to(device=device, dtype=dtype)
+
+    cu_seqlens = move(ends, torch.int32)
     return Pack(
-        torch.tensor([token for each in sequences for token in each], device=device)[None],
-        torch.cat([torch.arange(length) for length in lengths]).to(device)[None],
-        ends.to(device=device, dtype=torch.int32),
+        move(np.concatenate(own), torch.int64)[None],
+        move(np.concatenate(positions), torch.int64)[None],
+        cu_seqlens,
         max(lengths),
+        move(np.concatenate(spans), torch.int64) if shares else None,
+        move(np.cumsum([0, *whole]), torch.int32) if shares else cu_seqlens,
+        max(whole),
     )
+
+
+def _prefix(branch: Branch, ends: np.ndarray) -> np.ndarray:
+    start = ends[branch.of] if branch.shared else 0
+    return np.arange(start, start + branch.shared)
+
+
+def common_prefix(first: Ids, second: Ids) -> int:
+    """Tokens that two sequences begin with alike; one less where that would be all of `second`."""
+    count = min(len(first), len(second))
+    different = np.flatnonzero(np.asarray(first)[:count] != np.asarray(second)[:count])
+    alike = int(different[0]) if len(different) else count
+    return min(alike, len(second) - 1)
 
 
 def budget_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.forward.packing import Ids
 
 Message = Mapping[str, str]
 
@@ -14,12 +16,14 @@ Message = Mapping[str, str]
 # and evaluation see different prompts.
 DATE = "26 Jul 2024"
 
+MOST_SPECIAL = 16  # tokens that a template puts round an empty answer
+
 
 @dataclass(frozen=True)
 class Encoded:
     """A conversation in tokens; the answer is `ids[start:]`."""
 
-    ids: list[int]
+    ids: Ids
     start: int
 
     @property
@@ -63,6 +67,14 @@ def encode_answer(
     return Encoded(ids, start)
 
 
+class Unusable(StrEnum):
+    """Why a pair cannot be trained on."""
+
+    TOO_LONG = "too long"
+    EMPTY = "without an answer"
+    SAME = "the same on both sides"
+
+
 def encode_pair(
     tokenizer: Any,
     prompt: Sequence[Message],
@@ -70,16 +82,56 @@ def encode_pair(
     rejected: str,
     max_length: int,
     truncate_prompt: bool,
-) -> tuple[Encoded, Encoded] | None:
+) -> tuple[Encoded, Encoded] | Unusable:
     """Both answers of a preference pair after the same prompt tokens.
 
-    Where one is longer than `max_length`, the prompt's start is cut from both alike. None where
-    that is not wanted, or leaves no prompt token before an answer; an answer is never cut.
+    Where one is longer than `max_length`, the prompt's start is cut from both alike; the pair is
+    unusable where that is not wanted, or leaves no prompt token before an answer. No answer is
+    ever cut. An answer of special tokens and white space alone is none. Raises UserError where the
+    chat template is not prefix-stable.
     """
     prompt_ids = encode_prompt(tokenizer, prompt)
-    pair = tuple(encode_answer(tokenizer, prompt, prompt_ids, text) for text in (chosen, rejected))
+    pair = []
+    for answer in (chosen, rejected):
+        each = encode_answer(tokenizer, prompt, prompt_ids, answer)
+        if each.start < len(prompt_ids):
+            _check_prefix(tokenizer, prompt, answer)
+        if _is_empty(tokenizer, each):
+            return Unusable.EMPTY
+        pair.append(each)
+    if pair[0].ids == pair[1].ids:
+        return Unusable.SAME
     surplus = max(0, *(len(each.ids) - max_length for each in pair))
     if surplus and (not truncate_prompt or surplus >= min(each.start for each in pair)):
-        return None
+        return Unusable.TOO_LONG
     cut_chosen, cut_rejected = (Encoded(each.ids[surplus:], each.start - surplus) for each in pair)
     return cut_chosen, cut_rejected
+
+
+def _check_prefix(tokenizer: Any, prompt: Sequence[Message], answer: str) -> None:
+    """The prompt's tokens are no prefix: only a merge across the boundary may be the reason."""
+    conversation = [*prompt, {"role": "assistant", "content": answer}]
+    asked, whole = (
+        tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=generate, date_string=DATE
+        )
+        for messages, generate in ((list(prompt), True), (conversation, False))
+    )
+    if not whole.startswith(asked):
+        shared = next(
+            (i for i, (a, b) in enumerate(zip(asked, whole, strict=False)) if a != b),
+            min(len(asked), len(whole)),
+        )
+        raise UserError(
+            f"{tokenizer.name_or_path}: the chat template is not prefix-stable: with an answer the "
+            f"prompt reads {whole[shared : shared + 40]!r} where without it it reads "
+            f"{asked[shared : shared + 40]!r}, so what the answer is cannot be told; change the "
+            "template"
+        )
+
+
+def _is_empty(tokenizer: Any, encoded: Encoded) -> bool:
+    if encoded.answer_length > MOST_SPECIAL:
+        return False
+    text = tokenizer.decode(list(encoded.ids[encoded.start :]), skip_special_tokens=True)
+    return not text.strip()

@@ -3,28 +3,35 @@
 A rank is `python -m MODULE JOB` with RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR,
 MASTER_PORT and OMP_NUM_THREADS set. It calls `die_with_parent` first, so that no rank outlives its
 launcher even by SIGKILL, and reports a UserError by writing `rank-<r>.error` into the log folder.
-Rank 0 speaks to the terminal, the others to `rank-<r>.log`.
+Rank 0 speaks to the terminal, the others to `rank-<r>.log`. A rank that hangs leaves
+`rank-<r>.stack`. SIGTERM and SIGUSR2 to the launcher are handed on to the ranks, which stop at
+their next step boundary and exit with `EXIT_PREEMPTED`.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
-from vcsoup_dist.errors import UserError
+from vcsoup_dist.errors import EXIT_PREEMPTED, Preempted, UserError
 
 TAIL = 15  # lines of a failed rank's log that are shown
-GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+GRACE = 10.0  # seconds for the other ranks to end in the same way as the first
 
 
 def run_ranks(module: str, job: Path, ranks: int, threads: int, logs: Path) -> None:
     """Run `ranks` processes and wait for all; the first that fails ends the others.
 
-    Raises UserError with the failed rank's own line, or with the tail of its log.
+    Raises UserError with the failed rank's own line, or with the tail of its log; Preempted where
+    the ranks saved and stopped on request.
     """
     logs.mkdir(parents=True, exist_ok=True)
     for old in logs.glob("rank-*"):
@@ -53,9 +60,13 @@ def run_ranks(module: str, job: Path, ranks: int, threads: int, logs: Path) -> N
                         stderr=None if rank == 0 else log,
                     )
                 )
-        _wait(processes, logs)
+        with _handing_on(processes):
+            _wait(processes, logs)
     finally:
-        _end(processes)
+        for process in processes:
+            if process.poll() is None:  # its peers are gone, so nothing that it does is of use
+                process.kill()
+            process.wait()
 
 
 def report_user_error(error: UserError) -> None:
@@ -64,21 +75,47 @@ def report_user_error(error: UserError) -> None:
     path.write_text(str(error))
 
 
-def _wait(processes: list[subprocess.Popen[bytes]], logs: Path) -> None:
+@contextmanager
+def _handing_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """While this is open, requests to stop go to the ranks and not to this process."""
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    before = {each: signal.signal(each, hand_on) for each in (signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]], logs: Path) -> None:
     while any(process.poll() is None for process in processes):
         if any(process.returncode for process in processes):
+            # Those that stop or hang do so together; a cause may come after its effect on another.
+            _linger(processes, 1.0)
+            if _first_code(processes) == EXIT_PREEMPTED or _stacks(logs):
+                _linger(processes, GRACE)
             break
         time.sleep(0.05)
-    failed = [rank for rank, process in enumerate(processes) if process.returncode]
-    if not failed:
+    if not any(process.poll() for process in processes):
         return
-    # The cause may come a moment after its effect on another rank's connection.
-    time.sleep(1)
     told = sorted(logs.glob("rank-*.error"))
     if told:
         raise UserError(told[0].read_text())
-    rank = failed[0]
-    code = processes[rank].returncode
+    if stacks := _stacks(logs):
+        raise UserError(
+            "a training step took longer than launch.hang_minutes; where each rank was stands in "
+            f"{', '.join(str(each) for each in stacks)}"
+        )
+    codes = [process.poll() for process in processes]
+    if set(codes) == {EXIT_PREEMPTED}:
+        raise Preempted("stopped on request; the same command goes on from here")
+    rank = next(r for r, code in enumerate(codes) if code not in (None, 0, EXIT_PREEMPTED))
+    code = codes[rank] or 0
     reason = f"by signal {-code}" if code < 0 else f"with exit code {code}"
     if rank == 0:
         raise UserError(f"rank 0 ended {reason}; its own words stand above")
@@ -86,17 +123,18 @@ def _wait(processes: list[subprocess.Popen[bytes]], logs: Path) -> None:
     raise UserError("\n".join([f"rank {rank} ended {reason}; its last lines:", *tail]))
 
 
-def _end(processes: list[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        if process.poll() is None:
-            process.terminate()
-    deadline = time.monotonic() + GRACE
-    for process in processes:
-        try:
-            process.wait(max(deadline - time.monotonic(), 0.1))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def _linger(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _first_code(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
+    return next((process.returncode for process in processes if process.returncode), None)
+
+
+def _stacks(logs: Path) -> list[Path]:
+    return [path for path in sorted(logs.glob("rank-*.stack")) if path.stat().st_size]
 
 
 def _free_port() -> int:

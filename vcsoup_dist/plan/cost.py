@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,18 @@ from pathlib import Path
 from vcsoup_dist.checkpoints.layout import read_layout
 from vcsoup_dist.plan.products import reads, to_make
 from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.training.deepspeed_config import (
+    device_of,
+    fill_deepspeed_config,
+    find_deepspeed_config,
+)
+from vcsoup_dist.training.memory import (
+    TrainingMemory,
+    can_use_nvme,
+    estimate_memory,
+    has_gpu,
+    model_size,
+)
 from vcsoup_dist.workspace import Product, Workspace
 
 BYTES_PER_TOKEN = 4.0  # of English text under a subword tokenizer of usual size
@@ -29,6 +42,57 @@ class Cost:
     peak_disk_bytes: int | None
     """Written bytes that are there at the same time, one policy's checkpoints included."""
     free_disk_bytes: int
+
+
+@dataclass(frozen=True)
+class TrainingNeeds:
+    """What a policy's training takes of this machine."""
+
+    config: str
+    ranks: int
+    on_gpus: bool
+    memory: TrainingMemory
+    host_bytes: int
+    """What is needed of this machine's memory; without GPUs the ranks' parts too."""
+    machine_bytes: int
+    """The memory it has."""
+    warnings: list[str]
+
+
+def estimate_training(recipe: Recipe) -> TrainingNeeds | None:
+    """Memory of training, or None where only the hub knows the model. Imports DeepSpeed.
+
+    Raises UserError where the DeepSpeed configuration does not fit the recipe.
+    """
+    training, ranks = recipe.training, recipe.launch.ranks
+    file = find_deepspeed_config(recipe)
+    config = fill_deepspeed_config(file, training, ranks)
+    folder = recipe.local_path(recipe.model)
+    if folder is None:
+        return None
+    memory = estimate_memory(model_size(folder), config, training, ranks, nodes=1)
+    on_gpus = has_gpu()
+    host = memory.host if on_gpus else memory.host + ranks * memory.gpu
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    warnings = []
+    if host > machine:
+        warnings.append(
+            f"training needs about {host / 2**30:.1f} GiB of host memory, this machine has "
+            f"{machine / 2**30:.1f}"
+        )
+    if "nvme" in (device_of(config, "param"), device_of(config, "optimizer")):
+        if not can_use_nvme():
+            warnings.append(
+                f"{file.name} needs DeepSpeed's async_io, which cannot be built here: install "
+                "libaio's headers (libaio-dev) and a C++ compiler"
+            )
+        free = shutil.disk_usage(_existing(Path(training.nvme_path or "."))).free
+        if memory.nvme > free:
+            warnings.append(
+                f"training needs about {memory.nvme / 2**30:.1f} GiB in training.nvme_path, "
+                f"{free / 2**30:.1f} are free"
+            )
+    return TrainingNeeds(file.stem, ranks, on_gpus, memory, host, machine, warnings)
 
 
 def estimate(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) -> Cost:

@@ -3,6 +3,7 @@
     pairs/<dataset>                      canonical pairs, training and held out
     scores/<dataset>/<value>             one reward of every training pair
     filtered/<method>/<value>            the pairs that a method keeps for a value
+    theta_0                              where the recipe has a `warmup`; else its model is theta_0
     reference/<dataset>                  log-probs of every pair under theta_0
     policies/<method>/<value>/seed-<s>
     soups/<method>/seed-<s>/<weights>
@@ -24,15 +25,25 @@ from typing import Any
 from vcsoup_dist import __version__
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes, Located, locate
-from vcsoup_dist.recipe import CallableReward, ClassifierReward, ColumnsReward, Recipe
+from vcsoup_dist.recipe import CallableReward, ClassifierReward, ColumnsReward, Recipe, Training
 from vcsoup_dist.souping.grids import simplex_grid, soup_name
 from vcsoup_dist.training.deepspeed_config import find_deepspeed_config
+from vcsoup_dist.training.warmup import warmup_training
 from vcsoup_dist.workspace import Product, Workspace
 
-STAGES = ("read", "score", "filter", "reference", "train", "merge", "evaluate", "report")
+STAGES = ("read", "score", "filter", "warmup", "reference", "train", "merge", "evaluate", "report")
 
 FORMATS = dict.fromkeys(STAGES, 1)
 """Raised when a stage's output changes for the same recipe, so that old products are made anew."""
+
+WITHOUT_REFERENCE = ("simpo", "sft")
+"""As in training/objectives.py, which imports torch."""
+
+NOT_CONTENT = {
+    *("activation_offload", "attention", "checkpoint_every", "checkpoints_kept", "deepspeed"),
+    *("evaluate_every", "nvme_path"),
+}
+"""Keys of `training` that say where and how a policy is trained, not what it becomes."""
 
 AnyReward = ClassifierReward | CallableReward | ColumnsReward
 
@@ -48,11 +59,11 @@ def make_plan(recipe: Recipe, hashes: Hashes) -> list[Product]:
 def to_make(plan: Iterable[Product], workspace: Workspace, recipe: Recipe) -> list[Product]:
     """The products that must be made now, in the plan's order.
 
-    Wanted are the report, the policies and whatever `keep` says; anything else only where
+    Wanted are the report, the policies, theta_0 and whatever `keep` says; anything else only where
     something that must be made needs it.
     """
     plan = list(plan)
-    wanted = {"report", "train", "evaluate", "filter", "score", "read"}
+    wanted = {"report", "train", "warmup", "evaluate", "filter", "score", "read"}
     wanted |= {"merge"} if recipe.keep.soups else set()
     wanted |= {"reference"} if recipe.keep.reference else set()
     needed: set[str] = set()
@@ -98,9 +109,10 @@ class _Planner:
             for dataset in self.pairs
             for value in recipe.values
         }
+        self.theta_0 = self._warmup() if recipe.warmup else None
         self.reference = (
             {dataset: self._reference(dataset) for dataset in self.pairs}
-            if recipe.training.objective == "dpo"
+            if recipe.training.objective not in WITHOUT_REFERENCE
             else {}
         )
         self.filtered: dict[tuple[str, str], Product] = {}
@@ -133,7 +145,13 @@ class _Planner:
                         },
                     ),
                 },
-                inputs=(*evaluations, *self.filtered.values(), *policies, *self.pairs.values()),
+                inputs=(
+                    *evaluations,
+                    *self.filtered.values(),
+                    *self._warmed_up(),
+                    *policies,
+                    *self.pairs.values(),
+                ),
             )
         )
         return sorted(self.products, key=lambda product: STAGES.index(product.stage))
@@ -224,10 +242,36 @@ class _Planner:
         training = self.recipe.training
         return training.model_dump(mode="json", include={"max_length", "overlong", "dtype"})
 
+    def _warmup(self) -> Product:
+        made_from = {
+            "format": FORMATS["warmup"],
+            "model": self.model.identity,
+            "training": _content(warmup_training(self.recipe)),
+            "deepspeed": self.hashes.of_file(find_deepspeed_config(self.recipe)),
+            "seed": 0,
+        }
+        inputs = tuple(self.pairs.values())
+        sources = {"model": self.model, "deepspeed": self._deepspeed()}
+        return self._add(Product("theta_0", "warmup", made_from, inputs=inputs, sources=sources))
+
+    def _warmed_up(self) -> list[Product]:
+        """theta_0 where it is a product."""
+        return [self.theta_0] if self.theta_0 else []
+
+    def _base(self) -> dict[str, Located]:
+        """theta_0 where it is no product, as a source."""
+        return {} if self.theta_0 else {"model": self.model}
+
+    def _base_identity(self) -> Any:
+        return None if self.theta_0 else self.model.identity
+
+    def _deepspeed(self) -> Located:
+        return Located(str(find_deepspeed_config(self.recipe)), None, None)
+
     def _reference(self, dataset: str) -> Product:
         made_from = {
             "format": FORMATS["reference"],
-            "model": self.model.identity,
+            "model": self._base_identity(),
             "tokens": self._tokens(),
         }
         return self._add(
@@ -235,8 +279,8 @@ class _Planner:
                 f"reference/{dataset}",
                 "reference",
                 made_from,
-                inputs=(self.pairs[dataset],),
-                sources={"model": self.model},
+                inputs=(self.pairs[dataset], *self._warmed_up()),
+                sources=self._base(),
                 dataset=dataset,
             )
         )
@@ -244,25 +288,23 @@ class _Planner:
     def _train(self, method: str, value: str, seed: int) -> Product:
         recipe = self.recipe
         datasets = self._datasets_of(value)
-        config = find_deepspeed_config(recipe)
         made_from = {
             "format": FORMATS["train"],
-            "model": self.model.identity,
-            "training": recipe.training.model_dump(
-                mode="json", exclude={"checkpoint_every", "deepspeed", "attention"}
-            ),
-            "deepspeed": self.hashes.of_file(config),
+            "model": self._base_identity(),
+            "training": _content(recipe.training),
+            "deepspeed": self.hashes.of_file(find_deepspeed_config(recipe)),
             "seed": seed,
         }
         inputs = [self.filtered[method, value], *(self.pairs[each] for each in datasets)]
         inputs += [self.reference[each] for each in datasets if each in self.reference]
+        inputs += self._warmed_up()
         return self._add(
             Product(
                 f"policies/{method}/{value}/seed-{seed}",
                 "train",
                 made_from,
                 inputs=tuple(inputs),
-                sources={"model": self.model, "deepspeed": Located(str(config), None, None)},
+                sources=self._base() | {"deepspeed": self._deepspeed()},
                 method=method,
                 value=value,
                 seed=seed,
@@ -300,7 +342,7 @@ class _Planner:
     def _evaluate(self, soup: Product | None, name: str) -> Product:
         recipe = self.recipe
         judges: dict[str, Any] = {}
-        sources = {} if soup else {"model": self.model}
+        sources = {} if soup else self._base()
         for value in recipe.values:
             key = "judge" if recipe.values[value].judge else "reward"
             judge, source = self._reward(recipe.judge_of(value), f"values.{value}.{key}")
@@ -322,7 +364,7 @@ class _Planner:
             "format": FORMATS["evaluate"],
             "evaluation": settings,
             "judges": judges,
-            "model": None if soup else self.model.identity,
+            "model": None if soup else self._base_identity(),
         }
         datasets = [self.pairs[each] for each in self.pairs]
         return self._add(
@@ -330,7 +372,7 @@ class _Planner:
                 name,
                 "evaluate",
                 made_from,
-                inputs=(*datasets, *([soup] if soup else [])),
+                inputs=(*datasets, *([soup] if soup else self._warmed_up())),
                 sources=sources,
                 method=soup.method if soup else None,
                 seed=soup.seed if soup else None,
@@ -376,3 +418,11 @@ class _Planner:
         if spec is None or spec.origin is None:
             raise UserError(f"{key}: no module `{module}` can be imported")
         return Path(spec.origin)
+
+
+def _content(training: Training) -> dict[str, Any]:
+    """The settings that decide what a policy becomes."""
+    without = set(NOT_CONTENT)
+    if training.export == "best":  # one of the checkpoints
+        without.remove("checkpoint_every")
+    return training.model_dump(mode="json", exclude=without)

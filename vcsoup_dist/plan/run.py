@@ -17,6 +17,7 @@ DOORS = {
     "read": "vcsoup_dist.scoring.stage:read",
     "score": "vcsoup_dist.scoring.stage:score",
     "filter": "vcsoup_dist.consistency.stage:make",
+    "warmup": "vcsoup_dist.training.stage:make_theta_0",
     "reference": "vcsoup_dist.training.stage:make_references",
     "train": "vcsoup_dist.training.stage:make_policies",
     "merge": "vcsoup_dist.souping.stage:make",
@@ -40,7 +41,7 @@ def make_missing(
     if stages != STAGES:  # asked for by name: also what nothing else needs any more
         missing = [each for each in plan if not workspace.is_made(each)]
         if "train" in stages:
-            missing = _with_references(missing, only)
+            missing = with_their_inputs(missing, only)
     made = 0
     for stage in stages:
         due = [
@@ -60,10 +61,10 @@ def make_missing(
     return made
 
 
-def _with_references(missing: Sequence[Product], only: Callable[[Product], bool]) -> list[Product]:
-    """The policies asked for, and those missing references that they need."""
+def with_their_inputs(missing: Sequence[Product], only: Callable[[Product], bool]) -> list[Product]:
+    """The policies asked for, and what they need of theta_0 and the references."""
     policies = [each for each in missing if each.stage == "train" and only(each)]
     needed = {each.name for policy in policies for each in policy.inputs}
     return [
-        each for each in missing if each.stage == "reference" and each.name in needed
+        each for each in missing if each.stage in ("warmup", "reference") and each.name in needed
     ] + policies

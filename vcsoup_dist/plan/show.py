@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from vcsoup_dist.plan.cost import estimate
+from vcsoup_dist.plan.cost import estimate, estimate_training
 from vcsoup_dist.plan.products import STAGES, to_make
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.workspace import Product, Workspace
@@ -43,6 +43,31 @@ def show_check(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) ->
         console.print(f"{name:32} {text}", highlight=False)
     if cost.peak_disk_bytes is not None and cost.peak_disk_bytes > cost.free_disk_bytes:
         console.print("warning: the disk is too small for this run", style="bold red")
+    if any(product.stage == "train" and product.name in missing for product in plan):
+        _show_training(recipe, console)
+
+
+def _show_training(recipe: Recipe, console: Console) -> None:
+    """Memory of training a policy, and what this machine lacks of it."""
+    needs = estimate_training(recipe)
+    if needs is None:
+        console.print(f"{'training by':32} unknown before the download", highlight=False)
+        return
+    memory, ranks = needs.memory, needs.ranks
+    lines = {
+        "training by": f"{needs.config} on {ranks} rank{'' if ranks == 1 else 's'}",
+        "  memory of a GPU, at most about"
+        if needs.on_gpus
+        else "  memory of a rank, no GPU, about": _gib(memory.gpu)
+        + ("" if memory.activations is not None else " and activations, not known"),
+        "  host memory, at most about": f"{_gib(needs.host_bytes)} of {_gib(needs.machine_bytes)}",
+    }
+    if memory.nvme:
+        lines["  on NVMe, about"] = _gib(memory.nvme)
+    for name, text in lines.items():
+        console.print(f"{name:32} {text}", highlight=False)
+    for warning in needs.warnings:
+        console.print(f"warning: {warning}", style="bold red", soft_wrap=True)
 
 
 def show_status(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) -> None:
@@ -77,3 +102,7 @@ def _number(value: int | None, unknown: str) -> str:
 
 def _bytes(value: int | None, unknown: str) -> str:
     return unknown if value is None else f"{value / 1e9:,.3f} GB"
+
+
+def _gib(value: int) -> str:
+    return f"{value / 2**30:,.2f} GiB"

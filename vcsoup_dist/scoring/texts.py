@@ -88,7 +88,7 @@ def _chat(tokenizer: Any, prompt: Sequence[Message], response: str) -> RewardTex
         ) from error
     first = 1 if encoded.ids[0] == tokenizer.bos_token_id else 0
     return RewardText(
-        encoded.ids, range(first, encoded.start), range(encoded.start, len(encoded.ids))
+        list(encoded.ids), range(first, encoded.start), range(encoded.start, len(encoded.ids))
     )
 
 

@@ -25,32 +25,34 @@ def step_pairs(pairs: int, pairs_per_step: int, seed: int, step: int) -> list[in
 def micro_batches(costs: Sequence[int], ranks: int, tokens_per_batch: int) -> list[list[list[int]]]:
     """Cut a step into micro-batches: result[rank][m] lists positions in `costs` (tokens per pair).
 
-    Costs are balanced over ranks (longest first to the least loaded), each micro-batch stays
-    within the budget unless one pair alone exceeds it, and every rank gets the same number:
-    under ZeRO-3 a rank with fewer forwards would leave the others waiting for ever. An empty
-    list is a micro-batch of no pair, which its rank must still run.
+    Every rank gets the same number, as few as the budget allows (a pair that alone exceeds it is a
+    micro-batch of its own), since under ZeRO-3 a rank with fewer forwards would leave the others
+    waiting for ever. They are filled evenly, and those that run at the same time are alike, since
+    the slowest rank sets the pace. An empty list is a micro-batch of no pair, which its rank must
+    still run.
     """
-    shares: list[list[int]] = [[] for _ in range(ranks)]
-    loads = [(0, rank) for rank in range(ranks)]
+    each = max(1, -(-sum(costs) // (tokens_per_batch * ranks)))
+    while True:
+        batches, loads = _deal(costs, ranks * each)
+        fits = all(
+            len(batch) < 2 or load <= tokens_per_batch
+            for batch, load in zip(batches, loads, strict=True)
+        )
+        if fits:
+            break
+        each += 1
+    order = sorted(range(len(batches)), key=lambda i: (-loads[i], i))
+    return [[batches[order[m * ranks + rank]] for m in range(each)] for rank in range(ranks)]
+
+
+def _deal(costs: Sequence[int], count: int) -> tuple[list[list[int]], list[int]]:
+    """Deal out the pairs, the dearest first, each to the least loaded of `count` batches."""
+    batches: list[list[int]] = [[] for _ in range(count)]
+    loads = [0] * count
+    queue = [(0, number) for number in range(count)]
     for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        load, rank = heapq.heappop(loads)
-        shares[rank].append(index)
-        heapq.heappush(loads, (load + costs[index], rank))
-    cut = [_first_fit(share, costs, tokens_per_batch) for share in shares]
-    longest = max(1, *(len(batches) for batches in cut))
-    return [batches + [[] for _ in range(longest - len(batches))] for batches in cut]
-
-
-def _first_fit(share: Sequence[int], costs: Sequence[int], budget: int) -> list[list[int]]:
-    batches: list[list[int]] = []
-    room: list[int] = []
-    for index in share:
-        for m, left in enumerate(room):
-            if costs[index] <= left:
-                batches[m].append(index)
-                room[m] -= costs[index]
-                break
-        else:
-            batches.append([index])
-            room.append(budget - costs[index])
-    return batches
+        load, number = heapq.heappop(queue)
+        batches[number].append(index)
+        loads[number] = load + costs[index]
+        heapq.heappush(queue, (loads[number], number))
+    return batches, loads

@@ -1,74 +1,285 @@
-"""DeepSpeed checkpoints to resume from: written aside, marked complete, renamed, the last kept."""
+"""DeepSpeed checkpoints to resume from: written aside, marked complete, renamed, some kept.
+
+    step-00000040/            complete: COMPLETE is the last file that was written into it
+    step-00000060.partial/    being written, or being removed
+    step-00000040.universal/  the same for another number of ranks, until that one saves
+
+All functions but `newest_checkpoint` and `best_checkpoint` are called by all ranks together.
+`group` is where they tell each other small things; None is the default group.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
+from vcsoup_dist.checkpoints.writer import DISK_FULL
 from vcsoup_dist.checkpoints.zero3 import COMPLETE, WRAPPED_AS
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import sync, sync_tree, write_atomically
+from vcsoup_dist.progress import log
+from vcsoup_dist.training.universal import begin, convert
 
+HELDOUT = "heldout_loss"
+"""The metric by which a checkpoint is the best."""
 
-def save_checkpoint(engine: Any, folder: Path, step: int, metrics: Mapping[str, float]) -> Path:
-    """Save all ranks' state after `step` optimizer steps, and what was measured by then.
+MEND = "remove that folder to go on from the one before"
 
-    Called by all ranks together; returns the checkpoint's folder.
-    """
-    final = folder / f"step-{step:08d}"
-    partial = final.with_name(final.name + ".partial")
-    if dist.get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-    dist.barrier()
-    engine.save_checkpoint(
-        str(folder), tag=partial.name, client_state={WRAPPED_AS: "model."}, save_latest=False
-    )
-    dist.barrier()
-    if dist.get_rank() == 0:
-        state = {"step": step, "ranks": dist.get_world_size(), "metrics": dict(metrics)}
-        write_atomically(partial / COMPLETE, json.dumps(state))
-        sync_tree(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        sync(folder)
-        for older in folder.glob("step-*"):
-            if older != final:
-                shutil.rmtree(older)
-    dist.barrier()
-    return final
+_NAME = re.compile(r"step-\d{8}")
 
 
 @dataclass(frozen=True)
-class Resumed:
-    """Where training goes on."""
+class Found:
+    """A complete checkpoint."""
 
+    path: Path
     step: int
     """Optimizer steps that are done."""
     metrics: Mapping[str, float]
     """As `save_checkpoint` was given them."""
-    checkpoint: Path | None
+    ranks: int
+    """That wrote it."""
+    stage: int
+    """Of ZeRO, that wrote it."""
+    files: Mapping[str, int]
+    """Name below `path` -> bytes."""
+    universal: Path | None = None
+    """The same for any number of ranks; the engine must be configured to load that."""
 
 
-def resume(engine: Any, folder: Path) -> Resumed:
-    """Load the newest complete checkpoint, if there is one."""
-    complete = sorted(path.parent for path in folder.glob(f"step-*/{COMPLETE}"))
-    complete = [path for path in complete if not path.name.endswith(".partial")]
-    if not complete:
-        return Resumed(0, {}, None)
-    newest = complete[-1]
-    written = json.loads((newest / COMPLETE).read_text())
-    if written["ranks"] != dist.get_world_size():
-        raise UserError(
-            f"{newest} was written by {written['ranks']} ranks and cannot be resumed by "
-            f"{dist.get_world_size()}; set launch.ranks to {written['ranks']} or remove that folder"
+def save_checkpoint(
+    engine: Any,
+    folder: Path,
+    step: int,
+    metrics: Mapping[str, float],
+    kept: int = 1,
+    best: bool = False,
+    group: Any = None,
+) -> Path:
+    """Save all ranks' state after `step` optimizer steps, and what was measured by then.
+
+    The newest `kept` checkpoints stay, and with `best` the one of the lowest held-out loss as
+    well. Returns the checkpoint's folder. UserError for a full disk.
+    """
+    final = folder / f"step-{step:08d}"
+    partial = final.with_name(final.name + ".partial")
+    rank = dist.get_rank()
+    if rank == 0:
+        _remove(partial)
+    dist.barrier(group=group)
+    with _disk_full_is_said(partial):
+        engine.save_checkpoint(
+            str(folder), tag=partial.name, client_state={WRAPPED_AS: "model."}, save_latest=False
         )
-    path, _ = engine.load_checkpoint(str(folder), tag=newest.name)
+        # Each rank its own files: another node's fsync may not reach them.
+        for file in partial.glob(f"*zero_pp_rank_{rank}_mp_rank_*"):
+            sync(file)
+        dist.barrier(group=group)
+        if rank == 0:
+            sync_tree(partial)
+            state = {
+                "step": step,
+                "ranks": dist.get_world_size(),
+                "stage": int(engine.zero_optimization_stage()),
+                "metrics": dict(metrics),
+                "files": _sizes(partial),
+            }
+            write_atomically(partial / COMPLETE, json.dumps(state))
+            _publish(partial)
+            _remove_superseded(folder, kept, best)
+    dist.barrier(group=group)
+    return final
+
+
+def find_checkpoint(folder: Path, group: Any = None) -> Found | None:
+    """The newest complete checkpoint, ready to be loaded by this number of ranks.
+
+    Called before the engine is built: where `universal` is set, its configuration needs
+    `{"checkpoint": {"load_universal": True}}`. Removes what killed runs left half done.
+    UserError where the checkpoint is damaged or cannot be taken over by this number of ranks.
+    """
+    told: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            told = [_find_and_tidy(folder, dist.get_world_size())]
+        except UserError as error:
+            told = [str(error)]
+    dist.broadcast_object_list(told, src=0, group=group)
+    (found,) = told
+    if isinstance(found, str):
+        raise UserError(found)
+    if found is None:
+        return None
+    assert isinstance(found, Found)
+    if found.universal is not None:
+        convert(found.path, found.universal, dist.get_rank(), dist.get_world_size())
+    return found
+
+
+def load(engine: Any, found: Found) -> None:
+    """Load weights, Adam's moments and step count into a fresh engine.
+
+    UserError where DeepSpeed cannot read the checkpoint.
+    """
+    stage = int(engine.zero_optimization_stage())
+    if stage != found.stage:
+        raise UserError(
+            f"{found.path}: was written under ZeRO-{found.stage} and cannot be resumed under"
+            f" ZeRO-{stage}; set training.deepspeed back, or remove that folder"
+        )
+    tag = found.universal or found.path
+    try:
+        path, _ = engine.load_checkpoint(str(tag.parent), tag=tag.name)
+        reason = "DeepSpeed finds no files of its own there"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # its own asserts, torch's, zipfile's and the unpickler's
+        path, reason = None, f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
     if path is None:
-        raise UserError(f"{newest}: DeepSpeed cannot read this checkpoint; remove that folder")
-    return Resumed(int(written["step"]), written["metrics"], newest)
+        raise UserError(f"{tag}: cannot be loaded ({reason}); remove {found.path} to go without it")
+    if found.universal is not None:
+        # DeepSpeed's loader gives all groups of parameters one tensor of steps, which each would
+        # count up.
+        for state in engine.optimizer.optimizer.state.values():
+            if isinstance(state.get("step"), torch.Tensor):
+                state["step"] = state["step"].clone()
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """The complete checkpoint of most steps; UserError where there is none."""
+    return _complete(folder)[-1].path
+
+
+def best_checkpoint(folder: Path) -> Path:
+    """The one of the lowest held-out loss, of equals the newest; the newest where none has any.
+
+    UserError where none is complete.
+    """
+    complete = _complete(folder)
+    return (_best(complete) or complete[-1]).path
+
+
+def _complete(folder: Path) -> list[Found]:
+    """In order of steps; UserError where there is none."""
+    found = [_read(path) for path in _published(folder)]
+    if not found:
+        raise UserError(f"{folder}: holds no complete checkpoint; train again")
+    return found
+
+
+def _published(folder: Path) -> list[Path]:
+    """Complete checkpoints in order of steps."""
+    return sorted(
+        path.parent for path in folder.glob(f"*/{COMPLETE}") if _NAME.fullmatch(path.parent.name)
+    )
+
+
+def _read(path: Path) -> Found:
+    """What its marker says."""
+    try:
+        written = json.loads((path / COMPLETE).read_text())
+        return Found(
+            path,
+            int(written["step"]),
+            dict(written["metrics"]),
+            int(written["ranks"]),
+            int(written["stage"]),
+            dict(written["files"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path / COMPLETE}: is damaged ({error!r}); {MEND}") from None
+
+
+def _require_whole(found: Found) -> None:
+    for name, size in found.files.items():
+        file = found.path / name
+        if not file.is_file() or file.stat().st_size != size:
+            raise UserError(f"{file}: is missing, or not of its {size} bytes; {MEND}")
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+
+
+def _best(found: Sequence[Found]) -> Found | None:
+    """Of equals the newest."""
+    measured = [each for each in found if math.isfinite(each.metrics.get(HELDOUT, math.nan))]
+    return min(reversed(measured), key=lambda each: each.metrics[HELDOUT], default=None)
+
+
+def _find_and_tidy(folder: Path, ranks: int) -> Found | None:
+    for partial in folder.glob("step-*.partial"):
+        # Killed between marker and rename, it is as good as published.
+        if _NAME.fullmatch(partial.stem) and (partial / COMPLETE).is_file():
+            _publish(partial)
+    published = _published(folder)
+    found = _read(published[-1]) if published else None
+    if found is not None:
+        _require_whole(found)
+        if found.ranks != ranks:
+            found = replace(found, universal=found.path.with_name(found.path.name + ".universal"))
+    for path in folder.glob("step-*"):
+        if found and found.universal and path.name.removesuffix(".partial") == found.universal.name:
+            continue
+        if path not in published:
+            _remove(path)
+    if found is not None and found.universal is not None:
+        log.info("%s: of %d ranks, is made ready for %d", found.path, found.ranks, ranks)
+        begin(found.universal)
+    return found
+
+
+def _publish(partial: Path) -> None:
+    """Give a complete checkpoint its name, also where an older one of the same step has it."""
+    final = partial.with_suffix("")
+    _remove(final)
+    partial.rename(final)
+    sync(final.parent)
+
+
+def _remove_superseded(folder: Path, kept: int, best: bool) -> None:
+    published = [_read(path) for path in _published(folder)]
+    staying = published[-max(kept, 1) :]
+    if best and (chosen := _best(published)):
+        staying = [*staying, chosen]
+    for each in published:
+        if each not in staying:
+            _remove(each.path)
+    for universal in folder.glob("step-*.universal*"):  # this number of ranks has its own now
+        _remove(universal)
+
+
+def _remove(path: Path) -> None:
+    """The marker first: half a checkpoint must not look complete."""
+    if (path / COMPLETE).exists():
+        (path / COMPLETE).unlink()
+        sync(path)
+    if path.is_dir():
+        shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def _disk_full_is_said(partial: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch.save says only that its writer failed.
+        full = isinstance(error, OSError) and error.errno in DISK_FULL
+        if not full and "PytorchStreamWriter failed" not in str(error):
+            raise
+        free = shutil.disk_usage(partial.parent).free
+        raise UserError(
+            f"{partial}: the checkpoint could not be written, {free / 1e9:.2f} GB are free; make"
+            " room and run the same command again, it goes on from the last checkpoint"
+        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,16 @@ from vcsoup_dist.recipe import Recipe, Training
 
 # Beside the package in a checkout, inside it when installed.
 FOLDERS = (Path(__file__).parents[2] / "ds_configs", Path(__file__).parents[1] / "ds_configs")
+
+Keys = tuple[str, ...]
+
+# Steps are cut into micro-batches by token budget and the learning rate is the trainer's, so
+# DeepSpeed must not count or schedule anything.
+NOT_TO_SAY = {
+    "train_batch_size": "training.pairs_per_step and training.tokens_per_batch set the batch",
+    "scheduler": "training.schedule and training.warmup set the learning rate",
+}
+ALWAYS_ONE = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
 def find_deepspeed_config(recipe: Recipe) -> Path:
@@ -22,22 +33,88 @@ def find_deepspeed_config(recipe: Recipe) -> Path:
     for folder in FOLDERS:
         if (folder / f"{name}.json").exists():
             return folder / f"{name}.json"
-    known = sorted(path.stem for folder in FOLDERS for path in folder.glob("*.json"))
+    known = sorted({path.stem for folder in FOLDERS for path in folder.glob("*.json")})
     raise UserError(
         f"training.deepspeed: `{name}` is no file and none of ds_configs/ ({', '.join(known)})"
     )
 
 
-def fill_deepspeed_config(path: Path, training: Training) -> dict[str, Any]:
-    """Read a configuration and fill in what the recipe decides.
+def fill_deepspeed_config(
+    path: Path, training: Training, ranks_per_node: int = 1, nvme_folder: Path | None = None
+) -> dict[str, Any]:
+    """Read a configuration and fill in every "auto".
 
-    Raises UserError where the file states a value that contradicts the recipe.
+    ranks_per_node: what a hierarchical partitioning of "auto" comes to; LOCAL_WORLD_SIZE in a
+    rank. nvme_folder: instead of `training.nvme_path`, where that is relative to the recipe.
+
+    Raises UserError where the file contradicts the recipe, says what is not its to say, or
+    leaves something "auto" that nothing fills in.
     """
+    config = _read(path)
+    for key, instead in NOT_TO_SAY.items():
+        if key in config:
+            raise UserError(f"{path}: remove `{key}`: {instead}")
+    for key in ALWAYS_ONE:
+        if _fill(path, config, (key,), 1) != 1:
+            raise UserError(f"{path}: {key} must be 1; training.tokens_per_batch sets the batch")
+    for keys, value in _decided_by(training).items():
+        stated = _fill(path, config, keys, value)
+        if stated != value:
+            raise UserError(
+                f'{path}: {".".join(keys)} is {stated}, the recipe says {value}; write "auto"'
+            )
+    if _fill(path, config, ("fp16", "enabled"), False) is not False:
+        raise UserError(f"{path}: fp16 is not supported; training.dtype is bf16 or fp32")
+    _fill(path, config, ("communication_data_type",), training.dtype)
+    _fill(path, config, ("data_types", "grad_accum_dtype"), "fp32")
+    zero = _section(path, config, ("zero_optimization",))
+    stage = zero.get("stage")
+    if stage not in (2, 3) or isinstance(stage, bool):
+        raise UserError(f"{path}: zero_optimization.stage is {stage!r}, it must be 2 or 3")
+    if zero.get("zero_hpz_partition_size") == "auto":
+        zero["zero_hpz_partition_size"] = ranks_per_node
+    _fill_nvme_paths(path, zero, nvme_folder or training.nvme_path)
+    if "type" not in config["optimizer"]:
+        raise UserError(f'{path}: the section `optimizer` needs a `type`, such as "AdamW"')
+    for keys in _autos(config):
+        raise UserError(f'{path}: {".".join(keys)} is "auto", which nothing in a recipe fills in')
+    return config
+
+
+def forward_only(config: dict[str, Any]) -> dict[str, Any]:
+    """A filled configuration for ranks that compute log-probs and train nothing.
+
+    ZeRO-2 cannot be without an optimizer; its weights lie whole on every rank, as in ZeRO-0.
+    """
+    config = {key: value for key, value in config.items() if key != "optimizer"}
+    zero = dict(config["zero_optimization"])
+    zero.pop("offload_optimizer", None)
+    if zero["stage"] == 2:
+        zero = {"stage": 0}
+        # Without ZeRO there is no mixed precision of gradients to choose.
+        config.pop("data_types", None)
+    return config | {"zero_optimization": zero}
+
+
+def device_of(config: dict[str, Any], states: str) -> str:
+    """Where a filled configuration keeps `states`, "param" or "optimizer": none, cpu or nvme."""
+    section = config["zero_optimization"].get(f"offload_{states}") or {}
+    return str(section.get("device", "none"))
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from error
-    decided = {
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: holds no JSON object")
+    return config
+
+
+def _decided_by(training: Training) -> dict[Keys, Any]:
+    """What the recipe alone decides."""
+    return {
         ("bf16", "enabled"): training.dtype == "bf16",
         ("optimizer", "params", "lr"): training.learning_rate,
         ("optimizer", "params", "betas"): list(training.adam_betas),
@@ -45,22 +122,45 @@ def fill_deepspeed_config(path: Path, training: Training) -> dict[str, Any]:
         ("optimizer", "params", "weight_decay"): training.weight_decay,
         ("gradient_clipping",): training.max_grad_norm,
     }
-    for keys, value in decided.items():
-        section = config
-        for key in keys[:-1]:
-            section = section.setdefault(key, {})
-        stated = section.setdefault(keys[-1], "auto")
-        if stated not in ("auto", value):
-            raise UserError(
-                f'{path}: {".".join(keys)} is {stated}, the recipe says {value}; write "auto"'
-            )
+
+
+def _section(path: Path, config: dict[str, Any], keys: Keys) -> dict[str, Any]:
+    section = config
+    for depth, key in enumerate(keys, 1):
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
+            raise UserError(f"{path}: {'.'.join(keys[:depth])} must be a section, a JSON object")
+    return section
+
+
+def _fill(path: Path, config: dict[str, Any], keys: Keys, value: Any) -> Any:
+    """Set a key that is absent or "auto" to `value`; returns what it then is."""
+    section = _section(path, config, keys[:-1])
+    if section.setdefault(keys[-1], "auto") == "auto":
         section[keys[-1]] = value
-    if config.get("zero_optimization", {}).get("stage") != 3:
-        raise UserError(f"{path}: zero_optimization.stage must be 3, the stage supported so far")
-    if "type" not in config["optimizer"]:
-        raise UserError(f'{path}: the section `optimizer` needs a `type`, such as "AdamW"')
-    # Steps are cut into micro-batches by token budget, so DeepSpeed must not count them.
-    for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
-        if config.setdefault(key, 1) != 1:
-            raise UserError(f"{path}: {key} must be 1; training.tokens_per_batch sets the batch")
-    return dict(config)
+    return section[keys[-1]]
+
+
+def _fill_nvme_paths(path: Path, zero: dict[str, Any], folder: Path | str | None) -> None:
+    for states in ("param", "optimizer"):
+        offload = zero.get(f"offload_{states}")
+        if not isinstance(offload, dict) or offload.get("device") != "nvme":
+            continue
+        if offload.get("nvme_path", "auto") == "auto":
+            if folder is None:
+                raise UserError(
+                    f"{path}: keeps the {states}'s states on NVMe; say in which folder by the "
+                    "recipe's training.nvme_path"
+                )
+            offload["nvme_path"] = str(folder)
+
+
+def _autos(section: Any, keys: Keys = ()) -> Iterator[Keys]:
+    if section == "auto":
+        yield keys
+    elif isinstance(section, dict):
+        for key, value in section.items():
+            yield from _autos(value, (*keys, key))
+    elif isinstance(section, list):
+        for value in section:
+            yield from _autos(value, keys)

@@ -12,56 +12,34 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.forward.answers import AnswerLogps
 from vcsoup_dist.forward.attention import choose_attention
 from vcsoup_dist.progress import log
-from vcsoup_dist.training.deepspeed_config import fill_deepspeed_config
+from vcsoup_dist.training.deepspeed_config import fill_deepspeed_config, forward_only
+from vcsoup_dist.training.distributed import is_first, local_device
 from vcsoup_dist.training.jobs import Job
 
 
-def local_device() -> torch.device:
-    """This rank's GPU, or the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    return torch.device("cpu")
+def start_engine(job: Job, *, train: bool, universal: bool = False) -> Any:
+    """DeepSpeed engine around `AnswerLogps(theta_0)`.
 
-
-def start_distributed() -> None:
-    """Join the other ranks: NCCL on GPUs, gloo on CPUs."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
-
-    # Serves DeepSpeed's tensor-parallel inference alone, but is compiled at the first start, and
-    # a kill in mid-compile leaves a lock file that the next start waits on for ever.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    device = local_device()
-    if device.type == "cuda":
-        ranks, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
-        if ranks > gpus:
-            raise UserError(
-                f"launch.ranks: {ranks} ranks on a machine with {gpus} GPUs; set it to {gpus}, or "
-                "CUDA_VISIBLE_DEVICES= in the environment to train on the CPU"
-            )
-        torch.cuda.set_device(device)
-    deepspeed.init_distributed(
-        dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False
-    )
-
-
-def start_engine(job: Job, *, train: bool) -> tuple[Any, Any]:
-    """DeepSpeed engine around `AnswerLogps(theta_0)`, and the tokenizer.
-
-    Weights are loaded straight into ZeRO-3 partitions. Dropout is off: a policy must equal its
-    reference at the start. Without `train` there is no optimizer.
+    Under ZeRO-3 weights are loaded straight into their partitions. Dropout is off: a policy must
+    equal its reference at the start. Without `train` there is no optimizer; `universal`: the engine
+    is to load a universal checkpoint.
     """
     import deepspeed
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.integrations import HfDeepSpeedConfig
 
     training = job.training
-    config = fill_deepspeed_config(Path(job.deepspeed_config), training)
+    config = fill_deepspeed_config(
+        Path(job.deepspeed_config), training, ranks_per_node=int(os.environ["LOCAL_WORLD_SIZE"])
+    )
+    stage = config["zero_optimization"]["stage"]
     if not train:
-        del config["optimizer"]
+        config = forward_only(config)
+    if universal:
+        config["checkpoint"] = {"load_universal": True}
     dtype = torch.bfloat16 if training.dtype == "bf16" else torch.float32
-    attention = choose_attention(training.attention, local_device(), dtype)
+    model_config = AutoConfig.from_pretrained(job.model, revision=job.revision)
+    attention = choose_attention(training.attention, local_device(), dtype, model_config)
     # from_pretrained partitions each tensor as it is read while this object lives.
     sharding = HfDeepSpeedConfig(config)
     model = AutoModelForCausalLM.from_pretrained(
@@ -75,18 +53,29 @@ def start_engine(job: Job, *, train: bool) -> tuple[Any, Any]:
     wrapped = AnswerLogps(model)
     parameters = {"model_parameters": wrapped.parameters()} if train else {}
     engine, *_ = deepspeed.initialize(model=wrapped, config=config, **parameters)
-    tokenizer = AutoTokenizer.from_pretrained(job.model, revision=job.revision)
-    if int(os.environ["RANK"]) == 0:
-        stage = config["zero_optimization"]["stage"]
+    if is_first():
         log.info(
-            "attention: %s; ZeRO-%d on %s ranks, %s, %s",
-            attention,
+            "attention: %s; %s (ZeRO-%d) on %s ranks, %s, %s; gradient checkpointing %s%s",
+            attention.removeprefix("vcsoup_"),
+            Path(job.deepspeed_config).stem,
             stage,
             os.environ["WORLD_SIZE"],
             training.dtype,
             local_device().type,
+            "on" if train and training.gradient_checkpointing else "off",
+            ", activations in host memory" if train and training.activation_offload else "",
         )
-    return engine, tokenizer
+    return engine
+
+
+def load_tokenizer(job: Job) -> Any:
+    """The tokenizer of theta_0."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(job.model, revision=job.revision)
+    # Long texts are dropped or cut here, so this warning would be wrong.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
 
 
 def switch_off_dropout(model: Any) -> None:
@@ -97,6 +86,21 @@ def switch_off_dropout(model: Any) -> None:
         for name in ("attention_dropout", "dropout_prob"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
+
+
+def full_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of the model's parameters and persistent buffers by name, however they are sharded.
+
+    Tied ones are there once, under their first name.
+    """
+    model = engine.module.model
+    shapes = {
+        name: tuple(getattr(parameter, "ds_shape", parameter.shape))
+        for name, parameter in model.named_parameters()
+    }
+    kept = model.state_dict(keep_vars=True).keys()
+    buffers = {name: tuple(buffer.shape) for name, buffer in model.named_buffers() if name in kept}
+    return shapes | buffers
 
 
 def save_companions(engine: Any, tokenizer: Any, folder: Path) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch.distributed as dist
 import xxhash
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.forward.template import Encoded, encode_pair
+from vcsoup_dist.forward.answers import pair_tokens
+from vcsoup_dist.forward.template import Encoded, Unusable, encode_pair
 from vcsoup_dist.recipe import Training
+from vcsoup_dist.training.distributed import gather_to_all
+
+ROWS = 4096  # texts in memory at a time
 
 
 @dataclass(frozen=True)
@@ -24,21 +29,62 @@ class Example:
     id: str
     chosen: Encoded
     rejected: Encoded
-    reference_chosen: np.ndarray | None
+    tokens: int
+    """Of both, what they begin with counted once: what the pair costs in a forward."""
+    consistency: float | None = None
+    """The cosine that the filter judged the pair by."""
+    weight: float = 1.0
+    """Of its loss."""
+    reference_chosen: np.ndarray | None = None
     """[chosen.answer_length] fp32 log-probs under theta_0; None without a reference."""
-    reference_rejected: np.ndarray | None
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of both sequences: what the pair costs in a forward."""
-        return len(self.chosen.ids) + len(self.rejected.ids)
+    reference_rejected: np.ndarray | None = None
 
 
-def encode_row(
-    tokenizer: Any, row: Mapping[str, Any], training: Training
-) -> tuple[Encoded, Encoded] | None:
-    """A parquet row (`prompt` messages; `chosen`, `rejected` text or one message) in tokens."""
-    return encode_pair(
+@dataclass(frozen=True)
+class EncodedRow:
+    """A row of a file of pairs in tokens."""
+
+    id: str
+    pair: tuple[Encoded, Encoded] | Unusable
+    turned: bool
+    """Whether the file has the pair the other way round than its reference."""
+    consistency: float | None
+
+
+def encode_files(
+    files: Sequence[Path], tokenizer: Any, training: Training, limit: int | None = None
+) -> list[EncodedRow]:
+    """The rows of parquet files in tokens, at most `limit`. Called by all ranks together.
+
+    The columns `prompt` (messages), `chosen` and `rejected` (text or messages) and `id` are needed;
+    `turned` and `consistency` may be there. Each rank does its share; all have the result.
+    """
+    shares = gather_to_all(list(_encode_share(files, tokenizer, training, limit)))
+    return [row for _, row in sorted((each for share in shares for each in share), key=_position)]
+
+
+def _position(numbered: tuple[int, EncodedRow]) -> int:
+    return numbered[0]
+
+
+def _encode_share(
+    files: Sequence[Path], tokenizer: Any, training: Training, limit: int | None
+) -> Iterator[tuple[int, EncodedRow]]:
+    rank, world = dist.get_rank(), dist.get_world_size()
+    first = 0
+    for file in files:
+        for batch in pq.ParquetFile(file).iter_batches(ROWS):
+            count = batch.num_rows if limit is None else min(batch.num_rows, limit - first)
+            mine = list(range((rank - first) % world, count, world))
+            for position, row in zip(mine, batch.take(mine).to_pylist(), strict=True):
+                yield first + position, _encode_row(tokenizer, row, training)
+            first += count
+            if first == limit:
+                return
+
+
+def _encode_row(tokenizer: Any, row: Mapping[str, Any], training: Training) -> EncodedRow:
+    pair = encode_pair(
         tokenizer,
         row["prompt"],
         _text(row["chosen"]),
@@ -46,64 +92,100 @@ def encode_row(
         training.max_length,
         training.overlong == "truncate_prompt",
     )
+    if not isinstance(pair, Unusable):
+        pair = _compact(pair[0]), _compact(pair[1])
+    return EncodedRow(row["id"], pair, row.get("turned", False), row.get("consistency"))
+
+
+def _compact(encoded: Encoded) -> Encoded:
+    return Encoded(np.asarray(encoded.ids, dtype=np.int32), encoded.start)
 
 
 def load_examples(
-    file: Path,
+    files: Sequence[Path],
     references: Sequence[Path],
     tokenizer: Any,
     training: Training,
     limit: int | None = None,
-) -> tuple[list[Example], int]:
-    """Examples of a `pairs.parquet` or `heldout.parquet`, and how many pairs were too long.
+) -> tuple[list[Example], Counter[str]]:
+    """Examples of files of pairs, and how many pairs are unusable, by reason.
 
-    Raises UserError where a reference lacks a pair or was computed over other tokens.
+    Called by all ranks together. Raises UserError where a reference lacks a pair or was computed
+    over other tokens, or where weights by consistency are asked for and a pair has none.
     """
-    rows = pq.read_table(file).to_pylist()[:limit]
-    known = _load_references(references, {row["id"] for row in rows})
-    examples, dropped = [], 0
+    rows = encode_files(files, tokenizer, training, limit)
+    known = _load_references(references, {row.id for row in rows})
+    examples: list[Example] = []
+    unusable: Counter[str] = Counter()
     for row in rows:
-        pair = encode_row(tokenizer, row, training)
-        if pair is None:
-            dropped += 1
+        if isinstance(row.pair, Unusable):
+            unusable[row.pair] += 1
             continue
-        chosen, rejected = pair
-        of_chosen = of_rejected = None
-        if references:
-            if row["id"] not in known:
-                raise UserError(f"{file}: pair {row['id']} has no reference log-probs")
-            as_given = (rejected, chosen) if row["turned"] else (chosen, rejected)
-            of_tokens, *sides = known[row["id"]]
-            if of_tokens != tokens_hash(*as_given):
-                raise UserError(
-                    f"{file}: the reference log-probs of pair {row['id']} are of other tokens; "
-                    "does the chat template depend on the day? remove the run's reference/ folder"
-                )
-            of_chosen, of_rejected = sides[:: -1 if row["turned"] else 1]
-        examples.append(Example(row["id"], chosen, rejected, of_chosen, of_rejected))
-    return examples, dropped
+        example = Example(row.id, *row.pair, pair_tokens(*row.pair), row.consistency)
+        examples.append(_with_reference(example, row.turned, known) if references else example)
+    return examples, unusable
 
 
-def _load_references(
-    folders: Iterable[Path], wanted: set[str]
-) -> dict[str, tuple[str, np.ndarray, np.ndarray]]:
-    found = {}
+def weighted(examples: Sequence[Example]) -> list[Example]:
+    """The examples with weights (1 + c) / 2 by their consistency c, scaled to a mean of 1."""
+    cosines = [each.consistency for each in examples]
+    if any(cosine is None for cosine in cosines):
+        raise UserError("training.pair_weights: these pairs have no column `consistency`")
+    weights = (1 + np.array(cosines, dtype=np.float64)) / 2
+    if not weights.sum() > 0:
+        raise UserError("training.pair_weights: every pair has the consistency -1, a weight of 0")
+    scaled = (weights / weights.mean()).tolist()
+    return [replace(each, weight=weight) for each, weight in zip(examples, scaled, strict=True)]
+
+
+Reference = tuple[str, np.ndarray, np.ndarray]
+"""Hash of the tokens, log-probs of chosen and rejected."""
+
+
+def _with_reference(example: Example, turned: bool, known: Mapping[str, Reference]) -> Example:
+    if example.id not in known:
+        raise UserError(
+            f"pair {example.id} has no reference log-probs; remove the run's reference/ folder"
+        )
+    pair = (example.chosen, example.rejected)
+    of_tokens, *sides = known[example.id]
+    if of_tokens != tokens_hash(*(reversed(pair) if turned else pair)):
+        raise UserError(
+            f"the reference log-probs of pair {example.id} are of other tokens; does the chat "
+            "template depend on the day? remove the run's reference/ folder"
+        )
+    chosen, rejected = reversed(sides) if turned else sides
+    return replace(example, reference_chosen=chosen, reference_rejected=rejected)
+
+
+def _load_references(folders: Iterable[Path], wanted: set[str]) -> dict[str, Reference]:
+    found: dict[str, Reference] = {}
     for folder in folders:
         for file in sorted(folder.glob("*.parquet")):
-            for row in pq.read_table(file).to_pylist():
-                if row["id"] in wanted and row["chosen"] is not None:
-                    found[row["id"]] = (
-                        row["tokens"],
-                        np.asarray(row["chosen"], dtype=np.float32),
-                        np.asarray(row["rejected"], dtype=np.float32),
-                    )
+            table = pq.read_table(file)
+            chosen, rejected = (_ragged(table[side]) for side in ("chosen", "rejected"))
+            ids, tokens = table["id"].to_pylist(), table["tokens"].to_pylist()
+            for i, (id_, hashed) in enumerate(zip(ids, tokens, strict=True)):
+                if id_ in wanted and hashed is not None:
+                    found[id_] = (hashed, chosen[i], rejected[i])
     return found
+
+
+def _ragged(column: Any) -> list[np.ndarray]:
+    """A column of lists of fp32 as views of one array."""
+    joined = column.combine_chunks()
+    offsets = joined.offsets.to_numpy()
+    return np.split(joined.values.to_numpy(), offsets[1:-1])
 
 
 def tokens_hash(chosen: Encoded, rejected: Encoded) -> str:
     """Hash of a pair's token ids and of where its answers begin."""
-    content = json.dumps([chosen.ids, chosen.start, rejected.ids, rejected.start])
-    return xxhash.xxh3_128_hexdigest(content.encode())[:16]
+    digest = xxhash.xxh3_128()
+    for each in (chosen, rejected):
+        ids = np.asarray(each.ids, dtype=np.int32)
+        digest.update(np.array([len(ids), each.start], dtype=np.int64).tobytes())
+        digest.update(ids.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _text(answer: str | Sequence[Mapping[str, str]]) -> str:

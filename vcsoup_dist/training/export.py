@@ -5,12 +5,17 @@ No rank ever holds the model: each streams its share of the files from the parti
 
 from __future__ import annotations
 
+import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
+from vcsoup_dist.checkpoints.layout import Layout, read_layout
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.souping.manifest import MANIFEST_NAME
 from vcsoup_dist.souping.preflight import plan_merge
 from vcsoup_dist.souping.write import finish, placement, write_soups
 
@@ -19,13 +24,23 @@ MEMORY = 1 << 28  # bytes of each rank
 DTYPES = {"fp32": "F32", "bf16": "BF16"}
 
 
-def export_policy(checkpoint: Path, companions: Path, output: Path, dtype: str) -> None:
+def export_policy(
+    checkpoint: Path,
+    companions: Path,
+    output: Path,
+    dtype: str,
+    expected: Mapping[str, tuple[int, ...]],
+    group: Any = None,
+) -> None:
     """Write a checkpoint into the directory `output` as a model, its weights as `dtype`.
 
-    companions: a directory with its config and tokenizer; dtype: as in the recipe.
+    companions: a directory with its config and tokenizer; dtype: as in the recipe; expected: what
+    the model has, name -> full shape of parameters and persistent buffers, tied ones under their
+    first name; group: where ranks wait for each other, None for the default group.
 
     Called by all ranks together. Tied weights are written once, under their first name, as
-    transformers does. Goes on after a kill.
+    transformers does. Goes on after a kill. UserError where the checkpoint, or what was written,
+    is not exactly what the model has.
     """
     plan = plan_merge(
         [checkpoint],
@@ -33,6 +48,12 @@ def export_policy(checkpoint: Path, companions: Path, output: Path, dtype: str) 
         names=["checkpoint"],
         dtype=DTYPES[dtype],
         companions=companions,
+    )
+    require_tensors(
+        plan.sources[0].layout,
+        expected,
+        checkpoint,
+        "remove that folder to go on from the one before",
     )
     where = placement(plan, checkpoint.with_name("export"), inside=False)
     written = write_soups(
@@ -45,13 +66,49 @@ def export_policy(checkpoint: Path, companions: Path, output: Path, dtype: str) 
         card=False,
         title="export",
     )
-    dist.barrier()
+    dist.barrier(group=group)
     if dist.get_rank() == 0:
         # Ranks of other nodes may have seen each other's journals too late.
         if not written.finished and not finish(plan, where, card=False):
             raise UserError(f"{where.work}: a rank has not written its share; run it again")
         # The manifest last: while it is here a run that was killed goes on with the rest.
-        for file in sorted(where.out.iterdir(), key=lambda each: each.name == "manifest.json"):
-            file.replace(output / file.name)
+        for file in sorted(where.out.iterdir()):
+            if file.name != MANIFEST_NAME:
+                file.replace(output / file.name)
+        try:
+            require_tensors(read_layout(output), expected, output, "run it again to write it anew")
+        except UserError:
+            for file in output.glob("*.safetensors*"):
+                file.unlink()
+            shutil.rmtree(where.out)
+            raise
+        (where.out / MANIFEST_NAME).replace(output / MANIFEST_NAME)
         shutil.rmtree(where.out)
-    dist.barrier()
+    dist.barrier(group=group)
+
+
+def require_tensors(
+    layout: Layout, expected: Mapping[str, tuple[int, ...]], where: Path, mend: str
+) -> None:
+    """UserError where a checkpoint does not hold exactly the model's tensors, none of them empty.
+
+    expected: as for `export_policy`; mend: the end of the error's line.
+    """
+    missing, extra = expected.keys() - layout.keys(), layout.keys() - expected.keys()
+    wrong = [
+        f"{name!r} is {list(layout[name].shape)} and not {list(shape)}"
+        for name, shape in expected.items()
+        if name in layout and layout[name].shape != tuple(shape)
+    ]
+    empty = [name for name in expected if name in layout and not math.prod(layout[name].shape)]
+    faults = [
+        *(f"lacks {name!r}" for name in sorted(missing)),
+        *(f"holds {name!r}, which the model has not" for name in sorted(extra)),
+        *wrong,
+        *(f"{name!r} is empty" for name in empty),
+    ]
+    if faults:
+        more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
+        raise UserError(
+            f"{where}: is not the model that was trained: {', '.join(faults[:3])}{more}; {mend}"
+        )

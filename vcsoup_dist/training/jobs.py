@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vcsoup_dist.files import write_atomically
-from vcsoup_dist.recipe import Training
+from vcsoup_dist.recipe import Launch, Training
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,10 @@ class PolicyTask:
     """One policy."""
 
     name: str
-    filtered: str
-    """Folder with `pairs.parquet` and `heldout.parquet`."""
+    pairs: list[str]
+    """Parquet files of the pairs to train on."""
+    heldout: list[str]
+    """Parquet files of held-out pairs."""
     references: list[str]
     """Folders with reference log-probs of those pairs; none for objectives without reference."""
     seed: int
@@ -46,12 +48,16 @@ class Job:
     revision: str | None
     deepspeed_config: str
     training: Training
+    launch: Launch
     references: list[ReferenceTask]
     policy: PolicyTask | None
 
     def write(self, path: Path) -> None:
         """Write the job for the ranks to read."""
-        content = asdict(self) | {"training": self.training.model_dump(mode="json")}
+        content = asdict(self) | {
+            "training": self.training.model_dump(mode="json"),
+            "launch": self.launch.model_dump(mode="json"),
+        }
         write_atomically(path, json.dumps(content, indent=1))
 
     @staticmethod
@@ -64,6 +70,7 @@ class Job:
             content["revision"],
             content["deepspeed_config"],
             Training.model_validate(content["training"]),
+            Launch.model_validate(content["launch"]),
             [ReferenceTask(**task) for task in content["references"]],
             PolicyTask(**policy) if policy else None,
         )

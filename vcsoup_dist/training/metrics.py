@@ -1,20 +1,42 @@
-"""What a step was like: one line of JSON and TensorBoard points per step, by rank 0."""
+"""What a step was like: one line of JSON and TensorBoard points per step, by rank 0.
+
+`metrics.jsonl` has, per optimizer step from 0:
+
+    loss                the objective's, over the step's pairs (SFT: per answer token)
+    chosen_reward, rejected_reward, margin, accuracy
+                        beta log pi/ref of the answers, their difference, and how often it is > 0
+    kl_estimate         mean of log pi/ref over both answers, in nats per answer: KL(pi || ref) as
+                        far as the answers are what the policy would say
+    grad_norm           before clipping, over all ranks
+    learning_rate
+    step_seconds
+    tokens_per_second   per rank: all tokens of prompts and answers, each answer with its prompt
+    mfu                 share of the device's peak; counts what is computed (a shared prompt once)
+    peak_memory_gib     so far, of rank 0
+    heldout_loss, heldout_accuracy, heldout_margin
+                        every `training.evaluate_every` steps
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+from vcsoup_dist.errors import UserError
+
 
 class MetricsLog:
-    """Appends to `metrics.jsonl` and TensorBoard event files in a folder; closed by `with`.
+    """Appends to `metrics.jsonl`, TensorBoard event files and, where a project is named, to W&B.
 
-    A resumed run drops the lines of steps that it takes again.
+    Closed by `with`. A resumed run drops the lines of steps that it takes again.
     """
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+    def __init__(
+        self, folder: Path, first_step: int, wandb_project: str | None = None, name: str = ""
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
         kept = []
@@ -29,6 +51,7 @@ class MetricsLog:
             for old in folder.glob("events.out.tfevents*"):
                 old.unlink()
         self._board = SummaryWriter(str(folder), purge_step=first_step)
+        self._wandb = None if wandb_project is None else _start_wandb(wandb_project, folder, name)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record one step's values."""
@@ -36,6 +59,8 @@ class MetricsLog:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(values, step=step)
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -43,6 +68,20 @@ class MetricsLog:
     def __exit__(self, *_: Any) -> None:
         self._file.close()
         self._board.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def _start_wandb(project: str, folder: Path, name: str) -> Any:
+    """A W&B run that is gone on with where the same run directory trains the same policy again."""
+    try:
+        import wandb
+    except ImportError:
+        raise UserError(
+            "launch.wandb: the package wandb is not installed; pip install wandb"
+        ) from None
+    identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return wandb.init(project=project, name=name, id=identity, resume="allow", dir=str(folder))
 
 
 def _step_of(line: str) -> int:

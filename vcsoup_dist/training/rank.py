@@ -8,13 +8,13 @@ import sys
 import warnings
 from pathlib import Path
 
-from vcsoup_dist.errors import UserError
+from vcsoup_dist.errors import EXIT_PREEMPTED, UserError
 from vcsoup_dist.launch.death import die_with_parent
 from vcsoup_dist.launch.ranks import report_user_error
 
 
 def main() -> None:
-    """Run the job's references, or its policy."""
+    """Run the job's references, or its policy; exits with `EXIT_PREEMPTED` when asked to stop."""
     die_with_parent(int(os.environ["VCSOUP_LAUNCHER"]))
     # A rename in PyTorch that DeepSpeed has not followed yet, once per call.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
@@ -24,23 +24,30 @@ def main() -> None:
     # DeepSpeed says at INFO what the project says in one line.
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     try:
-        run(Path(sys.argv[1]))
+        done = run(Path(sys.argv[1]))
     except UserError as error:
         report_user_error(error)
         sys.exit(2)
+    sys.exit(0 if done else EXIT_PREEMPTED)
 
 
-def run(job_file: Path) -> None:
-    """Join the other ranks and do the job's tasks."""
+def run(job_file: Path) -> bool:
+    """Join the other ranks and do the job's tasks; False where it was asked to stop first."""
     import torch
 
-    from vcsoup_dist.training.engine import start_distributed, start_engine
+    from vcsoup_dist.training.checkpoint import find_checkpoint
+    from vcsoup_dist.training.distributed import barrier, control_group, start_distributed
+    from vcsoup_dist.training.engine import load_tokenizer, start_engine
     from vcsoup_dist.training.jobs import Job
     from vcsoup_dist.training.loop import train_policy
     from vcsoup_dist.training.reference import compute_reference
+    from vcsoup_dist.training.stopping import StopRequest
+    from vcsoup_dist.training.watchdog import Watchdog
     from vcsoup_dist.workspace import hold_while_working
 
     job = Job.read(job_file)
+    stop = StopRequest(job.launch.max_minutes)
+    watchdog = Watchdog(job.launch.hang_minutes)
     locks = [task.workers_lock for task in job.references]
     locks += [job.policy.workers_lock] if job.policy else []
     for lock in locks:
@@ -49,13 +56,24 @@ def run(job_file: Path) -> None:
     # Bits must not depend on which kernel was picked by timing.
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
     start_distributed()
-    engine, tokenizer = start_engine(job, train=job.policy is not None)
-    for reference in job.references:
-        compute_reference(engine, tokenizer, job.training, reference)
+    found = find_checkpoint(Path(job.policy.scratch), control_group()) if job.policy else None
+    engine = start_engine(
+        job,
+        train=job.policy is not None,
+        universal=found is not None and found.universal is not None,
+    )
+    tokenizer = load_tokenizer(job)
+    done = all(
+        compute_reference(engine, tokenizer, job.training, task, stop, watchdog)
+        for task in job.references
+    )
     if job.policy:
-        train_policy(engine, tokenizer, job.training, job.policy)
-    torch.distributed.barrier()
+        done = train_policy(
+            engine, tokenizer, job.training, job.launch, job.policy, found, stop, watchdog
+        )
+    barrier()
     torch.distributed.destroy_process_group()
+    return done
 
 
 if __name__ == "__main__":

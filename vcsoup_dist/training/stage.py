@@ -1,4 +1,4 @@
-"""The door of training: reference log-probs, then policies, on ranks started for them."""
+"""The door of training: theta_0, reference log-probs, policies, on ranks started for them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,39 @@ from pathlib import Path
 
 from vcsoup_dist.launch.ranks import run_ranks
 from vcsoup_dist.progress import log
-from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.recipe import Recipe, Training
 from vcsoup_dist.training.jobs import Job, PolicyTask, ReferenceTask
+from vcsoup_dist.training.warmup import find_theta_0, warmup_training
 from vcsoup_dist.workspace import Draft, Product, Workspace
 
 RANK = "vcsoup_dist.training.rank"
+
+
+def make_theta_0(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
+    """Make theta_0 by SFT on the chosen answers of all datasets."""
+    for product in products:
+        # Another value's training may be making the same theta_0: wait for it and share it.
+        with workspace.making(product, wait=True) as draft:
+            if not workspace.is_made(product):
+                _train_theta_0(recipe, workspace, product, draft)
+        if not recipe.keep.checkpoints:
+            # The draft itself may be in the hands of one that waited.
+            shutil.rmtree(draft.scratch, ignore_errors=True)
+
+
+def _train_theta_0(recipe: Recipe, workspace: Workspace, product: Product, draft: Draft) -> None:
+    pairs: list[str] = []
+    heldout: list[str] = []
+    count = 0
+    for each in product.inputs_of("read"):
+        folder = workspace.need(each).resolve()
+        manifest = json.loads((folder / "manifest.json").read_text())
+        pairs += [str(folder / shard["file"]) for shard in manifest["shards"]]
+        heldout.append(str(folder / "heldout.parquet"))
+        count += manifest["train"]
+    training = warmup_training(recipe)
+    task = _policy_task(workspace, product, draft, pairs, heldout, [], count)
+    _launch(recipe, workspace, product, draft, training, policy=task)
 
 
 def make_references(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
@@ -32,7 +60,7 @@ def make_references(recipe: Recipe, workspace: Workspace, products: Sequence[Pro
             folder = workspace.need(pairs).resolve()
             tasks.append(ReferenceTask(str(folder), str(draft.output.resolve()), _lock(draft)))
         if due:
-            _launch(recipe, workspace, *due[0], references=tasks)
+            _launch(recipe, workspace, *due[0], recipe.training, references=tasks)
 
 
 def make_policies(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
@@ -42,20 +70,42 @@ def make_policies(recipe: Recipe, workspace: Workspace, products: Sequence[Produ
             (filtered,) = product.inputs_of("filter")
             counts = json.loads((workspace.need(filtered) / "report.json").read_text())
             references = [workspace.need(each) for each in product.inputs_of("reference")]
-            task = PolicyTask(
-                name=product.name,
-                filtered=str(workspace.folder(filtered).resolve()),
-                references=[str(folder.resolve()) for folder in references],
-                seed=product.seed or 0,
-                unfiltered_pairs=counts["pairs"],
-                output=str(draft.output.resolve()),
-                scratch=str(draft.scratch.resolve()),
-                logs=str((workspace.root / "logs" / product.name).resolve()),
-                workers_lock=_lock(draft),
+            folder = workspace.folder(filtered).resolve()
+            task = _policy_task(
+                workspace,
+                product,
+                draft,
+                [str(folder / "pairs.parquet")],
+                [str(folder / "heldout.parquet")],
+                [str(each.resolve()) for each in references],
+                counts["pairs"],
             )
-            _launch(recipe, workspace, product, draft, policy=task)
+            _launch(recipe, workspace, product, draft, recipe.training, policy=task)
         if not recipe.keep.checkpoints:
             shutil.rmtree(draft.scratch.parent, ignore_errors=True)
+
+
+def _policy_task(
+    workspace: Workspace,
+    product: Product,
+    draft: Draft,
+    pairs: list[str],
+    heldout: list[str],
+    references: list[str],
+    unfiltered_pairs: int,
+) -> PolicyTask:
+    return PolicyTask(
+        name=product.name,
+        pairs=pairs,
+        heldout=heldout,
+        references=references,
+        seed=product.seed or 0,
+        unfiltered_pairs=unfiltered_pairs,
+        output=str(draft.output.resolve()),
+        scratch=str(draft.scratch.resolve()),
+        logs=str((workspace.root / "logs" / product.name).resolve()),
+        workers_lock=_lock(draft),
+    )
 
 
 def _launch(
@@ -63,17 +113,19 @@ def _launch(
     workspace: Workspace,
     product: Product,
     draft: Draft,
+    training: Training,
     references: list[ReferenceTask] | None = None,
     policy: PolicyTask | None = None,
 ) -> None:
     from vcsoup_dist.training.deepspeed_config import find_deepspeed_config
 
-    model = product.sources["model"]
+    model = find_theta_0(product, workspace)
     job = Job(
         model.source,
         model.revision,
         str(find_deepspeed_config(recipe)),
-        recipe.training,
+        training,
+        recipe.launch,
         references or [],
         policy,
     )

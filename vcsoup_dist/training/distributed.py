@@ -1,0 +1,95 @@
+"""This rank among the others."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from vcsoup_dist.errors import UserError
+
+T = TypeVar("T")
+
+_control: Any = None
+
+PATIENCE = timedelta(days=7)
+"""How long ranks wait in `barrier`, while one converts a checkpoint or writes a model."""
+
+
+def local_device() -> torch.device:
+    """This rank's GPU, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return torch.device("cpu")
+
+
+def start_distributed() -> None:
+    """Join the other ranks: NCCL on GPUs, gloo on CPUs, and gloo for what is no tensor."""
+    global _control
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    # Serves DeepSpeed's tensor-parallel inference alone, but is compiled at the first start, and
+    # a kill in mid-compile leaves a lock file that the next start waits on for ever.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    device = local_device()
+    if device.type == "cuda":
+        ranks, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        if ranks > gpus:
+            raise UserError(
+                f"launch.ranks: {ranks} ranks on a machine with {gpus} GPUs; set it to {gpus}, or "
+                "CUDA_VISIBLE_DEVICES= in the environment to train on the CPU"
+            )
+        torch.cuda.set_device(device)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False
+    )
+    _control = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def control_group() -> Any:
+    """The gloo group of all ranks: objects, flags and long waits go through it, never tensors."""
+    assert _control is not None, "start_distributed comes first"
+    return _control
+
+
+def barrier() -> None:
+    """Wait for all ranks, for hours if need be."""
+    dist.barrier(group=control_group())
+
+
+def is_first() -> bool:
+    """Whether this is rank 0, which speaks and writes for all."""
+    return dist.get_rank() == 0
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on any rank; the same answer everywhere."""
+    total = torch.tensor([int(flag)])
+    dist.all_reduce(total, op=dist.ReduceOp.MAX, group=control_group())
+    return bool(total)
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Sum of a small CPU tensor over all ranks."""
+    total = values.clone()
+    dist.all_reduce(total, group=control_group())
+    return total
+
+
+def gather_to_all(mine: T) -> list[T]:
+    """Every rank's object, in order of ranks, on every rank."""
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, mine, group=control_group())
+    return gathered
+
+
+def gather_to_first(mine: T) -> list[T] | None:
+    """Every rank's object, in order of ranks, on rank 0; None on the others."""
+    gathered: list[Any] | None = [None] * dist.get_world_size() if is_first() else None
+    dist.gather_object(mine, gathered, dst=0, group=control_group())
+    return gathered

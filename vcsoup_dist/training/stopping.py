@@ -1,0 +1,34 @@
+"""Stopping on request: all ranks save at the same step boundary and exit with `EXIT_PREEMPTED`.
+
+A handler only sets a flag. At every step boundary the flags of all ranks are joined, so a signal to
+any one rank is enough, and no rank waits for others that have left: a ZeRO-3 save is collective.
+SIGUSR2, not SIGUSR1, which NCCL and Slurm's own tools use; SIGTERM because `scancel` sends it.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from types import FrameType
+
+from vcsoup_dist.training.distributed import any_rank
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+
+
+class StopRequest:
+    """Whether this process was asked to stop, since it was made."""
+
+    def __init__(self, max_minutes: float | None = None) -> None:
+        self._signal: int | None = None
+        self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+        for each in SIGNALS:
+            signal.signal(each, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
+
+    def on_any_rank(self) -> bool:
+        """Whether any rank was asked to stop or has used up its time. Called by all together."""
+        late = self._deadline is not None and time.monotonic() > self._deadline
+        return any_rank(self._signal is not None or late)
