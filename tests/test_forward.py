@@ -24,7 +24,13 @@ from vcsoup_dist.forward.attention import choose_attention
 from vcsoup_dist.forward.hidden import can_pack
 from vcsoup_dist.forward.logprobs import Transform
 from vcsoup_dist.forward.packing import budget_batches, pack
-from vcsoup_dist.forward.template import Encoded, encode_answer, encode_pair, encode_prompt
+from vcsoup_dist.forward.template import (
+    Encoded,
+    Unusable,
+    encode_answer,
+    encode_pair,
+    encode_prompt,
+)
 from vcsoup_dist.training.engine import switch_off_dropout
 
 SMALL = {
@@ -279,5 +285,52 @@ def test_an_overlong_pair_loses_the_same_prompt_tokens_on_both_sides_and_no_answ
         assert short.ids == full.ids[len(full.ids) - len(short.ids) :]
     assert cut[0].start == cut[1].start
     assert max(len(each.ids) for each in cut) == 14
-    assert encode_pair(tokenizer, prompt, *answers, 14, False) is None
-    assert encode_pair(tokenizer, prompt, *answers, 7, True) is None
+    assert encode_pair(tokenizer, prompt, *answers, 14, False) is Unusable.TOO_LONG
+    assert encode_pair(tokenizer, prompt, *answers, 7, True) is Unusable.TOO_LONG
+
+
+@pytest.mark.parametrize("answer", ["", "  ", "<|end|>", " <|end|> <|end|> "])
+def test_an_answer_of_nothing_but_end_tokens_is_none(tiny_model, answer):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
+    prompt = [{"role": "user", "content": "the cat"}]
+    assert encode_pair(tokenizer, prompt, "a dog", answer, 100, True) is Unusable.EMPTY
+    assert encode_pair(tokenizer, prompt, answer, "a dog", 100, True) is Unusable.EMPTY
+
+
+def test_answers_that_are_the_same_tokens_are_no_pair(tiny_model):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
+    prompt = [{"role": "user", "content": "the cat"}]
+    assert encode_pair(tokenizer, prompt, "a dog", "a  dog", 100, True) is Unusable.SAME
+
+
+def test_a_template_that_is_not_prefix_stable_is_refused(tiny_model):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = "{{ 'the big ' if messages|length > 1 else 'the small ' }}" + str(
+        tokenizer.chat_template
+    )
+    prompt = [{"role": "user", "content": "the cat"}]
+    with pytest.raises(UserError, match=r"not prefix-stable.*'big <\|user\|>.*'small <"):
+        encode_pair(tokenizer, prompt, "yes", "no", 100, True)
+
+
+def test_a_token_merged_across_the_boundary_is_the_answers(tiny_model):
+    """A prompt that ends in the middle of a word, as templates without white space do."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+        "{% if not add_generation_prompt %}{{ ' <|end|>' }}{% endif %}"
+    )
+    prompt = [{"role": "user", "content": "the cat a"}]
+    pair = encode_pair(tokenizer, prompt, "nd dog", "nd cat", 100, True)
+    assert not isinstance(pair, Unusable)
+    answer = pair[0].ids[pair[0].start :]
+    assert tokenizer.decode(answer).split() == ["and", "dog", "<|end|>"]
+
+
+@pytest.mark.parametrize("missing", ["bos_token", "eos_token", "pad_token"])
+def test_a_tokenizer_without_special_tokens_encodes_alike(tiny_model, missing):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
+    prompt = [{"role": "user", "content": "the cat"}]
+    expected = encode_pair(tokenizer, prompt, "a dog", "no", 100, True)
+    setattr(tokenizer, missing, None)
+    assert encode_pair(tokenizer, prompt, "a dog", "no", 100, True) == expected

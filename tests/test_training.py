@@ -1,53 +1,28 @@
-"""Objectives, schedule and batches against independent oracles."""
+"""Schedule, batches, weights and counts of the trainer against independent oracles."""
 
 from __future__ import annotations
 
 import json
-import math
+import sys
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.forward.answers import pack_answers, pack_pairs
+from vcsoup_dist.forward.template import Encoded
 from vcsoup_dist.recipe import Training
-from vcsoup_dist.training import objectives
 from vcsoup_dist.training.batches import micro_batches, step_pairs
-from vcsoup_dist.training.deepspeed_config import FOLDERS, fill_deepspeed_config
+from vcsoup_dist.training.examples import Example, weighted
+from vcsoup_dist.training.flops import FlopCounter
 from vcsoup_dist.training.loop import count_steps
+from vcsoup_dist.training.metrics import MetricsLog
+from vcsoup_dist.training.offload import is_offloaded
 from vcsoup_dist.training.schedule import learning_rate
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    st.lists(st.floats(-300, 0), min_size=4, max_size=4),
-    st.floats(0.01, 1),
-    st.floats(0, 0.49),
-)
-def test_dpo_equals_trls_formula_and_its_derivative_in_float64(sums, beta, smoothing):
-    """TRL's sigmoid loss: -logsigmoid(beta * (logratio - reference logratio)), label-smoothed."""
-    chosen, rejected, reference_chosen, reference_rejected = sums
-    h = beta * ((chosen - rejected) - (reference_chosen - reference_rejected))
-    sigmoid = 1 / (1 + math.exp(-h)) if h > -700 else 0.0
-    expected = (1 - smoothing) * np.logaddexp(0, -h) + smoothing * np.logaddexp(0, h)
-    slope = -beta * ((1 - smoothing) * (1 - sigmoid) - smoothing * sigmoid)
-
-    tensors = [torch.tensor([x], dtype=torch.float64, requires_grad=True) for x in sums]
-    loss = objectives.dpo(*tensors, beta, smoothing)
-    loss.sum().backward()
-
-    assert loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
-    assert tensors[0].grad.item() == pytest.approx(slope, rel=1e-7, abs=1e-12)
-    assert tensors[1].grad.item() == pytest.approx(-slope, rel=1e-7, abs=1e-12)
-
-
-def test_dpo_is_ln_2_where_policy_equals_reference():
-    sums = torch.tensor([-12.0, -90.0])
-    assert torch.allclose(
-        objectives.dpo(sums, sums, sums, sums, 0.1), torch.full((2,), math.log(2))
-    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -78,8 +53,19 @@ def test_every_rank_runs_the_same_number_of_micro_batches_and_each_pair_once(cos
     )
     for batch in (batch for batches in plan for batch in batches):
         assert len(batch) <= 1 or sum(costs[i] for i in batch) <= budget
-    loads = [sum(costs[i] for batch in batches for i in batch) for batches in plan]
+    loads = [sum(costs[i] for i in batch) for batches in plan for batch in batches]
     assert max(loads) - min(loads) <= max(costs)
+
+
+def test_micro_batches_that_run_at_the_same_time_are_alike():
+    """The slowest rank sets the pace: what a step takes is the sum of each round's longest."""
+    draw = np.random.default_rng(0)
+    costs = draw.integers(50, 1500, 64).tolist()
+    plan = micro_batches(costs, 4, 4096)
+    rounds = [
+        max(sum(costs[i] for i in batches[m]) for batches in plan) for m in range(len(plan[0]))
+    ]
+    assert sum(rounds) < 1.03 * sum(costs) / 4
 
 
 def test_the_learning_rate_warms_up_and_then_falls():
@@ -98,20 +84,76 @@ def test_equal_steps_count_the_pairs_before_filtering():
     assert count_steps(Training(steps=3), unfiltered_pairs=95, pairs=30) == 3
 
 
-def test_every_deepspeed_config_is_filled_from_the_recipe():
-    training = Training(learning_rate=3e-6, max_grad_norm=0.7, dtype="fp32")
-    files = sorted(FOLDERS[0].glob("*.json"))
-    assert files
-    for file in files:
-        config = fill_deepspeed_config(file, training)
-        assert "auto" not in json.dumps(config)
-        assert config["optimizer"]["params"]["lr"] == 3e-6
-        assert config["gradient_clipping"] == 0.7
-        assert config["bf16"] == {"enabled": False}
+def example(id_: str, consistency: float | None = None) -> Example:
+    encoded = Encoded([1, 2, 3], 1)
+    return Example(id_, encoded, encoded, 4, consistency)
 
 
-def test_a_deepspeed_config_that_contradicts_the_recipe_is_refused(tmp_path):
-    file = tmp_path / "mine.json"
-    file.write_text('{"gradient_clipping": 3.0}')
-    with pytest.raises(UserError, match=r"gradient_clipping is 3.0, the recipe says 1.0"):
-        fill_deepspeed_config(file, Training())
+def test_weights_by_consistency_are_in_proportion_to_1_plus_c_and_have_the_mean_1():
+    weights = [each.weight for each in weighted([example("a", 1.0), example("b", 0.0)])]
+    assert weights == pytest.approx([4 / 3, 2 / 3])
+
+
+def test_weights_by_consistency_need_the_column():
+    with pytest.raises(UserError, match="training.pair_weights: these pairs have no column"):
+        weighted([example("a")])
+
+
+def test_flops_are_those_of_the_formula_per_weight_token_and_visible_key():
+    config = transformers.LlamaConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+    )
+    model = transformers.LlamaForCausalLM(config)
+    counter = FlopCounter(config, {name: p.shape for name, p in model.named_parameters()})
+    pair = (Encoded(list(range(10)), 6), Encoded([*range(6), 40, 41], 6))
+    layers = 3 * (4 * 32 * 32 + 3 * 32 * 48)
+    tokens, answers = 12, 6  # the prompt's six tokens once
+    seen = sum(range(1, 11)) + 7 + 8
+    expected = 6 * layers * tokens + 6 * 50 * 32 * answers + 12 * 3 * 32 * seen
+    assert counter.of(pack_pairs([pair])).item() == expected
+
+
+def test_a_sliding_window_costs_only_what_it_sees():
+    config = transformers.Gemma2Config(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        head_dim=8,
+        sliding_window=3,
+    )
+    pack = pack_answers([Encoded(list(range(10)), 9)])
+    attention = FlopCounter(config, {}).of(pack).item() - 6 * 50 * 32
+    assert attention == 12 * 32 * (sum(range(1, 11)) + 1 + 2 + 8 * 3)
+
+
+def test_activations_are_offloaded_and_weights_and_small_tensors_are_not():
+    weight = torch.nn.Parameter(torch.zeros(1024, 1024))
+    activation = torch.ones(1024, 1024) @ weight
+    assert is_offloaded(activation) and is_offloaded(activation.T)
+    assert not is_offloaded(weight) and not is_offloaded(weight.T)
+    assert not is_offloaded(activation[0])
+    assert not is_offloaded(activation > 0)
+
+
+def test_a_missing_wandb_is_a_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="launch.wandb: the package wandb is not installed"):
+        MetricsLog(tmp_path, 0, "project", "policy")
+
+
+def test_a_resumed_run_drops_the_lines_of_steps_that_it_takes_again(tmp_path):
+    with MetricsLog(tmp_path, 0) as metrics:
+        for step in range(4):
+            metrics.write(step, {"loss": 1.0 - step})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "lo')
+    with MetricsLog(tmp_path, 2) as metrics:
+        metrics.write(2, {"loss": 5.0})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.0}, {"step": 2, "loss": 5.0}]

@@ -1,130 +1,28 @@
-"""Reference and policies on real DeepSpeed ZeRO-3 ranks (gloo, CPU)."""
+"""Reference and policies on real DeepSpeed ZeRO-3 ranks (gloo, CPU), and their interruption."""
 
 from __future__ import annotations
 
-import json
 import os
-import random
-import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import save_tiny_model, sentence
-from safetensors.torch import load_file
+from conftest import save_tiny_model
+from training_world import World, processes_with, rank_pid, wait_for
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from vcsoup_dist.errors import UserError
+from vcsoup_dist.errors import EXIT_PREEMPTED, UserError
 from vcsoup_dist.forward.template import encode_pair
-from vcsoup_dist.launch.ranks import run_ranks
-from vcsoup_dist.recipe import Launch, Training
-from vcsoup_dist.training.deepspeed_config import FOLDERS
-from vcsoup_dist.training.jobs import Job, PolicyTask, ReferenceTask
-
-RANK = "vcsoup_dist.training.rank"
-SETTINGS = {
-    "dtype": "fp32",
-    "learning_rate": 1e-3,
-    "pairs_per_step": 8,
-    "steps": 6,
-    "tokens_per_batch": 96,
-    "max_length": 64,
-    "checkpoint_every": 2,
-    "evaluate_every": 3,
-    "gradient_checkpointing": False,
-}
-
-
-class World:
-    """Pairs, reference and policies below one folder, as the stages would lay them."""
-
-    def __init__(self, root: Path, model: Path) -> None:
-        self.root, self.model = root, model
-        self.lock = root / "lock"
-        self.lock.touch()
-        draw = random.Random(0)
-        rows = [
-            {
-                "id": f"{i:04d}",
-                "prompt": [{"role": "user", "content": sentence(draw, 20)}],
-                "chosen": sentence(draw),
-                "rejected": sentence(draw) + " no",
-            }
-            for i in range(30)
-        ]
-        self.rows = rows
-        self.pairs, self.filtered = root / "pairs", root / "filtered"
-        self.pairs.mkdir()
-        self.filtered.mkdir()
-        pq.write_table(pa.Table.from_pylist(rows[:12]), self.pairs / "train-00000.parquet")
-        pq.write_table(pa.Table.from_pylist(rows[12:24]), self.pairs / "train-00001.parquet")
-        pq.write_table(pa.Table.from_pylist(rows[24:]), self.pairs / "heldout.parquet")
-        for name, part in (("pairs", rows[:24]), ("heldout", rows[24:])):
-            turned = [
-                self._turned(row) if i % 3 == 0 else self._kept(row) for i, row in enumerate(part)
-            ]
-            pq.write_table(pa.Table.from_pylist(turned), self.filtered / f"{name}.parquet")
-
-    @staticmethod
-    def _kept(row: dict) -> dict:
-        sides = {k: [{"role": "assistant", "content": row[k]}] for k in ("chosen", "rejected")}
-        return row | sides | {"turned": False}
-
-    @classmethod
-    def _turned(cls, row: dict) -> dict:
-        kept = cls._kept(row)
-        return kept | {"chosen": kept["rejected"], "rejected": kept["chosen"], "turned": True}
-
-    def reference_job(self, ranks: int, name: str = "reference", **changes: object) -> Path:
-        output = self.root / name
-        output.mkdir(exist_ok=True)
-        task = ReferenceTask(str(self.pairs), str(output), str(self.lock))
-        return self._write(name, Training(**(SETTINGS | changes)), [task], None)
-
-    def policy_job(self, name: str, reference: bool = True, **changes: object) -> Path:
-        folders = {key: self.root / name / key for key in ("output", "scratch", "logs")}
-        for folder in folders.values():
-            folder.mkdir(parents=True, exist_ok=True)
-        task = PolicyTask(
-            name=name,
-            pairs=[str(self.filtered / "pairs.parquet")],
-            heldout=[str(self.filtered / "heldout.parquet")],
-            references=[str(self.root / "reference")] if reference else [],
-            seed=3,
-            unfiltered_pairs=24,
-            workers_lock=str(self.lock),
-            **{key: str(folder) for key, folder in folders.items()},
-        )
-        return self._write(name, Training(**(SETTINGS | changes)), [], task)
-
-    def _write(self, name, training, references, policy) -> Path:
-        config = str(FOLDERS[0] / f"{training.deepspeed}.json")
-        file = self.root / f"{name}.json"
-        Job(str(self.model), None, config, training, Launch(), references, policy).write(file)
-        return file
-
-    def run(self, job: Path, ranks: int = 2) -> None:
-        run_ranks(RANK, job, ranks, 1, self.root / "logs" / job.stem)
-
-    def weights(self, name: str) -> dict[str, torch.Tensor]:
-        return load_file(self.root / name / "output" / "model.safetensors")
-
-    def metrics(self, name: str) -> list[dict]:
-        lines = (self.root / name / "logs" / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
+from vcsoup_dist.recipe import Launch
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, tiny_model) -> World:
     world = World(tmp_path_factory.mktemp("world"), tiny_model)
-    world.run(world.reference_job(2))
+    world.run(world.reference_job())
     world.run(world.policy_job("policy"))
     return world
 
@@ -181,81 +79,129 @@ def test_another_world_size_takes_the_same_curve(world):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5), name
 
 
-def test_killed_in_mid_training_it_resumes_to_the_same_bytes_and_no_rank_survives(world, capfd):
-    job = world.policy_job("killed", steps=40)
-    undisturbed = world.policy_job("undisturbed", steps=40)
-    world.run(undisturbed)
-    code = (
-        "import sys; from pathlib import Path; from vcsoup_dist.launch.ranks import run_ranks;"
-        f"run_ranks({RANK!r}, Path({str(job)!r}), 2, 1, Path({str(world.root / 'killed-logs')!r}))"
-    )
-    launcher = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-    scratch = world.root / "killed" / "scratch"
-    deadline = time.monotonic() + 120
-    while not list(scratch.glob("step-????????/COMPLETE")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(launcher.pid, signal.SIGKILL)
-    launcher.wait()
-    assert list(scratch.glob("step-????????/COMPLETE"))
-    assert not (world.root / "killed" / "output" / "training.json").exists()
-    deadline = time.monotonic() + 10
-    while _processes_with(str(job)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not _processes_with(str(job))
-
-    capfd.readouterr()
-    world.run(job)
-
-    resumed = re.search(r"resumed after step (\d+)", capfd.readouterr().err)
-    assert resumed and 0 < int(resumed.group(1)) < 40
-    for name, tensor in world.weights("undisturbed").items():
-        assert torch.equal(world.weights("killed")[name], tensor), name
-    losses = [[each["loss"] for each in world.metrics(name)] for name in ("undisturbed", "killed")]
-    assert losses[0] == losses[1]
-
-
-def _processes_with(text: str) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                command = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if text.encode() in command:
-                found.append(int(entry.name))
-    return found
-
-
 def test_a_reference_of_another_model_is_refused_before_the_first_step(world, tmp_path):
     save_tiny_model(tmp_path / "other", seed=1)
     other = World(tmp_path, tmp_path / "other")
-    other.run(other.reference_job(1), ranks=1)
+    other.run(other.reference_job(), ranks=1)
     other.model = world.model
     with pytest.raises(UserError, match="the policy is not its reference at the start"):
         other.run(other.policy_job("policy"), ranks=1)
 
 
-FLAVOURS = {
-    "optimizer in host memory": {"deepspeed": "zero3_offload"},
-    "bf16, gradient checkpointing": {"dtype": "bf16", "gradient_checkpointing": True},
-    "sft": {"objective": "sft"},
-}
+LONG = {"steps": 160, "checkpoint_every": 20, "evaluate_every": 50}
 
 
-@pytest.mark.parametrize("changes", FLAVOURS.values(), ids=FLAVOURS.keys())
-def test_flavours_train_a_tied_model_and_export_it(tmp_path, changes):
-    save_tiny_model(tmp_path / "model", tied=True)
-    world = World(tmp_path, tmp_path / "model")
-    dpo = changes.get("objective", "dpo") == "dpo"
-    if dpo:
-        world.run(world.reference_job(2, **changes))
-    world.run(world.policy_job("policy", reference=dpo, **changes))
-    losses = [each["loss"] for each in world.metrics("policy")]
-    assert losses[-1] < losses[0]
-    weights = world.weights("policy")
-    assert "lm_head.weight" not in weights
-    expected = torch.bfloat16 if changes.get("dtype") == "bf16" else torch.float32
-    assert {tensor.dtype for tensor in weights.values()} == {expected}
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "policy" / "output")
-    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+def interrupt(world: World, job: Path, how) -> int:
+    """Let a job take some more steps, call `how()`, and return the launcher's exit code."""
+    metrics = world.root / job.stem / "logs" / "metrics.jsonl"
+
+    def steps() -> int:
+        return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+    before = world.checkpoints(job.stem)
+    first = int(before[-1].name.removeprefix("step-")) if before else 0
+    launcher = world.start(job)
+    # Lines of steps that are taken again are dropped at the start.
+    wait_for(lambda: launcher.poll() is not None or (rank_is_up(job) and steps() > first + 21))
+    assert launcher.poll() is None
+    how(launcher)
+    code = launcher.wait(60)
+    wait_for(lambda: not processes_with(str(job)), 20)
+    return code
+
+
+def rank_is_up(job: Path) -> bool:
+    return len(processes_with(str(job))) >= 3
+
+
+def kill_all(job: Path) -> None:
+    for pid in processes_with(str(job)):
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_killed_and_stopped_in_every_way_it_ends_with_the_same_bytes_and_leaves_no_process(world):
+    """In mid-epoch and far beyond the first epoch: 24 pairs, 8 a step, 160 steps."""
+    undisturbed = world.policy_job("undisturbed", **LONG)
+    world.run(undisturbed)
+    job = world.policy_job("disturbed", **LONG)
+
+    assert interrupt(world, job, lambda launcher: launcher.kill()) == -signal.SIGKILL
+    killed_at = world.checkpoints("disturbed")
+    assert interrupt(world, job, lambda _: os.kill(rank_pid(job, 1), signal.SIGKILL)) == 1
+    assert "rank 1 ended by signal 9" in (world.root / "disturbed.log").read_text()
+    assert interrupt(world, job, lambda _: kill_all(job)) == -signal.SIGKILL
+    assert world.checkpoints("disturbed") > killed_at
+    for how in (
+        lambda _: os.kill(rank_pid(job, 1), signal.SIGUSR2),
+        lambda launcher: launcher.terminate(),
+    ):
+        assert interrupt(world, job, how) == EXIT_PREEMPTED
+        # Saved where it stopped, at a step that is no checkpoint of its own.
+        (saved,) = world.checkpoints("disturbed")
+        assert int(saved.name.removeprefix("step-")) % 20
+    in_no_time = world.policy_job("disturbed", launch=Launch(max_minutes=1e-3), **LONG)
+    assert world.start(in_no_time).wait() == EXIT_PREEMPTED
+    (one_further,) = world.checkpoints("disturbed")
+    assert int(one_further.name[5:]) == int(saved.name[5:]) + 1
+    assert not (world.root / "disturbed" / "output" / "training.json").exists()
+
+    world.run(world.policy_job("disturbed", **LONG))
+
+    for name, tensor in world.weights("undisturbed").items():
+        assert torch.equal(world.weights("disturbed")[name], tensor), name
+    losses = [
+        [each["loss"] for each in world.metrics(name)] for name in ("undisturbed", "disturbed")
+    ]
+    assert losses[0] == losses[1]
+    assert "resumed after step" in (world.root / "disturbed.log").read_text()
+
+
+def test_2_then_3_then_1_ranks_take_the_curve_of_one(world):
+    steady = {"schedule": "constant", "warmup": 0.0}
+    world.run(world.policy_job("steady", steps=6, **steady), ranks=1)
+    for ranks, steps in ((2, 2), (3, 4), (1, 6)):
+        world.run(world.policy_job("moved", steps=steps, **steady), ranks=ranks)
+    for name in ("loss", "margin", "heldout_loss"):
+        expected = [each[name] for each in world.metrics("steady") if name in each]
+        found = {each["step"]: each[name] for each in world.metrics("moved") if name in each}
+        if name == "heldout_loss":
+            assert found[5] == pytest.approx(expected[-1], abs=1e-4)
+        else:
+            assert list(found.values()) == pytest.approx(expected, abs=1e-4), name
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_pairs_of_the_batch(world):
+    job = world.policy_job("nan", None, objective="sft", learning_rate=1e30, warmup=0.0)
+    with pytest.raises(UserError, match=r"the (loss is|gradient).*pairs.*: \d{4}, \d{4}"):
+        world.run(job)
+    assert not (world.root / "nan" / "output" / "training.json").exists()
+
+
+def test_a_step_that_hangs_ends_with_the_stack_of_the_ranks(world):
+    job = world.policy_job("hung", launch=Launch(hang_minutes=0.15), **LONG)
+    code = interrupt(world, job, lambda _: os.kill(rank_pid(job, 1), signal.SIGSTOP))
+    assert code == 1
+    assert "longer than launch.hang_minutes" in (world.root / "hung.log").read_text()
+    assert "take_step" in (world.logs(job) / "rank-0.stack").read_text()
+
+
+def test_the_best_checkpoint_becomes_the_policy(world):
+    """A learning rate that soon overshoots: the last step is not the best."""
+    changes = {"learning_rate": 0.3, "warmup": 0.0, "steps": 8, "checkpoint_every": 1}
+    world.run(world.policy_job("best", export="best", **changes))
+    heldout = [each["heldout_loss"] for each in world.metrics("best")]
+    assert len(heldout) == 8
+    best = int(np.argmin(heldout)) + 1
+    assert best < 8
+    assert [each.name for each in world.checkpoints("best")] == [
+        f"step-{best:08d}",
+        "step-00000008",
+    ]
+    world.run(world.policy_job("until-best", **changes | {"steps": 8, "checkpoints_kept": 8}))
+    assert len(world.checkpoints("until-best")) == 8
+    kept = world.root / "until-best" / "scratch"
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    expected = get_fp32_state_dict_from_zero_checkpoint(str(kept), tag=f"step-{best:08d}")
+    for name, tensor in world.weights("best").items():
+        assert torch.equal(tensor, expected[f"model.{name}"]), name

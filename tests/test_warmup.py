@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import random
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +34,7 @@ values:
     data: {path: short.jsonl, heldout_share: 0.2}
     reward: {columns: [of_chosen, of_rejected]}
     judge: {callable: "rewards.py:longer"}
-warmup: {learning_rate: 1.0e-3, pairs_per_step: 8, steps: 6}
+warmup: {learning_rate: 1.0e-3, pairs_per_step: 8, steps: 24}
 training:
   {dtype: fp32, learning_rate: 1.0e-3, pairs_per_step: 8, steps: 3, max_length: 64,
    checkpoint_every: 2, evaluate_every: 3, gradient_checkpointing: false}
@@ -144,7 +146,7 @@ def test_theta_0_is_a_model_that_has_learnt_from_the_chosen_answers_of_all_datas
     base = state(folder / "base")
     assert all(not torch.equal(base[name], one) for name, one in theta_0.state_dict().items())
     losses = [each["loss"] for each in records(trained.root / "logs" / "theta_0" / "metrics.jsonl")]
-    assert len(losses) == 6 and losses[-1] < losses[0]
+    assert len(losses) == 24 and losses[-1] < losses[0]
     read = [
         json.loads((trained.root / "pairs" / dataset / "manifest.json").read_text())
         for dataset in ("long", "short")
@@ -202,13 +204,17 @@ def test_no_checkpoint_of_a_finished_theta_0_is_left(trained):
 def test_a_warm_up_that_was_stopped_goes_on_to_the_same_bytes(folder, trained):
     root = folder / "stopped"
     vcsoup(folder, "score", "recipe.yaml", "-d", "stopped")
-    hasty = folder / "hasty.yaml"
-    hasty.write_text(RECIPE.replace("{ranks: 2}", "{ranks: 2, max_minutes: 0.0001}"))
-    said = vcsoup(folder, "warmup", "hasty.yaml", "-d", "stopped", code=75)
-    assert said.splitlines()[-1].startswith("vcsoup: ")
+    process = start(folder, "warmup", "recipe.yaml", "-d", "stopped")
+    deadline = time.monotonic() + 200
+    while not list(root.glob("work/theta_0/scratch/step-????????/COMPLETE")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGUSR2)
+    said = process.communicate(timeout=100)[1]
+    assert process.returncode == 75, said
+    assert said.splitlines()[-1].startswith("vcsoup: stopped on request")
     assert "Traceback" not in said
     assert not (root / "theta_0").exists()
-    assert len(list(root.glob("work/theta_0/scratch/step-????????/COMPLETE"))) == 1
     assert "resumed after step" in vcsoup(folder, "warmup", "recipe.yaml", "-d", "stopped")
     ours, theirs = (each / "theta_0" / "model.safetensors" for each in (root, trained.root))
     assert ours.read_bytes() == theirs.read_bytes()

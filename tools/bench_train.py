@@ -38,6 +38,7 @@ from train_contestants import (
     CONTESTANTS,
     LLAMAS,
     WARM,
+    Batch,
     Contestant,
     Failed,
     Measurement,
@@ -67,13 +68,19 @@ columns:
                     everyone, whatever is really computed
   reference s       to compute the reference log-probs of all pairs beforehand, without start-up;
                     ours with tokenising, TRL's without
-  s/step with it    s/step + reference s / steps: one pass over the data
+  s/step with it    s/step + reference s for the pairs of a step: one pass over the data
   / ours            how many times as long as ours
+  computed          tokens that the policy's forward gets, padding included, per token counted in
+                    tokens/s; a reference model in every step computes them once more
   peak GiB          of a rank up to its last step: the process (CPU), or allocated on its GPU
   MFU               ours as it reports it; the others' by the same count of operations
   loss differs by   largest difference to our loss in any step
   others' CPU       cores that the rest of the machine kept busy meanwhile
 """
+
+
+Swept = dict[str, dict[int, tuple[float, float] | str]]
+"""By contestant and batch size: s/step and reference s/step, or why it failed."""
 
 
 def bench(args: argparse.Namespace) -> None:
@@ -103,69 +110,91 @@ def bench(args: argparse.Namespace) -> None:
         print(facts["what"], file=sys.stderr)
         settings, swept = sweep(world, running, args)
         rounds: dict[str, list[Measurement]] = {each.name: [] for each in running}
+        failures: dict[str, str] = {}
         for number in range(args.rounds):
             first = number % len(running)
             for each in (*running[first:], *running[:first]):
-                measured = _run(world, each, settings[each.name], root / "run")
+                if each.name in failures:
+                    continue
+                try:
+                    measured = _run(world, each, settings[each.name], root / "run")
+                except Failed as failure:
+                    print(f"{each.name}: {failure}", file=sys.stderr)
+                    failures[each.name] = failure.reason
+                    del rounds[each.name]
+                    continue
                 rounds[each.name].append(measured)
                 _say(f"round {number + 1}", each, settings[each.name], measured)
     report = facts | {
-        "settings": settings,
+        "settings": {name: asdict(batch) for name, batch in settings.items()},
         "sweep": swept,
-        "rounds": {name: [asdict(each) for each in taken] for name, taken in rounds.items()},
+        "rounds": {
+            name: [asdict(each) | {"seconds_per_step": each.seconds_per_step} for each in taken]
+            for name, taken in rounds.items()
+        },
+        "failures": failures,
     }
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     print(markdown(world, facts, settings, swept, rounds))
+    for name, reason in failures.items():
+        print(f"- {name} failed: {reason}")
 
 
 def sweep(
     world: World, running: Sequence[Contestant], args: argparse.Namespace
-) -> tuple[dict[str, int], dict[str, dict[int, float | str]]]:
-    """Each contestant's fastest batch size, and seconds per step (or the failure) of all tried."""
-    fastest, swept = dict(args.settings), {}
+) -> tuple[dict[str, Batch], Swept]:
+    """Each contestant's fastest batch sizes, and what was tried."""
+    fastest = {name: Batch(size, size) for name, size in args.settings.items()}
+    swept: Swept = {}
     per_rank = args.pairs_per_step // args.ranks
     for each in running:
         if each.name in fastest:
             continue
-        tried: dict[int, float | str] = {}
-        sizes = args.token_budgets if each.ours else args.micro_batches
-        for size in sizes:
+        tried: dict[int, Measurement] = {}
+        swept[each.name] = {}
+        for size in args.token_budgets if each.ours else args.micro_batches:
             if not each.ours and per_rank % size:
                 continue
+            batch = Batch(size, size)
             try:
-                measured = _run(world, each, size, world.root / "sweep", args.sweep_steps)
+                measured = _run(world, each, batch, world.root / "sweep", args.sweep_steps)
             except Failed as failure:
                 print(f"sweep {each.name} {size}: {failure}", file=sys.stderr)
-                tried[size] = str(failure).strip().splitlines()[-1][:200]
+                swept[each.name][size] = failure.reason
                 continue
-            tried[size] = measured.seconds_per_step
-            _say("sweep", each, size, measured)
-        succeeded = {size: s for size, s in tried.items() if isinstance(s, float)}
-        if not succeeded:
-            raise SystemExit(f"{each.name}: no batch size works: {tried}")
-        fastest[each.name] = min(succeeded, key=succeeded.__getitem__)
-        swept[each.name] = tried
+            tried[size] = measured
+            swept[each.name][size] = (
+                measured.seconds_per_step,
+                measured.reference_seconds_per_pair * args.pairs_per_step,
+            )
+            _say("sweep", each, batch, measured)
+        if not tried:
+            raise SystemExit(f"{each.name}: no batch size works: {swept[each.name]}")
+        fastest[each.name] = Batch(
+            min(tried, key=lambda size: tried[size].seconds_per_step),
+            min(tried, key=lambda size: tried[size].reference_seconds_per_pair),
+        )
     return fastest, swept
 
 
 def _run(
-    world: World, contestant: Contestant, setting: int, out: Path, steps: int | None = None
+    world: World, contestant: Contestant, batch: Batch, out: Path, steps: int | None = None
 ) -> Measurement:
     try:
         if contestant.ours:
-            return world.ours(out, setting, steps)
-        return world.trl(out, contestant, setting, steps)
+            return world.ours(out, batch, steps)
+        return world.trl(out, contestant, batch, steps)
     finally:
         remove(out)
 
 
-def _say(when: str, contestant: Contestant, setting: int, measured: Measurement) -> None:
+def _say(when: str, contestant: Contestant, batch: Batch, measured: Measurement) -> None:
     print(
-        f"{when} {contestant.name} {setting}: {measured.seconds_per_step:.3f} s/step, reference "
-        f"{measured.reference_seconds:.1f} s, {measured.peak_memory_gib:.2f} GiB, others used "
-        f"{measured.others_cpu_s / measured.launches_seconds:.1f} cores",
+        f"{when} {contestant.name} {batch.training}: {measured.seconds_per_step:.3f} s/step, "
+        f"reference {measured.reference_seconds:.1f} s, {measured.peak_memory_gib:.2f} GiB, others "
+        f"used {measured.others_cpu_s / measured.launches_seconds:.1f} cores",
         file=sys.stderr,
         flush=True,
     )
@@ -177,15 +206,15 @@ def _say(when: str, contestant: Contestant, setting: int, measured: Measurement)
 def markdown(
     world: World,
     facts: dict[str, Any],
-    settings: dict[str, int],
-    swept: dict[str, dict[int, float | str]],
+    settings: dict[str, Batch],
+    swept: Swept,
     rounds: dict[str, list[Measurement]],
 ) -> str:
     """Tables of medians, of the sweep and of the losses, and what was checked."""
     ours = rounds.get("ours")
     mfu = _middle(ours, "mfu") if ours and ours[0].mfu is not None else None
     names = ["contestant", "batch", "s/step", "pairs/s", "tokens/s", "/ ours", "reference s"]
-    names += ["s/step with it", "/ ours", "peak GiB", *(["MFU"] if mfu else [])]
+    names += ["s/step with it", "/ ours", "computed", "peak GiB", *(["MFU"] if mfu else [])]
     names += ["loss differs by", "others' CPU"]
     lines = [
         f"{facts['what']}; median of {facts['rounds']} rounds; {facts['date']}; {facts['machine']}",
@@ -195,15 +224,17 @@ def markdown(
     ]
     seconds = {name: _middle(taken, "seconds_per_step") for name, taken in rounds.items()}
     both = {
-        name: seconds[name] + _middle(taken, "reference_seconds") / world.steps
+        name: seconds[name]
+        + _middle(taken, "reference_seconds_per_pair") * world.training.pairs_per_step
         for name, taken in rounds.items()
     }
+    by_name = {each.name: each for each in CONTESTANTS}
     for name, taken in rounds.items():
         others = sum(each.others_cpu_s for each in taken)
         share = others / sum(each.launches_seconds for each in taken)
         cells = [
             name,
-            f"{settings[name]} {'tokens' if name == 'ours' else 'pairs'}",
+            f"{settings[name].training} {'tokens' if name == 'ours' else 'pairs'}",
             f"{seconds[name]:.3f}",
             f"{world.training.pairs_per_step / seconds[name]:.2f}",
             f"{world.tokens_per_timed_step() / seconds[name]:,.0f}",
@@ -211,6 +242,7 @@ def markdown(
             f"{_middle(taken, 'reference_seconds'):.1f}",
             f"{both[name]:.3f}",
             f"{both[name] / both['ours']:.2f}" if ours else "",
+            f"{world.computed_tokens(by_name[name], settings[name]):.2f}",
             f"{_middle(taken, 'peak_memory_gib'):.2f}",
             *([f"{mfu * seconds['ours'] / seconds[name]:.3f}"] if mfu else []),
             f"{_apart(taken, ours):.1e}" if ours and name != "ours" else "",
@@ -221,15 +253,18 @@ def markdown(
     return "\n".join(lines) + "\n"
 
 
-def _sweep_table(swept: dict[str, dict[int, float | str]]) -> list[str]:
+def _sweep_table(swept: Swept) -> list[str]:
     if not swept:
         return []
-    lines = ["Batch sizes tried (a rank's tokens for ours, its pairs for TRL), s/step:", ""]
+    lines = ["Batch sizes tried (a rank's tokens for ours, its pairs for TRL), s/step", ""]
+    lines[0] += " (and for the reference of a step's pairs, where it is computed beforehand):"
     for name, tried in swept.items():
-        said = (
-            f"{size}: {s:.3f}" if isinstance(s, float) else f"{size}: {s}"
-            for size, s in tried.items()
-        )
+        said = [
+            f"{size}: {found}"
+            if isinstance(found, str)
+            else f"{size}: {found[0]:.3f}" + (f" ({found[1]:.1f})" if found[1] else "")
+            for size, found in tried.items()
+        ]
         lines.append(f"- {name}: " + ", ".join(said))
     return [*lines, ""]
 
@@ -245,8 +280,8 @@ def _loss_table(rounds: dict[str, list[Measurement]]) -> list[str]:
 def _checks(world: World, rounds: dict[str, list[Measurement]]) -> list[str]:
     """What must be the same for everyone, and whether it was."""
     lines = [
-        f"- {len(world.pairs)} pairs; {world.passed_over} that were longer than max_length, or empty "
-        "or the same on both sides, were passed over.",
+        f"- {len(world.pairs)} pairs; {world.passed_over} passed over: longer than max_length, or "
+        "empty or the same on both sides.",
     ]
     expected = None
     for name, taken in rounds.items():
@@ -275,11 +310,11 @@ def _middle(taken: Sequence[Measurement], quantity: str) -> float:
     return float(statistics.median(getattr(each, quantity) for each in taken))
 
 
-def _apart(theirs: Sequence[Measurement], ours: Sequence[Measurement]) -> float:
+def _apart(some: Sequence[Measurement], others: Sequence[Measurement]) -> float:
     return max(
         abs(a - b)
-        for left, right in zip(ours, theirs, strict=True)
-        for a, b in zip(left.losses, right.losses, strict=True)
+        for one, other in zip(some, others, strict=True)
+        for a, b in zip(one.losses, other.losses, strict=True)
     )
 
 

@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 from measuring import Usage, measure
 from train_trl_rank import TrlJob
 
-from vcsoup_dist.forward.template import encode_pair
+from vcsoup_dist.forward.answers import pair_tokens
+from vcsoup_dist.forward.template import DATE, encode_pair
 from vcsoup_dist.identity import Located
 from vcsoup_dist.preferences import Pair, read_pairs
 from vcsoup_dist.recipe import Launch, Training
@@ -55,7 +56,12 @@ LLAMAS = {
 
 
 class Failed(Exception):
-    """A run that did not end well; its last line says why."""
+    """A run that did not end well."""
+
+    def __init__(self, log: str, reason: str) -> None:
+        super().__init__(f"{log}\n{reason}")
+        self.reason = reason
+        """One line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +86,15 @@ CONTESTANTS = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Tokens at a time on a rank for ours, pairs for TRL."""
+
+    training: int
+    reference: int
+    """Where the reference is computed beforehand."""
+
+
 @dataclasses.dataclass
 class Measurement:
     """What one run of a contestant took and computed; times in seconds, memory in GiB."""
@@ -92,7 +107,9 @@ class Measurement:
     peak_memory_gib: float
     """The highest of the ranks that report it, up to the last step."""
     reference_seconds: float
-    """What computing all pairs' reference log-probs took before training, without start-up."""
+    """What computing reference log-probs took before training, without start-up."""
+    reference_pairs: int
+    """Of how many pairs."""
     launches_seconds: float
     """All launches with start-up, loading and saving."""
     others_cpu_s: float
@@ -109,6 +126,11 @@ class Measurement:
         """Mean over the timed steps."""
         timed = self.step_seconds[WARM - 1 :]
         return sum(timed) / len(timed)
+
+    @property
+    def reference_seconds_per_pair(self) -> float:
+        """Mean."""
+        return self.reference_seconds / self.reference_pairs
 
 
 class World:
@@ -142,6 +164,9 @@ class World:
             for i in step_pairs(needed, training.pairs_per_step, self.seed, step)
         ]
         self._write_ours()
+        # Ranks find `train_trl_rank` there.
+        paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 
     def lengths(self) -> list[int]:
         """Tokens of each pair, prompts counted with both answers."""
@@ -151,6 +176,18 @@ class World:
         """Mean tokens of a timed step; the same for everyone."""
         lengths, first = self.lengths(), WARM * self.training.pairs_per_step
         return sum(lengths[i] for i in self.order[first:]) / (self.steps - WARM)
+
+    def computed_tokens(self, contestant: Contestant, batch: Batch) -> float:
+        """Tokens, padding included, that the policy's forward gets, per token of `lengths`."""
+        pairs = [self.encoded[i] for i in self._order_for(contestant, self.order)]
+        whole = sum(len(side.ids) for pair in pairs for side in pair)
+        if contestant.ours:
+            return sum(pair_tokens(*pair) for pair in pairs) / whole
+        padded = 0
+        for first in range(0, len(pairs), batch.training):
+            part = pairs[first : first + batch.training]
+            padded += 2 * len(part) * max(len(side.ids) for pair in part for side in pair)
+        return padded / whole
 
     # Ours.
 
@@ -166,11 +203,8 @@ class World:
         filtered = [row | _sides(row) | {"turned": False} for row in rows]
         pq.write_table(pa.Table.from_pylist(filtered), self.root / "filtered.parquet")
 
-    def ours(self, out: Path, tokens_per_batch: int, steps: int | None = None) -> Measurement:
+    def ours(self, out: Path, batch: Batch, steps: int | None = None) -> Measurement:
         """The reference stage, then the policy."""
-        training = self.training.model_copy(
-            update={"tokens_per_batch": tokens_per_batch, "steps": steps or self.steps}
-        )
         folders = {name: out / name for name in ("reference", "output", "scratch", "logs")}
         for folder in folders.values():
             folder.mkdir(parents=True)
@@ -192,16 +226,22 @@ class World:
         config = str(deepspeed_file())
         usage = Usage()
 
-        def stage(name: str, references: list[ReferenceTask], task: PolicyTask | None) -> float:
+        def stage(
+            name: str, tokens: int, references: list[ReferenceTask], task: PolicyTask | None
+        ) -> float:
             job = out / f"{name}.json"
+            changes = {"tokens_per_batch": tokens, "steps": steps or self.steps}
+            training = self.training.model_copy(update=changes)
             Job(str(self.model), None, config, training, self.launch, references, task).write(job)
-            with FirstLine(out / "launch.log") as line:
+            with EngineReady(out / "launch.log") as line:
                 self._launch(OURS_RANK, job, out, usage)
+            if math.isnan(line.appeared):
+                raise Failed("", f"the rank's log has no line with {EngineReady.LINE!r}")
             return line.appeared
 
-        ready = stage("reference", [reference], None)
+        ready = stage("reference", batch.reference, [reference], None)
         written = (folders["reference"] / "train-00000.parquet").stat().st_mtime
-        stage("policy", [], policy)
+        stage("policy", batch.training, [], policy)
         lines = [
             json.loads(line)
             for line in (folders["logs"] / "metrics.jsonl").read_text().splitlines()
@@ -214,6 +254,7 @@ class World:
             grad_norms=[line["grad_norm"] for line in lines],
             peak_memory_gib=lines[-1]["peak_memory_gib"],
             reference_seconds=written - ready,
+            reference_pairs=len(self.pairs),
             launches_seconds=usage.wall_s,
             others_cpu_s=usage.others_cpu_s,
             cpu_s=usage.cpu_s,
@@ -223,25 +264,25 @@ class World:
     # TRL.
 
     def trl(
-        self, out: Path, contestant: Contestant, pairs_per_device: int, steps: int | None = None
+        self, out: Path, contestant: Contestant, batch: Batch, steps: int | None = None
     ) -> Measurement:
         """One run of DPOTrainer."""
         steps = steps or self.steps
         training = self.training
-        order = self.order[: steps * training.pairs_per_step]
-        if contestant.sorted_steps:
-            order = self._sorted_within_steps(order)
+        order = self._order_for(contestant, self.order[: steps * training.pairs_per_step])
         out.mkdir(parents=True)
         rows = out / "rows.jsonl"
         with rows.open("w") as lines:
             for i in order:
                 row = pair_row(self.pairs[i])
                 content = {"prompt": row["prompt"], **_sides(row)}
+                # Ours tells every chat template the same day.
+                content["chat_template_kwargs"] = {"date_string": DATE}
                 lines.write(json.dumps(content, ensure_ascii=False) + "\n")
-        per_pass = self.launch.ranks * pairs_per_device
+        per_pass = self.launch.ranks * batch.training
         accumulation = training.pairs_per_step // per_pass
         config = fill_deepspeed_config(deepspeed_file(), training) | {
-            "train_micro_batch_size_per_gpu": pairs_per_device,
+            "train_micro_batch_size_per_gpu": batch.training,
             "gradient_accumulation_steps": accumulation,
         }
         job = TrlJob(
@@ -251,7 +292,8 @@ class World:
             deepspeed=config,
             # The schedule of the whole run, also where only its first steps are taken.
             learning_rates=[learning_rate(step, self.steps, training) for step in range(steps)],
-            pairs_per_device=pairs_per_device,
+            pairs_per_device=batch.training,
+            reference_pairs=batch.reference,
             accumulation=accumulation,
             max_length=training.max_length,
             dtype=training.dtype,
@@ -279,6 +321,7 @@ class World:
             grad_norms=[step["grad_norm"] for step in taken],
             peak_memory_gib=max(result["peak_memory_gib"] for result in results),
             reference_seconds=results[0]["reference_seconds"],
+            reference_pairs=len(order),
             launches_seconds=usage.wall_s,
             others_cpu_s=usage.others_cpu_s,
             cpu_s=usage.cpu_s,
@@ -286,7 +329,10 @@ class World:
             starts_differ=shifted,
         )
 
-    def _sorted_within_steps(self, order: Sequence[int]) -> list[int]:
+    def _order_for(self, contestant: Contestant, order: Sequence[int]) -> list[int]:
+        """The order of steps as a contestant is given it."""
+        if not contestant.sorted_steps:
+            return list(order)
         size, lengths = self.training.pairs_per_step, self.lengths()
         return [
             i
@@ -312,14 +358,15 @@ class World:
         log = out / "launch.log"
         arguments = [module, str(job), str(self.launch.ranks), str(self.launch.threads)]
         command = [sys.executable, "-c", LAUNCH, *arguments, str(out / "ranks")]
-        os.environ["PYTHONPATH"] = str(Path(__file__).parent)
         if status := measure(command, log, None, usage):
             said = log.read_text(errors="replace")
-            raise Failed(f"{said[-4000:]}\n{module} ended with status {status}: {_cause(said)}")
+            raise Failed(said[-4000:], f"{module} ended with status {status}: {_cause(said)[:200]}")
 
 
-class FirstLine(threading.Thread):
-    """When a log gets its first line: ours says one as soon as the engine stands."""
+class EngineReady(threading.Thread):
+    """When a log gets the line that ours says as soon as its engine stands."""
+
+    LINE = b"attention: "
 
     def __init__(self, log: Path) -> None:
         super().__init__(daemon=True)
@@ -328,13 +375,13 @@ class FirstLine(threading.Thread):
         self.stopped = threading.Event()
 
     def run(self) -> None:
-        """Look until there is one."""
+        """Look until it is there."""
         while not self.stopped.wait(0.005):
-            if self.log.exists() and b"\n" in self.log.read_bytes():
+            if self.log.exists() and self.LINE in self.log.read_bytes():
                 self.appeared = time.time()
                 return
 
-    def __enter__(self) -> FirstLine:
+    def __enter__(self) -> EngineReady:
         self.start()
         return self
 

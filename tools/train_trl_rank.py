@@ -22,7 +22,8 @@ class TrlJob:
 
     model: str
     rows: str
-    """JSON Lines of `prompt`, `chosen` and `rejected` as message lists, in order of training."""
+    """JSON Lines of `prompt`, `chosen` and `rejected` as message lists, in order of training; with
+    `chat_template_kwargs`."""
     output: str
     """Folder for results, caches and whatever the Trainer writes."""
     deepspeed: dict[str, Any]
@@ -30,6 +31,8 @@ class TrlJob:
     learning_rates: list[float]
     """One per optimizer step."""
     pairs_per_device: int
+    reference_pairs: int
+    """Pairs at a time on a device where the reference is computed beforehand."""
     accumulation: int
     max_length: int
     dtype: str
@@ -70,13 +73,13 @@ def train(job: TrlJob) -> None:
     import deepspeed
     import torch
     from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOConfig, DPOTrainer  # type: ignore[attr-defined]
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # as in our own engine
     reference_seconds = 0.0
     steps: list[dict[str, float]] = []
 
-    class Noted(DPOTrainer):  # type: ignore[misc]
+    class Noted(DPOTrainer):
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
             peak = max(job.learning_rates)
             rates = [*job.learning_rates, job.learning_rates[-1]]
@@ -122,6 +125,7 @@ def train(job: TrlJob) -> None:
         beta=job.beta,
         max_length=job.max_length,
         precompute_ref_log_probs=job.precompute,
+        precompute_ref_batch_size=job.reference_pairs,
         gradient_checkpointing=job.gradient_checkpointing,
         logging_steps=1,
         logging_nan_inf_filter=False,

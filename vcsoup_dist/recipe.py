@@ -30,6 +30,7 @@ whose gaps are all positive (Reward Consistency); a random subset of `vc_soup`'s
 
 
 Objective = Literal["dpo", "ipo", "hinge", "robust", "simpo", "sft"]
+WITHOUT_REFERENCE: tuple[Objective, ...] = ("simpo", "sft")
 
 
 class Section(BaseModel):
@@ -193,7 +194,8 @@ class Training(Section):
     objective: Objective = "dpo"
     """The loss of a pair: docs/training.md has the formulas."""
     beta: float = Field(0.1, gt=0)
-    """Strength of the pull towards the reference; for `simpo` the scale of the margin."""
+    """Strength of the pull towards the reference; for `simpo` the scale of the log-prob per token,
+    where 2 to 10 are usual."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     """Share of labels that `dpo` and `robust` take to be wrong."""
     simpo_margin: float = Field(0.5, ge=0)
@@ -257,6 +259,14 @@ class Training(Section):
     export: Literal["last", "best"] = "last"
     """Which checkpoint becomes the policy: the last, or the one with the lowest held-out loss, which
     is then kept too. Checkpoints are evaluated when they are written."""
+
+    @model_validator(mode="after")
+    def _settings_of_the_objective(self) -> Training:
+        if self.label_smoothing and self.objective not in ("dpo", "robust"):
+            raise ValueError(f"label_smoothing: `{self.objective}` has none; `dpo` and `robust` do")
+        if self.sft_weight and self.objective == "sft":
+            raise ValueError("sft_weight: `sft` has nothing to add it to")
+        return self
 
 
 class Warmup(Section):
@@ -338,7 +348,8 @@ class Launch(Section):
     threads: int = Field(1, ge=1)
     """OMP_NUM_THREADS of every rank and actor; on a CPU it decides the last bits of a result."""
     max_minutes: float | None = Field(None, gt=0)
-    """Training saves and stops after so long, to be gone on with by the same command."""
+    """Training saves and stops so long after the command's start, but not before its first step; the
+    same command goes on."""
     hang_minutes: float = Field(30, gt=0)
     """A training step that takes longer ends the run, with every rank's stack in its logs."""
     peak_tflops: float | None = Field(None, gt=0)

@@ -24,6 +24,7 @@ from types import FrameType
 from vcsoup_dist.errors import EXIT_PREEMPTED, Preempted, UserError
 
 TAIL = 15  # lines of a failed rank's log that are shown
+BEGAN = time.time()  # of this command, for what has a limit of time
 GRACE = 10.0  # seconds for the other ranks to end in the same way as the first
 
 
@@ -46,6 +47,7 @@ def run_ranks(module: str, job: Path, ranks: int, threads: int, logs: Path) -> N
         "OMP_NUM_THREADS": str(threads),
         "VCSOUP_LOGS": str(logs),
         "VCSOUP_LAUNCHER": str(os.getpid()),
+        "VCSOUP_BEGAN": str(BEGAN),
     }
     try:
         for rank in range(ranks):
@@ -114,7 +116,9 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], logs: Path) -> None:
     codes = [process.poll() for process in processes]
     if set(codes) == {EXIT_PREEMPTED}:
         raise Preempted("stopped on request; the same command goes on from here")
-    rank = next(r for r, code in enumerate(codes) if code not in (None, 0, EXIT_PREEMPTED))
+    # A rank that was killed is the cause, and its peers' broken connections the effect.
+    failed = [rank for rank, code in enumerate(codes) if code not in (None, 0, EXIT_PREEMPTED)]
+    rank = next((each for each in failed if (codes[each] or 0) < 0), failed[0])
     code = codes[rank] or 0
     reason = f"by signal {-code}" if code < 0 else f"with exit code {code}"
     if rank == 0:

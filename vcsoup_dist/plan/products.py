@@ -25,7 +25,14 @@ from typing import Any
 from vcsoup_dist import __version__
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes, Located, locate
-from vcsoup_dist.recipe import CallableReward, ClassifierReward, ColumnsReward, Recipe, Training
+from vcsoup_dist.recipe import (
+    WITHOUT_REFERENCE,
+    CallableReward,
+    ClassifierReward,
+    ColumnsReward,
+    Recipe,
+    Training,
+)
 from vcsoup_dist.souping.grids import simplex_grid, soup_name
 from vcsoup_dist.training.deepspeed_config import find_deepspeed_config
 from vcsoup_dist.training.warmup import warmup_training
@@ -33,11 +40,8 @@ from vcsoup_dist.workspace import Product, Workspace
 
 STAGES = ("read", "score", "filter", "warmup", "reference", "train", "merge", "evaluate", "report")
 
-FORMATS = dict.fromkeys(STAGES, 1)
+FORMATS = dict.fromkeys(STAGES, 1) | {"reference": 2, "train": 2}
 """Raised when a stage's output changes for the same recipe, so that old products are made anew."""
-
-WITHOUT_REFERENCE = ("simpo", "sft")
-"""As in training/objectives.py, which imports torch."""
 
 NOT_CONTENT = {
     *("activation_offload", "attention", "checkpoint_every", "checkpoints_kept", "deepspeed"),

@@ -54,13 +54,12 @@ def _show_training(recipe: Recipe, console: Console) -> None:
         console.print(f"{'training by':32} unknown before the download", highlight=False)
         return
     memory, ranks = needs.memory, needs.ranks
+    device = "  memory of a GPU, about" if needs.on_gpus else "  memory of a rank (no GPU)"
+    without = "" if memory.activations is not None else " and activations, not known"
     lines = {
         "training by": f"{needs.config} on {ranks} rank{'' if ranks == 1 else 's'}",
-        "  memory of a GPU, at most about"
-        if needs.on_gpus
-        else "  memory of a rank, no GPU, about": _gib(memory.gpu)
-        + ("" if memory.activations is not None else " and activations, not known"),
-        "  host memory, at most about": f"{_gib(needs.host_bytes)} of {_gib(needs.machine_bytes)}",
+        device: _gib(memory.gpu) + without,
+        "  host memory, about": f"{_gib(needs.host_bytes)} of {_gib(needs.machine_bytes)}",
     }
     if memory.nvme:
         lines["  on NVMe, about"] = _gib(memory.nvme)

@@ -57,7 +57,8 @@ def train_policy(
         load(engine, found)
     start = 0 if found is None else found.step
     shapes = full_shapes(engine)
-    peak = peak_tflops(launch.peak_tflops, training.dtype)
+    experts = any("experts" in name for name in shapes)  # of which a token uses a few
+    peak = None if experts else peak_tflops(launch.peak_tflops, training.dtype)
     trainer = Trainer(
         engine,
         training,
@@ -86,7 +87,7 @@ def train_policy(
             stack.enter_context(metrics)
         advance = stack.enter_context(progress(task.name, steps - start, "steps"))
         step, saved = start, start
-        while step < steps and not stop.on_any_rank():
+        while step < steps and not stop.on_any_rank(worked=step > start):
             batch = _batch_of(examples, training, task.seed, step)
             measured = take_step(trainer, batch, learning_rate(step, steps, training))
             step += 1
@@ -129,9 +130,12 @@ def _load(
     references = [Path(folder) for folder in task.references]
     files, held_files = [Path(file) for file in task.pairs], [Path(file) for file in task.heldout]
     examples, unusable = load_examples(files, references, tokenizer, training)
-    heldout, _ = load_examples(
-        held_files, references, tokenizer, training, limit=training.heldout_pairs
-    )
+    share = -(-training.heldout_pairs // max(len(held_files), 1))
+    heldout = [
+        example
+        for file in held_files
+        for example in load_examples([file], references, tokenizer, training, limit=share)[0]
+    ]
     if not examples:
         raise UserError(
             f"{task.name}: no pair can be trained on ({_counts(unusable)}); "

@@ -284,7 +284,9 @@ def table() -> str:
     """Markdown: GiB per GPU and per host for every configuration of the project."""
     training = Training(nvme_path="/nvme")
     lines = [
-        "| model | configuration | " + " | ".join(f"{n} GPUs" for n in TABLE_RANKS) + " |",
+        "| model | configuration | "
+        + " | ".join(f"{n} GPU" if n == 1 else f"{n} GPUs" for n in TABLE_RANKS)
+        + " |",
         "| --- | --- |" + " ---: |" * len(TABLE_RANKS),
     ]
     for name, size in TABLE_SIZES.items():

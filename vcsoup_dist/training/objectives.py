@@ -16,8 +16,6 @@ from torch.nn.functional import logsigmoid, relu
 
 from vcsoup_dist.recipe import Objective, Training
 
-WITHOUT_REFERENCE = ("simpo", "sft")
-
 
 @dataclass(frozen=True)
 class PairLogps:
@@ -128,7 +126,8 @@ def step_loss(
     """What each of P pairs adds to the loss of its step, [P]: their sum over all ranks is the loss.
 
     The mean over the step's pairs of weight times loss, and `sft_weight` times the mean over the
-    step's chosen answer tokens of their negative log-likelihood; SFT is that mean alone.
+    step's chosen answer tokens of their negative log-likelihood, which no weight changes; SFT is
+    that mean alone, weighted.
     """
     losses = weights.to(pairs.chosen.device) * LOSSES[training.objective](pairs, training)
     if training.objective == "sft":

@@ -7,10 +7,15 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vcsoup_dist.errors import EXIT_PREEMPTED, UserError
 from vcsoup_dist.launch.death import die_with_parent
 from vcsoup_dist.launch.ranks import report_user_error
+
+if TYPE_CHECKING:
+    from vcsoup_dist.training.jobs import Job
+    from vcsoup_dist.training.stopping import StopRequest
 
 
 def main() -> None:
@@ -35,19 +40,13 @@ def run(job_file: Path) -> bool:
     """Join the other ranks and do the job's tasks; False where it was asked to stop first."""
     import torch
 
-    from vcsoup_dist.training.checkpoint import find_checkpoint
-    from vcsoup_dist.training.distributed import barrier, control_group, start_distributed
-    from vcsoup_dist.training.engine import load_tokenizer, start_engine
+    from vcsoup_dist.training.distributed import barrier, start_distributed
     from vcsoup_dist.training.jobs import Job
-    from vcsoup_dist.training.loop import train_policy
-    from vcsoup_dist.training.reference import compute_reference
     from vcsoup_dist.training.stopping import StopRequest
-    from vcsoup_dist.training.watchdog import Watchdog
     from vcsoup_dist.workspace import hold_while_working
 
     job = Job.read(job_file)
     stop = StopRequest(job.launch.max_minutes)
-    watchdog = Watchdog(job.launch.hang_minutes)
     locks = [task.workers_lock for task in job.references]
     locks += [job.policy.workers_lock] if job.policy else []
     for lock in locks:
@@ -56,6 +55,22 @@ def run(job_file: Path) -> bool:
     # Bits must not depend on which kernel was picked by timing.
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
     start_distributed()
+    done = do(job, stop)
+    barrier()
+    torch.distributed.destroy_process_group()
+    return done
+
+
+def do(job: Job, stop: StopRequest) -> bool:
+    """The job's tasks, once the ranks have joined; False where it was asked to stop first."""
+    from vcsoup_dist.training.checkpoint import find_checkpoint
+    from vcsoup_dist.training.distributed import control_group
+    from vcsoup_dist.training.engine import load_tokenizer, start_engine
+    from vcsoup_dist.training.loop import train_policy
+    from vcsoup_dist.training.reference import compute_reference
+    from vcsoup_dist.training.watchdog import Watchdog
+
+    watchdog = Watchdog(job.launch.hang_minutes)
     found = find_checkpoint(Path(job.policy.scratch), control_group()) if job.policy else None
     engine = start_engine(
         job,
@@ -63,17 +78,14 @@ def run(job_file: Path) -> bool:
         universal=found is not None and found.universal is not None,
     )
     tokenizer = load_tokenizer(job)
-    done = all(
+    if job.policy:
+        return train_policy(
+            engine, tokenizer, job.training, job.launch, job.policy, found, stop, watchdog
+        )
+    return all(
         compute_reference(engine, tokenizer, job.training, task, stop, watchdog)
         for task in job.references
     )
-    if job.policy:
-        done = train_policy(
-            engine, tokenizer, job.training, job.launch, job.policy, found, stop, watchdog
-        )
-    barrier()
-    torch.distributed.destroy_process_group()
-    return done
 
 
 if __name__ == "__main__":

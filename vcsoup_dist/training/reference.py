@@ -56,11 +56,12 @@ def compute_reference(
     ]
     pairs = sum(pq.read_metadata(file).num_rows for file in files)
     engine.eval()
+    worked = False
     with progress(f"reference {output.parent.name}", pairs, "pairs") as advance:
         for group in _groups(files, training):
             due = [file for file in group if not (output / file.name).exists()]
             if due:
-                if stop.on_any_rank():
+                if stop.on_any_rank(worked):
                     return False
                 parts = [(file, encode_files([file], tokenizer, training)) for file in group]
                 rows = [row for _, part in parts for row in part]
@@ -71,6 +72,7 @@ def compute_reference(
                             _write(output / file.name, part, logps)
                 # No rank looks for the next file before these are there.
                 barrier()
+                worked = True
             advance(sum(pq.read_metadata(file).num_rows for file in group))
     return True
 

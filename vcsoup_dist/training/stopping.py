@@ -7,6 +7,7 @@ SIGUSR2, not SIGUSR1, which NCCL and Slurm's own tools use; SIGTERM because `sca
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from types import FrameType
@@ -17,18 +18,27 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
 
 class StopRequest:
-    """Whether this process was asked to stop, since it was made."""
+    """Whether this process was asked to stop since it was made.
+
+    `max_minutes` count from VCSOUP_BEGAN in the environment, in seconds of the epoch: where a
+    launcher has set it, the command's start.
+    """
 
     def __init__(self, max_minutes: float | None = None) -> None:
         self._signal: int | None = None
-        self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+        began = float(os.environ.get("VCSOUP_BEGAN", time.time()))
+        self._deadline = None if max_minutes is None else began + 60 * max_minutes
         for each in SIGNALS:
             signal.signal(each, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
 
-    def on_any_rank(self) -> bool:
-        """Whether any rank was asked to stop or has used up its time. Called by all together."""
-        late = self._deadline is not None and time.monotonic() > self._deadline
+    def on_any_rank(self, worked: bool) -> bool:
+        """Whether any rank was asked to stop or has used up its time. Called by all together.
+
+        worked: whether anything was done yet that is worth saving. Only then does the clock count:
+        a run that is requeued again and again must get on.
+        """
+        late = self._deadline is not None and worked and time.time() > self._deadline
         return any_rank(self._signal is not None or late)

@@ -1,0 +1,35 @@
+"""Rank for tests: does several jobs one after another, which saves the start of ranks for each."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.launch.death import die_with_parent
+from vcsoup_dist.launch.ranks import report_user_error
+from vcsoup_dist.training.distributed import barrier, start_distributed
+from vcsoup_dist.training.jobs import Job
+from vcsoup_dist.training.rank import do
+from vcsoup_dist.training.stopping import StopRequest
+
+if __name__ == "__main__":
+    die_with_parent(int(os.environ["VCSOUP_LAUNCHER"]))
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    logging.getLogger("vcsoup").setLevel(logging.WARNING)
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    start_distributed()
+    try:
+        for file in json.loads(Path(sys.argv[1]).read_text()):
+            assert do(Job.read(Path(file)), StopRequest())
+            barrier()
+    except UserError as error:
+        report_user_error(UserError(f"{file}: {error}"))
+        sys.exit(2)
+    torch.distributed.destroy_process_group()

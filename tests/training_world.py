@@ -1,0 +1,191 @@
+"""Pairs, reference and policies below one folder, as the stages would lay them, on real ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import sentence
+from safetensors.torch import load_file
+
+from vcsoup_dist.launch.ranks import run_ranks
+from vcsoup_dist.recipe import Launch, Training
+from vcsoup_dist.training.deepspeed_config import FOLDERS
+from vcsoup_dist.training.jobs import Job, PolicyTask, ReferenceTask
+
+RANK = "vcsoup_dist.training.rank"
+SETTINGS = {
+    "dtype": "fp32",
+    "learning_rate": 1e-3,
+    "pairs_per_step": 8,
+    "steps": 6,
+    "tokens_per_batch": 96,
+    "max_length": 64,
+    "checkpoint_every": 2,
+    "evaluate_every": 3,
+    "gradient_checkpointing": False,
+}
+
+
+def processes_with(text: str) -> list[int]:
+    """Processes with an argument `text`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if text.encode() in command:
+                found.append(int(entry.name))
+    return found
+
+
+def rank_pid(job: Path, rank: int) -> int:
+    """Process of a rank that runs `job`."""
+    for pid in processes_with(str(job)):
+        if f"\0RANK={rank}\0".encode() in b"\0" + Path(f"/proc/{pid}/environ").read_bytes():
+            return pid
+    raise AssertionError(f"no rank {rank} runs {job}")
+
+
+def wait_for(condition, seconds: float = 120.0) -> None:
+    """Until `condition()` holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class World:
+    """Pairs, reference and policies below one folder, as the stages would lay them."""
+
+    def __init__(self, root: Path, model: Path) -> None:
+        self.root, self.model = root, model
+        self.lock = root / "lock"
+        self.lock.touch()
+        draw = random.Random(0)
+        rows = [
+            {
+                "id": f"{i:04d}",
+                "prompt": [{"role": "user", "content": sentence(draw, 20)}],
+                "chosen": sentence(draw),
+                "rejected": sentence(draw) + " no",
+            }
+            for i in range(30)
+        ]
+        self.rows = rows
+        self.pairs, self.filtered = root / "pairs", root / "filtered"
+        self.pairs.mkdir()
+        self.filtered.mkdir()
+        pq.write_table(pa.Table.from_pylist(rows[:12]), self.pairs / "train-00000.parquet")
+        pq.write_table(pa.Table.from_pylist(rows[12:24]), self.pairs / "train-00001.parquet")
+        pq.write_table(pa.Table.from_pylist(rows[24:]), self.pairs / "heldout.parquet")
+        for name, part in (("pairs", rows[:24]), ("heldout", rows[24:])):
+            turned = [
+                self._turned(row) if i % 3 == 0 else self._kept(row) for i, row in enumerate(part)
+            ]
+            pq.write_table(pa.Table.from_pylist(turned), self.filtered / f"{name}.parquet")
+
+    @staticmethod
+    def _kept(row: dict) -> dict:
+        sides = {k: [{"role": "assistant", "content": row[k]}] for k in ("chosen", "rejected")}
+        return row | sides | {"turned": False, "consistency": (int(row["id"]) % 7) / 7}
+
+    @classmethod
+    def _turned(cls, row: dict) -> dict:
+        kept = cls._kept(row)
+        return kept | {"chosen": kept["rejected"], "rejected": kept["chosen"], "turned": True}
+
+    def reference_job(
+        self, name: str = "reference", model: Path | None = None, **changes: object
+    ) -> Path:
+        """Of all pairs, into the folder `name`."""
+        output = self.root / name
+        output.mkdir(exist_ok=True)
+        task = ReferenceTask(str(self.pairs), str(output), str(self.lock))
+        return self._write(name, model, changes, [task], None)
+
+    def policy_job(
+        self,
+        name: str,
+        reference: str | None = "reference",
+        model: Path | None = None,
+        **changes: object,
+    ) -> Path:
+        """On the filtered pairs, into the folder `name`; `launch` among the changes is a Launch."""
+        folders = {key: self.root / name / key for key in ("output", "scratch", "logs")}
+        for folder in folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
+        task = PolicyTask(
+            name=name,
+            pairs=[str(self.filtered / "pairs.parquet")],
+            heldout=[str(self.filtered / "heldout.parquet")],
+            references=[] if reference is None else [str(self.root / reference)],
+            seed=3,
+            unfiltered_pairs=24,
+            workers_lock=str(self.lock),
+            **{key: str(folder) for key, folder in folders.items()},
+        )
+        return self._write(name, model, changes, [], task)
+
+    def _write(self, name, model, changes, references, policy) -> Path:
+        launch = changes.pop("launch", Launch())
+        training = Training(**(SETTINGS | changes))
+        config = str(FOLDERS[0] / f"{training.deepspeed}.json")
+        file = self.root / f"{name}.json"
+        model = str(model or self.model)
+        Job(model, None, config, training, launch, references, policy).write(file)
+        return file
+
+    def run(self, *jobs: Path, ranks: int = 2) -> None:
+        """One job as a user's ranks do it; several one after another on the same ranks."""
+        if len(jobs) == 1:
+            run_ranks(RANK, jobs[0], ranks, 1, self.logs(jobs[0]))
+            return
+        listed = self.root / "jobs.json"
+        listed.write_text(json.dumps([str(job) for job in jobs]))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+            run_ranks("many_jobs", listed, ranks, 1, self.root / "logs")
+
+    def logs(self, job: Path) -> Path:
+        """Where the launcher keeps the words of the job's ranks."""
+        return self.root / "logs" / job.stem
+
+    def start(self, job: Path, ranks: int = 2) -> subprocess.Popen[bytes]:
+        """The launcher of a job as a process of its own; its exit code is the command's."""
+        code = (
+            "import sys; from pathlib import Path; from vcsoup_dist.launch.ranks import run_ranks\n"
+            "from vcsoup_dist.errors import EXIT_PREEMPTED, Preempted, UserError\n"
+            "try:\n"
+            f"    run_ranks({RANK!r}, Path(sys.argv[1]), {ranks}, 1, Path(sys.argv[2]))\n"
+            "except Preempted:\n"
+            "    sys.exit(EXIT_PREEMPTED)\n"
+            "except UserError as error:\n"
+            "    sys.exit(str(error))\n"
+        )
+        return subprocess.Popen(
+            [sys.executable, "-c", code, str(job), str(self.logs(job))],
+            stderr=open(self.root / f"{job.stem}.log", "ab"),
+        )
+
+    def checkpoints(self, name: str) -> list[Path]:
+        """Complete ones of the policy `name`."""
+        return sorted(each.parent for each in self.root.glob(f"{name}/scratch/step-*/COMPLETE"))
+
+    def weights(self, name: str) -> dict[str, torch.Tensor]:
+        return load_file(self.root / name / "output" / "model.safetensors")
+
+    def metrics(self, name: str) -> list[dict]:
+        lines = (self.root / name / "logs" / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
