@@ -38,16 +38,16 @@ def save_tiny_tokenizer(folder: Path) -> None:
     fast.save_pretrained(folder)
 
 
-def save_tiny_model(folder: Path, seed: int = 0, tied: bool = False) -> None:
-    """A random Llama of about 20,000 parameters with the tiny tokenizer."""
+def save_tiny_model(folder: Path, seed: int = 0, tied: bool = False, hidden_size: int = 32) -> None:
+    """A random Llama, by default of about 20,000 parameters, with the tiny tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(WORDS) + 5,
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

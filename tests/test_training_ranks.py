@@ -205,3 +205,24 @@ def test_the_best_checkpoint_becomes_the_policy(world):
     expected = get_fp32_state_dict_from_zero_checkpoint(str(kept), tag=f"step-{best:08d}")
     for name, tensor in world.weights("best").items():
         assert torch.equal(tensor, expected[f"model.{name}"]), name
+
+
+@pytest.mark.skipif(
+    not list(Path.home().glob(".cache/torch_extensions/*/async_io/async_io.so")),
+    reason="DeepSpeed's async_io is not built here; ds_configs/README.md says how",
+)
+def test_optimizer_states_on_a_disk_take_the_same_curve_and_are_exported_but_not_resumed(tmp_path):
+    """A model large enough for DeepSpeed to swap."""
+    save_tiny_model(tmp_path / "model", hidden_size=256)
+    world = World(tmp_path, tmp_path / "model")
+    changes = {"deepspeed": "zero3_nvme", "nvme_path": str(tmp_path / "disk")}
+    steady = {"schedule": "constant", "warmup": 0.0, "learning_rate": 1e-4, "objective": "simpo"}
+    swapped = world.policy_job("swapped", None, steps=3, **steady, **changes)
+    world.run(swapped, world.policy_job("in-memory", None, steps=3, **steady))
+    losses = [[each["loss"] for each in world.metrics(name)] for name in ("swapped", "in-memory")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    for name, tensor in world.weights("in-memory").items():
+        assert torch.allclose(world.weights("swapped")[name], tensor, atol=1e-5), name
+    assert list((tmp_path / "disk").iterdir()) == []
+    with pytest.raises(UserError, match="DeepSpeed does not restore optimizer states on NVMe"):
+        world.run(world.policy_job("swapped", None, steps=6, **steady, **changes))

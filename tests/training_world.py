@@ -144,7 +144,8 @@ class World:
         config = str(FOLDERS[0] / f"{training.deepspeed}.json")
         file = self.root / f"{name}.json"
         model = str(model or self.model)
-        Job(model, None, config, training, launch, references, policy).write(file)
+        swap = training.nvme_path and f"{training.nvme_path}/{name}"
+        Job(model, None, config, training, launch, references, policy, swap).write(file)
         return file
 
     def run(self, *jobs: Path, ranks: int = 2) -> None:

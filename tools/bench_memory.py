@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import resource
 import statistics
 import sys
 import tempfile
@@ -73,6 +74,8 @@ class Measured:
     """What of `gpu_gib` is activations."""
     step_seconds: float
     """Median of all steps but the first."""
+    cpu_seconds: float
+    """Of all ranks together, start-up and saving included; other work hardly changes it."""
 
     @property
     def grown_gib(self) -> float:
@@ -147,8 +150,8 @@ def write_pairs(file: Path, count: int, tokens: int) -> None:
 
 def train(
     work: Path, model: Path, setting: Setting, args: argparse.Namespace
-) -> tuple[float, float]:
-    """Peak GiB of rank 0 and seconds per step of a real job."""
+) -> tuple[float, float, float]:
+    """Of a real job: peak GiB of rank 0, seconds per step, CPU seconds of all ranks."""
     with tempfile.TemporaryDirectory(dir=work) as name:
         root = Path(name)
         pairs = root / "pairs.parquet"
@@ -175,6 +178,7 @@ def train(
         job = root / "job.json"
         Job(str(model), None, str(file), training, launch, [], task).write(job)
         metrics = root / "logs" / "metrics.jsonl"
+        before = _cpu_seconds()
         try:
             run_ranks(RANK, job, args.ranks, args.threads, root / "ranks")
         except UserError as error:
@@ -184,7 +188,12 @@ def train(
             print(f"{setting}: after training: {error}", file=sys.stderr)
         lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     seconds = statistics.median(line["step_seconds"] for line in lines[1:])
-    return float(lines[-1]["peak_memory_gib"]), seconds
+    return float(lines[-1]["peak_memory_gib"]), seconds, _cpu_seconds() - before
+
+
+def _cpu_seconds() -> float:
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
 
 
 def training_of(setting: Setting, root: Path, args: argparse.Namespace) -> Training:
@@ -208,7 +217,7 @@ def measure(
     work: Path, models: dict[str, Path], setting: Setting, bare: float, args: argparse.Namespace
 ) -> Measured:
     """One setting; bare: what a rank takes with a model of next to nothing."""
-    peak, seconds = train(work, models["125M"], setting, args)
+    peak, seconds, cpu = train(work, models["125M"], setting, args)
     training = training_of(setting, work, args)
     config = fill_deepspeed_config(FOLDERS[0] / f"{setting.config}.json", training, args.ranks)
     memory = estimate_memory(model_size(models["125M"]), config, training, args.ranks, 1)
@@ -220,6 +229,7 @@ def measure(
         memory.host / args.ranks / GIB,
         (memory.activations or 0) / GIB,
         seconds,
+        cpu,
     )
 
 
@@ -227,8 +237,8 @@ def markdown(taken: Sequence[Measured]) -> str:
     """One row per setting."""
     lines = [
         "| configuration | dtype | tokens | checkpointing | peak GiB | bare | grown |"
-        " estimated: GPU | activations in it | host | s/step |",
-        "| --- | --- | ---: | --- |" + " ---: |" * 7,
+        " estimated: GPU | activations in it | host | s/step | CPU s |",
+        "| --- | --- | ---: | --- |" + " ---: |" * 8,
     ]
     for each in taken:
         s = each.setting
@@ -236,7 +246,7 @@ def markdown(taken: Sequence[Measured]) -> str:
             f"| {s.config} | {s.dtype} | {s.tokens} | {'on' if s.checkpointing else 'off'} "
             f"| {each.peak_gib:.2f} | {each.bare_gib:.2f} | {each.grown_gib:.2f} "
             f"| {each.gpu_gib:.2f} | {each.activations_gib:.2f} | {each.host_gib:.2f} "
-            f"| {each.step_seconds:.1f} |"
+            f"| {each.step_seconds:.1f} | {each.cpu_seconds:.0f} |"
         )
     return "\n".join(lines)
 
@@ -246,7 +256,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--configs", nargs="+", help="of ds_configs/; all by default")
-    parser.add_argument("--dtypes", nargs="+", default=["fp32", "bf16"])
+    parser.add_argument("--dtypes", nargs="*", default=["fp32", "bf16"])
     parser.add_argument("--tokens", type=int, default=256, help="of a micro-batch")
     parser.add_argument(
         "--large-tokens", type=int, default=2048, help="for checkpointing on and off; 0: neither"
@@ -277,7 +287,7 @@ def main() -> None:
         for setting in settings(args):
             if setting.dtype not in bare:
                 smallest = Setting("zero3", setting.dtype, args.tokens, True)
-                bare[setting.dtype], _ = train(work, models["nothing"], smallest, args)
+                bare[setting.dtype], *_ = train(work, models["nothing"], smallest, args)
             taken.append(measure(work, models, setting, bare[setting.dtype], args))
             print(markdown(taken[-1:]).splitlines()[-1], file=sys.stderr)
             if args.json:

@@ -57,8 +57,8 @@ contestants:
   trl-precomputed  DPOTrainer with precompute_ref_log_probs
   trl-sorted       the same, fed with each step's pairs in order of length, so that it pads least;
                    TRL itself has no such option that keeps a step's pairs
-  trl-kernels      trl-precomputed with use_kernels, the successor of use_liger_kernel; downloads
-                   kernels from the hub
+  trl-kernels      trl-precomputed with use_kernels, the successor of use_liger_kernel; needs the
+                   package kernels, and downloads them from the hub
 
 columns:
   s/step            between the ends of two steps on rank 0; mean over all steps but the first two,
@@ -74,7 +74,9 @@ columns:
                     tokens/s; a reference model in every step computes them once more
   peak GiB          of a rank up to its last step: the process (CPU), or allocated on its GPU
   MFU               ours as it reports it; the others' by the same count of operations
-  loss differs by   largest difference to our loss in any step
+  loss differs by   largest difference to our loss in any step; with TRL's precomputed reference in
+                    bf16 it is large from the first step on, since transformers' Trainer under
+                    DeepSpeed rounds whatever floats a batch has to bf16, these log-probs too
   others' CPU       cores that the rest of the machine kept busy meanwhile
 """
 
@@ -137,7 +139,7 @@ def bench(args: argparse.Namespace) -> None:
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(report, indent=1) + "\n")
-    print(markdown(world, facts, settings, swept, rounds))
+    print(markdown(world, facts, settings, swept, rounds), end="")
     for name, reason in failures.items():
         print(f"- {name} failed: {reason}")
 

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import threading
@@ -391,8 +392,13 @@ class EngineReady(threading.Thread):
 
 
 def _cause(said: str) -> str:
-    """The line of a log that names an exception last."""
-    named = [line for line in said.splitlines() if "Error: " in line and not line.startswith(" ")]
+    """The last line of a log that names an exception of a rank."""
+    lines = [line.removeprefix("[rank0]: ") for line in said.splitlines()]
+    named = [
+        line
+        for line in lines
+        if re.match(r"[\w.]*(Error|Exception)\b.*: ", line) and "errors.UserError" not in line
+    ]
     return named[-1] if named else "no exception in its log"
 
 

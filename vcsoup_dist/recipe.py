@@ -245,7 +245,7 @@ class Training(Section):
     """Keep what the backward pass needs in host memory. With `gradient_checkpointing` that is one
     hidden state per layer and token."""
     nvme_path: str | None = None
-    """Folder on a local disk for DeepSpeed configurations that swap to one, such as `zero3_nvme`."""
+    """Folder on a local disk, for DeepSpeed configurations that swap to one: `zero3_nvme`."""
     attention: Literal["auto", "flash_attn", "torch_varlen", "segments"] = "auto"
     """How attention runs over packed sequences; `auto` takes the fastest that is installed."""
     evaluate_every: int = Field(50, ge=1)
@@ -257,8 +257,8 @@ class Training(Section):
     checkpoints_kept: int = Field(1, ge=1)
     """The newest so many stay while a policy is trained."""
     export: Literal["last", "best"] = "last"
-    """Which checkpoint becomes the policy: the last, or the one with the lowest held-out loss, which
-    is then kept too. Checkpoints are evaluated when they are written."""
+    """Which checkpoint becomes the policy: the last, or that of the lowest held-out loss, which is
+    then kept too. Checkpoints are evaluated when they are written."""
 
     @model_validator(mode="after")
     def _settings_of_the_objective(self) -> Training:
@@ -270,8 +270,8 @@ class Training(Section):
 
 
 class Warmup(Section):
-    """A supervised stage that makes theta_0 from `model`: SFT on the chosen answers of all datasets,
-    before any filter. What is not here is as in `training`."""
+    """A supervised stage that makes theta_0 from `model`: SFT on the chosen answers of all
+    datasets, before any filter. What is not here is as in `training`."""
 
     learning_rate: float = Field(5e-6, gt=0)
     """Its peak."""
@@ -348,8 +348,8 @@ class Launch(Section):
     threads: int = Field(1, ge=1)
     """OMP_NUM_THREADS of every rank and actor; on a CPU it decides the last bits of a result."""
     max_minutes: float | None = Field(None, gt=0)
-    """Training saves and stops so long after the command's start, but not before its first step; the
-    same command goes on."""
+    """Training saves and stops so long after the command's start, but not before a step is done;
+    the same command goes on."""
     hang_minutes: float = Field(30, gt=0)
     """A training step that takes longer ends the run, with every rank's stack in its logs."""
     peak_tflops: float | None = Field(None, gt=0)
@@ -421,9 +421,13 @@ class Recipe(Section):
 
     def local_path(self, reference: str) -> Path | None:
         """The local file or folder that `reference` means, or None where it is a hub id."""
-        path = Path(os.path.expanduser(reference))
-        path = path if path.is_absolute() else self._folder / path
+        path = self.path_of(reference)
         return path if path.exists() else None
+
+    def path_of(self, reference: str) -> Path:
+        """The path that `reference` means, relative to the recipe; it need not be there."""
+        path = Path(os.path.expanduser(reference))
+        return path if path.is_absolute() else self._folder / path
 
     def judge_of(self, value: str) -> ClassifierReward | CallableReward | ColumnsReward:
         """The reward that evaluates `value`."""

@@ -41,6 +41,8 @@ WRAPPED_AS = "wrapped_as"
 _WHOLE = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 _MODEL = re.compile(r"zero_pp_rank_(\d+)_mp_rank_(\d+)_model_states\.pt")
 _OPTIM = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
+_SWAPPED = re.compile(r"(\d+)_(\d+)\.tensor\.swp")
+_SWAP_PADDING = 1 << 20  # bytes; DeepSpeed pads to its threads times 1024
 
 
 class _Ignored:
@@ -117,7 +119,7 @@ def open_checkpoint(path: Path) -> Source:
     else:
         model = _load(files.model[0])
         _refuse_experts(model)
-        flats = _read_flats(files.optim)
+        flats = _read_flats(files.optim, _shapes_of_groups(model))
         specs = _cut_parameters(model, flats)
         specs |= _frozen_parameters(model, files.model)
         specs |= _buffers(model)
@@ -228,8 +230,12 @@ def _refuse_experts(model: Pickled) -> None:
         raise UserError(f"{model.file}: expert-parallel checkpoints cannot be read")
 
 
-def _read_flats(files: Sequence[Path]) -> list[_Flat]:
-    """Every rank's flat groups; UserError where the ranks are not of one checkpoint."""
+def _read_flats(files: Sequence[Path], shapes: Mapping[str, tuple[int, ...]]) -> list[_Flat]:
+    """Every rank's flat groups; UserError where the ranks are not of one checkpoint.
+
+    shapes: of the trained parameters in DeepSpeed's order.
+    """
+    parts = [_part(shape, len(files)) for shape in shapes.values()]
     flats: list[_Flat] = []
     for file in files:
         optim = _load(file)
@@ -247,12 +253,41 @@ def _read_flats(files: Sequence[Path]) -> list[_Flat]:
         if not isinstance(groups, list) or not groups or not all(map(_is_flat, groups)):
             raise UserError(f"{file}: holds no flat groups of weights")
         specs = [optim.spec(f"fp32_flat_groups[{i}]", each) for i, each in enumerate(groups)]
+        specs = _with_swapped(file, specs, parts)
         flats.append(_Flat(specs))
         if _kinds(flats[-1]) != _kinds(flats[0]):
             raise UserError(f"{file}: its flat groups are not like those of {files[0].name}")
         if len({spec.dtype for spec in specs}) > 1:
             raise UserError(f"{file}: its flat groups are of several dtypes")
     return flats
+
+
+def _with_swapped(
+    file: Path, specs: Sequence[TensorSpec], parts: Sequence[int]
+) -> list[TensorSpec]:
+    """The groups, those that lay on NVMe from the files that were copied beside the checkpoint.
+
+    In the list itself they are empty. Their files are named by the first and the last of their
+    parameters, of which this rank has `parts` elements each, and end in padding.
+    """
+    found = _OPTIM.fullmatch(file.name)
+    assert found is not None
+    folder = file.parent / "offloaded_tensors" / f"rank{int(found[1]):02d}"
+    names = [match for each in folder.glob("*") if (match := _SWAPPED.fullmatch(each.name))]
+    if not names:
+        return list(specs)
+    names.sort(key=lambda match: int(match[1]))
+    empty = [i for i, spec in enumerate(specs) if spec.shape == (0,)]
+    if len(names) != len(empty):
+        raise UserError(f"{folder}: holds {len(names)} swapped groups for {len(empty)} of {file}")
+    filled = list(specs)
+    for i, match in zip(empty, names, strict=True):
+        count = sum(parts[int(match[1]) : int(match[2]) + 1])
+        swapped, nbytes = folder / match[0], 4 * count
+        if not 0 <= swapped.stat().st_size - nbytes < _SWAP_PADDING:
+            raise UserError(f"{swapped}: is not as long as its parameters; copy it again")
+        filled[i] = TensorSpec(specs[i].name, "F32", (count,), (Extent(swapped, 0, nbytes),))
+    return filled
 
 
 def _is_flat(tensor: Any) -> bool:
@@ -263,12 +298,18 @@ def _kinds(flat: _Flat) -> list[tuple[str, tuple[int, ...]]]:
     return [(spec.dtype, spec.shape) for spec in flat.specs]
 
 
-def _cut_parameters(model: Pickled, flats: Sequence[_Flat]) -> dict[str, TensorSpec]:
-    """The trained parameters: which elements of the ranks' flat groups they are."""
+def _shapes_of_groups(model: Pickled) -> dict[str, tuple[int, ...]]:
+    """The trained parameters in DeepSpeed's order."""
     shapes: dict[str, tuple[int, ...]] = {}
     groups = model.content.get("param_shapes")
     for group in groups if isinstance(groups, list) else [groups]:
         shapes |= _as_shapes(group, model, "param_shapes")
+    return shapes
+
+
+def _cut_parameters(model: Pickled, flats: Sequence[_Flat]) -> dict[str, TensorSpec]:
+    """The trained parameters: which elements of the ranks' flat groups they are."""
+    shapes = _shapes_of_groups(model)
     specs: dict[str, TensorSpec] = {}
     begin = 0
     for name, shape in shapes.items():

@@ -95,15 +95,15 @@ def _handing_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], logs: Path) -> None:
-    while any(process.poll() is None for process in processes):
-        if any(process.returncode for process in processes):
+    while None in (codes := [process.poll() for process in processes]):
+        if any(codes):
             # Those that stop or hang do so together; a cause may come after its effect on another.
             _linger(processes, 1.0)
             if _first_code(processes) == EXIT_PREEMPTED or _stacks(logs):
                 _linger(processes, GRACE)
             break
         time.sleep(0.05)
-    if not any(process.poll() for process in processes):
+    if not any([process.poll() for process in processes]):
         return
     told = sorted(logs.glob("rank-*.error"))
     if told:
@@ -118,6 +118,8 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], logs: Path) -> None:
         raise Preempted("stopped on request; the same command goes on from here")
     # A rank that was killed is the cause, and its peers' broken connections the effect.
     failed = [rank for rank, code in enumerate(codes) if code not in (None, 0, EXIT_PREEMPTED)]
+    if not failed:
+        raise UserError(f"ranks ended with {codes}: some did not stop with the others")
     rank = next((each for each in failed if (codes[each] or 0) < 0), failed[0])
     code = codes[rank] or 0
     reason = f"by signal {-code}" if code < 0 else f"with exit code {code}"
@@ -129,7 +131,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], logs: Path) -> None:
 
 def _linger(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+    while None in [process.poll() for process in processes] and time.monotonic() < deadline:
         time.sleep(0.05)
 
 

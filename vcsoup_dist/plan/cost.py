@@ -110,15 +110,15 @@ def estimate(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) -> C
     if parameters is not None:
         width = 2 if recipe.training.dtype == "bf16" else 4
         model = parameters * width
-        policies = sum(product.stage == "train" for product in missing)
+        trained = sum(product.stage in ("train", "warmup") for product in missing)
         soups = sum(product.stage == "merge" for product in missing)
         groups = len({(each.method, each.seed) for each in missing if each.stage == "merge"})
-        checkpoint = parameters * ADAM_BYTES
         evaluated = sum(_models_read(each, recipe) for each in missing if each.stage == "evaluate")
-        read = model * (policies + groups * len(recipe.trained_values()) + evaluated) + text_bytes
-        # Two checkpoints are there while the newer one is written.
-        peak = model * (policies + soups) + (2 * checkpoint if policies else 0) + 2 * text_bytes
-        written = model * (policies + soups) + 2 * text_bytes
+        read = model * (trained + groups * len(recipe.trained_values()) + evaluated) + text_bytes
+        written = model * (trained + soups) + 2 * text_bytes
+        # One is written beside those that are kept.
+        checkpoints = recipe.training.checkpoints_kept + 1 + (recipe.training.export == "best")
+        peak = written + (checkpoints * parameters * ADAM_BYTES if trained else 0)
     return Cost(
         sum(map(_rows, files)) if known else None,
         int(text_bytes / BYTES_PER_TOKEN) if known else None,

@@ -131,6 +131,13 @@ def load(engine: Any, found: Found) -> None:
 
     UserError where DeepSpeed cannot read the checkpoint.
     """
+    if getattr(engine.optimizer, "swap_optimizer", False):
+        # Seen with 0.19.8: the curve after a load is another one.
+        raise UserError(
+            f"{found.path}: DeepSpeed does not restore optimizer states on NVMe, so this training"
+            " cannot be gone on with; remove that folder to start it anew, or train it with"
+            " training.deepspeed: zero3_offload_param"
+        )
     stage = int(engine.zero_optimization_stage())
     if stage != found.stage:
         raise UserError(

@@ -30,7 +30,10 @@ def start_engine(job: Job, *, train: bool, universal: bool = False) -> Any:
 
     training = job.training
     config = fill_deepspeed_config(
-        Path(job.deepspeed_config), training, ranks_per_node=int(os.environ["LOCAL_WORLD_SIZE"])
+        Path(job.deepspeed_config),
+        training,
+        int(os.environ["LOCAL_WORLD_SIZE"]),
+        Path(job.swap_folder) if job.swap_folder else None,
     )
     stage = config["zero_optimization"]["stage"]
     if not train:

@@ -51,6 +51,8 @@ class Job:
     launch: Launch
     references: list[ReferenceTask]
     policy: PolicyTask | None
+    swap_folder: str | None = None
+    """On every node's own disk, for this job alone; where the configuration swaps to one."""
 
     def write(self, path: Path) -> None:
         """Write the job for the ranks to read."""
@@ -73,4 +75,5 @@ class Job:
             Launch.model_validate(content["launch"]),
             [ReferenceTask(**task) for task in content["references"]],
             PolicyTask(**policy) if policy else None,
+            content["swap_folder"],
         )

@@ -53,7 +53,7 @@ def train_policy(
     """
     examples, heldout, unusable = _load(tokenizer, training, task)
     steps = count_steps(training, task.unfiltered_pairs, len(examples))
-    if found is not None:
+    if found is not None and found.step < steps:
         load(engine, found)
     start = 0 if found is None else found.step
     shapes = full_shapes(engine)

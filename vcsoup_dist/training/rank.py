@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -71,6 +72,7 @@ def do(job: Job, stop: StopRequest) -> bool:
     from vcsoup_dist.training.watchdog import Watchdog
 
     watchdog = Watchdog(job.launch.hang_minutes)
+    empty_swap_folder(job)  # a killed run's files would be taken for this one's
     found = find_checkpoint(Path(job.policy.scratch), control_group()) if job.policy else None
     engine = start_engine(
         job,
@@ -79,13 +81,28 @@ def do(job: Job, stop: StopRequest) -> bool:
     )
     tokenizer = load_tokenizer(job)
     if job.policy:
-        return train_policy(
+        done = train_policy(
             engine, tokenizer, job.training, job.launch, job.policy, found, stop, watchdog
         )
-    return all(
-        compute_reference(engine, tokenizer, job.training, task, stop, watchdog)
-        for task in job.references
-    )
+    else:
+        done = all(
+            compute_reference(engine, tokenizer, job.training, task, stop, watchdog)
+            for task in job.references
+        )
+    empty_swap_folder(job)
+    return done
+
+
+def empty_swap_folder(job: Job) -> None:
+    """Remove what lies on this node's disk for DeepSpeed. Called by all ranks together."""
+    from vcsoup_dist.training.distributed import barrier
+
+    if job.swap_folder is None:
+        return
+    barrier()
+    if os.environ["LOCAL_RANK"] == "0":
+        shutil.rmtree(job.swap_folder, ignore_errors=True)
+    barrier()
 
 
 if __name__ == "__main__":

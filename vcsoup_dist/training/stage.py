@@ -82,7 +82,7 @@ def make_policies(recipe: Recipe, workspace: Workspace, products: Sequence[Produ
             )
             _launch(recipe, workspace, product, draft, recipe.training, policy=task)
         if not recipe.keep.checkpoints:
-            shutil.rmtree(draft.scratch.parent, ignore_errors=True)
+            shutil.rmtree(draft.scratch, ignore_errors=True)
 
 
 def _policy_task(
@@ -128,12 +128,20 @@ def _launch(
         recipe.launch,
         references or [],
         policy,
+        _swap_folder(recipe, product),
     )
     file = draft.scratch.resolve() / "job.json"
     job.write(file)
     log.info("%s: starting %d ranks", product.stage, recipe.launch.ranks)
     logs = Path(workspace.root / "logs" / product.name).resolve()
     run_ranks(RANK, file, recipe.launch.ranks, recipe.launch.threads, logs)
+
+
+def _swap_folder(recipe: Recipe, product: Product) -> str | None:
+    """Of this product alone: DeepSpeed names its swap files by rank only."""
+    if recipe.training.nvme_path is None:
+        return None
+    return str(recipe.path_of(recipe.training.nvme_path) / f"vcsoup-{product.fingerprint}")
 
 
 def _lock(draft: Draft) -> str:
