@@ -177,7 +177,7 @@ def assert_equal_losses(
     ours: torch.Tensor, policy: AnswerLogps, expected: tuple[torch.Tensor, Gradients]
 ) -> None:
     value, slopes = expected
-    torch.testing.assert_close(ours.detach(), value, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.detach().float(), value, atol=1e-5, rtol=1e-5)
     found = gradients(ours, policy.model)
     assert found.keys() == slopes.keys()
     for name, slope in slopes.items():
@@ -323,7 +323,9 @@ def test_where_the_policy_is_the_reference_the_loss_is_the_same_for_every_pair(
 ):
     pairs = pair_logps(policy, policy, unpadded(batch))
     losses = LOSSES[objective](pairs, Training(beta=0.1, label_smoothing=smoothing))
-    torch.testing.assert_close(losses, torch.full((PAIRS,), start), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        losses, torch.full((PAIRS,), start, dtype=torch.float64), atol=1e-6, rtol=1e-6
+    )
 
 
 @dataclass(frozen=True)

@@ -68,19 +68,24 @@ def pack_branches(branches: Sequence[Branch], device: torch.device | str = "cpu"
     whole = [len(span) for span in spans]
     shares = any(each.shared for each in branches)
 
-    def move(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-        return torch.from_numpy(array).to(device=device, dtype=dtype)
-
-    cu_seqlens = move(ends, torch.int32)
+    cu_seqlens = to_device(ends, torch.int32, device)
     return Pack(
-        move(np.concatenate(own), torch.int64)[None],
-        move(np.concatenate(positions), torch.int64)[None],
+        to_device(np.concatenate(own), torch.int64, device)[None],
+        to_device(np.concatenate(positions), torch.int64, device)[None],
         cu_seqlens,
         max(lengths),
-        move(np.concatenate(spans), torch.int64) if shares else None,
-        move(np.cumsum([0, *whole]), torch.int32) if shares else cu_seqlens,
+        to_device(np.concatenate(spans), torch.int64, device) if shares else None,
+        to_device(np.cumsum([0, *whole]), torch.int32, device) if shares else cu_seqlens,
         max(whole),
     )
+
+
+def to_device(array: np.ndarray, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
+    """A small array as a tensor there, without waiting for what a GPU is doing."""
+    tensor = torch.from_numpy(array).to(dtype)
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def _prefix(branch: Branch, ends: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from vcsoup_dist.recipe import Objective, Training
 
 @dataclass(frozen=True)
 class PairLogps:
-    """Log-probs of P pairs; every field is fp32 [P]."""
+    """Log-probs of P pairs; every field is float64 [P]."""
 
     chosen: torch.Tensor
     """log pi(y_w)."""
@@ -129,7 +129,7 @@ def step_loss(
     step's chosen answer tokens of their negative log-likelihood, which no weight changes; SFT is
     that mean alone, weighted.
     """
-    losses = weights.to(pairs.chosen.device) * LOSSES[training.objective](pairs, training)
+    losses = weights * LOSSES[training.objective](pairs, training)
     if training.objective == "sft":
         return losses / step_chosen_tokens
     added = training.sft_weight * sft(pairs, training) / step_chosen_tokens

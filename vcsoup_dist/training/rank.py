@@ -55,6 +55,7 @@ def run(job_file: Path) -> bool:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     # Bits must not depend on which kernel was picked by timing.
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     start_distributed()
     done = do(job, stop)
     barrier()

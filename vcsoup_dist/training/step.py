@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.forward.answers import AnswerPack, pack_answers, pack_pairs, sum_per_sequence
+from vcsoup_dist.forward.packing import to_device
 from vcsoup_dist.recipe import Training
 from vcsoup_dist.training.batches import micro_batches
 from vcsoup_dist.training.distributed import gather_to_all, local_device, sum_over_ranks
@@ -51,7 +52,7 @@ def take_step(trainer: Trainer, batch: Sequence[Example], learning_rate: float) 
     engine.train()
     mine = _my_micro_batches(batch, training)
     sums = torch.zeros(len(SUMS) + 1, dtype=torch.float64, device=local_device())
-    broken: list[str] = []
+    seen: list[tuple[list[Example], torch.Tensor]] = []
     for number, indices in enumerate(mine):
         trainer.watchdog.alive()
         last = number == len(mine) - 1
@@ -63,7 +64,7 @@ def take_step(trainer: Trainer, batch: Sequence[Example], learning_rate: float) 
             losses = step_loss(pairs, training, _weights(part), *_divisors(batch))
         if indices:
             sums += torch.cat([_sums(losses, pairs, training), trainer.flops.of(answers)[None]])
-            broken += _not_finite(losses, part)
+            seen.append((part, losses.detach()))
         # DeepSpeed averages over ranks; this undoes it.
         engine.backward(losses.sum() * (dist.get_world_size() if indices else 0.0))
         if last:
@@ -73,6 +74,7 @@ def take_step(trainer: Trainer, batch: Sequence[Example], learning_rate: float) 
     totals = sum_over_ranks(sums.cpu()).tolist()
     grad_norm = float(engine.get_global_grad_norm())
     if not math.isfinite(totals[0]) or not math.isfinite(grad_norm):
+        broken = [id_ for part, losses in seen for id_ in _not_finite(losses, part)]
         _refuse_step(batch, broken, totals[0], grad_norm)
     seconds = time.monotonic() - began
     trainer.watchdog.rest()
@@ -101,7 +103,7 @@ def evaluate(trainer: Trainer, heldout: Sequence[Example]) -> dict[str, float]:
         part = [heldout[i] for i in indices or [0]]
         with torch.no_grad():
             pairs, _ = forward_pairs(engine, training, part)
-            losses = step_loss(pairs, training, torch.ones(len(part)), *_divisors(heldout))
+            losses = step_loss(pairs, training, torch.ones_like(pairs.chosen), *_divisors(heldout))
         if indices:
             sums += _sums(losses, pairs, training)
     trainer.watchdog.rest()
@@ -125,7 +127,7 @@ def forward_pairs(
         chosen, rejected = sums[0::2], sums[1::2]
 
     def known(values: list[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=device)
+        return to_device(np.array(values), torch.float64, device)
 
     return (
         PairLogps(
@@ -157,7 +159,7 @@ def _my_micro_batches(examples: Sequence[Example], training: Training) -> list[l
 
 
 def _weights(batch: Sequence[Example]) -> torch.Tensor:
-    return torch.tensor([each.weight for each in batch], dtype=torch.float32)
+    return to_device(np.array([each.weight for each in batch]), torch.float64, local_device())
 
 
 def _divisors(batch: Sequence[Example]) -> tuple[int, int]:
@@ -171,8 +173,8 @@ def _sums(losses: torch.Tensor, pairs: PairLogps, training: Training) -> torch.T
         chosen, rejected = rewards(pairs, training)
         margin = chosen - rejected
         kl = (pairs.ratio_chosen + pairs.ratio_rejected) / 2
-        parts = (losses, (margin > 0).float(), margin, chosen, rejected, kl)
-        return torch.stack([part.double().sum() for part in parts])
+        parts = (losses, (margin > 0).double(), margin, chosen, rejected, kl)
+        return torch.stack([part.sum() for part in parts])
 
 
 def _metrics(totals: Sequence[float], pairs: int, training: Training) -> dict[str, float]:
@@ -187,7 +189,7 @@ def _metrics(totals: Sequence[float], pairs: int, training: Training) -> dict[st
 
 
 def _not_finite(losses: torch.Tensor, batch: Sequence[Example]) -> list[str]:
-    finite = torch.isfinite(losses.detach()).tolist()
+    finite = torch.isfinite(losses).tolist()
     return [each.id for each, fine in zip(batch, finite, strict=True) if not fine]
 
 
