@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+import types
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.forward import logprobs
+from vcsoup_dist.forward import logprobs, template
 from vcsoup_dist.forward.answers import (
     AnswerLogps,
     pack_answers,
@@ -20,7 +22,7 @@ from vcsoup_dist.forward.answers import (
     pair_tokens,
     sum_per_sequence,
 )
-from vcsoup_dist.forward.attention import choose_attention
+from vcsoup_dist.forward.attention import NAMES, choose_attention, register_kernels
 from vcsoup_dist.forward.hidden import can_pack
 from vcsoup_dist.forward.logprobs import Transform
 from vcsoup_dist.forward.packing import budget_batches, pack
@@ -31,7 +33,7 @@ from vcsoup_dist.forward.template import (
     encode_pair,
     encode_prompt,
 )
-from vcsoup_dist.training.engine import switch_off_dropout
+from vcsoup_dist.training.engine import check_architecture, switch_off_dropout
 
 SMALL = {
     "vocab_size": 50,
@@ -177,6 +179,56 @@ def test_an_architecture_that_hides_the_segments_from_its_attention_is_refused()
     model = transformers.BertLMHeadModel(config)
     with pytest.raises(UserError, match="no decoder|linear"):
         AnswerLogps(model)(pack_answers([Encoded([1, 2, 3], 1)]))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.OPTConfig(
+            vocab_size=50,
+            hidden_size=32,
+            ffn_dim=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            word_embed_proj_dim=32,
+            dropout=0.5,
+            attention_dropout=0.5,
+            layerdrop=0.5,
+        ),
+        transformers.SeedOssConfig(**SMALL, num_key_value_heads=2, head_dim=8),
+    ],
+    ids=["opt", "seed_oss"],
+)
+def test_nothing_is_random_once_dropout_is_off(config):
+    model = transformers.AutoModelForCausalLM.from_config(config).train()
+    ids = torch.randint(0, 50, (1, 20))
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+    switch_off_dropout(model)
+    assert torch.equal(model(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.FalconConfig(num_hidden_layers=1),
+        transformers.BloomConfig(n_layer=1),
+    ],
+    ids=["falcon", "bloom"],
+)
+def test_an_architecture_that_cannot_be_packed_is_refused_before_anything_is_loaded(config):
+    with pytest.raises(UserError, match="cannot be trained on packs"):
+        check_architecture(config, 100)
+
+
+def test_positions_that_depend_on_the_pack_are_refused_beyond_the_original_context():
+    config = transformers.LlamaConfig(
+        **SMALL,
+        max_position_embeddings=64,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
+    )
+    check_architecture(config, 64)
+    with pytest.raises(UserError, match="training.max_length: .*set it to 64 or less"):
+        check_architecture(config, 65)
 
 
 def test_a_head_whose_scale_is_not_known_is_refused():
@@ -325,6 +377,93 @@ def test_a_token_merged_across_the_boundary_is_the_answers(tiny_model):
     assert not isinstance(pair, Unusable)
     answer = pair[0].ids[pair[0].start :]
     assert tokenizer.decode(answer).split() == ["and", "dog", "<|end|>"]
+
+
+def test_a_cut_prompt_keeps_its_bos(tiny_model):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = "{{ '<unk> ' }}" + str(tokenizer.chat_template)
+    tokenizer.bos_token = "<unk>"
+    prompt = [{"role": "user", "content": "the cat sees the dog and the house"}]
+    whole = encode_pair(tokenizer, prompt, "yes", "no", 100, True)
+    cut = encode_pair(tokenizer, prompt, "yes", "no", 10, True)
+    for full, short in zip(whole, cut, strict=True):
+        assert short.ids == [tokenizer.bos_token_id, *full.ids[-9:]]
+        assert short.ids[short.start :] == full.ids[full.start :]
+
+
+def test_a_pair_that_the_template_refuses_is_unusable(tiny_model):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        + str(tokenizer.chat_template)
+    )
+    prompt = [{"role": "system", "content": "big"}, {"role": "user", "content": "the cat"}]
+    assert encode_pair(tokenizer, prompt, "yes", "no", 100, True) is Unusable.REFUSED
+    assert not isinstance(encode_pair(tokenizer, prompt[1:], "yes", "no", 100, True), Unusable)
+
+
+def test_a_template_that_asks_for_todays_date_gets_a_fixed_one(tiny_model):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }} " + str(tokenizer.chat_template)
+    prompt = [{"role": "user", "content": "the cat"}]
+    text = template._render(tokenizer, prompt, tokenize=False)
+    assert text.startswith("26 Jul 2024 <|user|>")
+
+
+def test_an_empty_thought_is_no_answer(tiny_model):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    prompt = [{"role": "user", "content": "the cat"}]
+    answer = "<think> </think>"
+    assert encode_pair(tokenizer, prompt, "yes", answer, 100, True) is Unusable.EMPTY
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES.keys())
+def test_transformers_loads_a_model_with_each_kernels_name(tiny_model, name):
+    register_kernels()
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation=name)
+    assert model.config._attn_implementation == name
+
+
+def bottom_right_flash(q, k, v, cu_q, cu_k, max_q, max_k, *, causal, softmax_scale, **options):
+    """What flash-attn computes: causal, aligned at the end where queries are fewer than keys."""
+    assert causal and options == {"dropout_p": 0.0, "window_size": (-1, -1), "softcap": 0.0}
+    assert cu_q.dtype == cu_k.dtype == torch.int32 and q.stride(-1) == k.stride(-1) == 1
+    parts = []
+    for s in range(len(cu_q) - 1):
+        queries, keys, values = (
+            q[cu_q[s] : cu_q[s + 1]],
+            *(x[cu_k[s] : cu_k[s + 1]] for x in (k, v)),
+        )
+        assert len(queries) <= max_q and len(keys) <= max_k
+        seen = torch.ones(len(queries), len(keys), dtype=torch.bool).tril(len(keys) - len(queries))
+        parts.append(
+            torch.nn.functional.scaled_dot_product_attention(
+                queries.transpose(0, 1),
+                keys.transpose(0, 1),
+                values.transpose(0, 1),
+                attn_mask=seen,
+                scale=softmax_scale,
+                enable_gqa=True,
+            ).transpose(0, 1)
+        )
+    return torch.cat(parts)
+
+
+def test_flash_attn_is_called_so_that_its_alignment_gives_shared_prompts(monkeypatch):
+    """The package needs a GPU; its documented semantics stand in for it, its arguments are ours."""
+    package = types.ModuleType("flash_attn")
+    package.flash_attn_varlen_func = bottom_right_flash
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    register_kernels()
+    model = eager_model(ARCHITECTURES["llama, grouped queries, tied"])
+    pairs = [
+        (Encoded(list(range(14)), 8), Encoded([*range(8), 20, 21, 22], 8)),
+        (Encoded([1, 2, 3], 1), Encoded([4, 5, 6, 7], 2)),
+    ]
+    expected = plain_logps(model.eval(), [side for pair in pairs for side in pair])
+    model.set_attn_implementation(NAMES["flash_attn"])
+    assert torch.allclose(AnswerLogps(model)(pack_pairs(pairs)), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("missing", ["bos_token", "eos_token", "pad_token"])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.forward.hidden import hidden_states
+from vcsoup_dist.forward.hidden import hidden_states, pack_arguments
 from vcsoup_dist.forward.logprobs import LogprobHead, head_transform
 from vcsoup_dist.forward.packing import Branch, Pack, common_prefix, pack_branches, to_device
 from vcsoup_dist.forward.template import Encoded
@@ -95,11 +95,20 @@ class AnswerLogps(torch.nn.Module):
         model.set_output_embeddings(LogprobHead(head, transform))
         self.model = model
 
-    def forward(self, answers: AnswerPack) -> torch.Tensor:
-        """Log-prob [A] of every answer token."""
-        hidden = hidden_states(self.model, answers.pack)
-        head = self.model.get_output_embeddings()
-        logps = head(hidden[answers.predictors], answers.targets)
+    def forward(self, answers: AnswerPack, by_itself: bool = False) -> torch.Tensor:
+        """Log-prob [A] of every answer token.
+
+        by_itself: from the logits that the model makes of its own accord, all of them at once. It
+        is slow and large, and shows whether this class knows all that the model does to them.
+        """
+        if by_itself:
+            logits = self.model(**pack_arguments(answers.pack)).logits[0, answers.predictors]
+            every = logits.float().log_softmax(dim=-1)
+            logps = every.gather(1, answers.targets[:, None])[:, 0]
+        else:
+            hidden = hidden_states(self.model, answers.pack)
+            head = self.model.get_output_embeddings()
+            logps = head(hidden[answers.predictors], answers.targets)
         assert isinstance(logps, torch.Tensor)
         return logps
 

@@ -8,7 +8,6 @@ causality counts from the end, which is how FlashAttention aligns fewer queries 
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from typing import Any
 
@@ -17,9 +16,14 @@ from torch.nn import functional
 
 from vcsoup_dist.errors import UserError
 
-SEGMENTS = "vcsoup_segments"
-TORCH_VARLEN = "vcsoup_torch_varlen"
-FLASH_ATTN = "vcsoup_flash_attn"
+# transformers takes every name with "flash" in it for one of its own.
+NAMES = {
+    "segments": "vcsoup_segments",
+    "torch_varlen": "vcsoup_torch_varlen",
+    "flash_attn": "vcsoup_dao_varlen",
+}
+WIDEST = 256
+"""Head width that FlashAttention 2 goes up to."""
 
 
 def choose_attention(
@@ -30,19 +34,18 @@ def choose_attention(
     config: the model's; some architectures need what not every kernel has. Raises UserError where a
     kernel is asked for that this machine, dtype or architecture does not go with.
     """
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(SEGMENTS, segment_attention)
-    AttentionInterface.register(TORCH_VARLEN, torch_varlen_attention)
-    AttentionInterface.register(FLASH_ATTN, flash_attention)
+    register_kernels()
+    if config is not None:
+        config = config.get_text_config()
     on_gpu = torch.device(device).type == "cuda"
     half = dtype in (torch.bfloat16, torch.float16)
-    has_flash = importlib.util.find_spec("flash_attn") is not None
     capped = getattr(config, "attn_logit_softcapping", None) is not None
+    wide = _widest_head(config) > WIDEST and f"it has no heads wider than {WIDEST}"
     missing = {
-        "flash_attn": not has_flash and "the package flash-attn is not installed (extra `gpu`)",
+        "flash_attn": _flash_attn_lacks() or wide,
         "torch_varlen": (not _has_varlen() and "this PyTorch has no such kernel; 2.11 has")
-        or (capped and "it cannot soft-cap scores, as this architecture does"),
+        or (capped and "it cannot soft-cap scores, as this architecture does")
+        or wide,
     }
     if wanted == "auto":
         usable = [name for name in missing if on_gpu and half and not missing[name]]
@@ -51,7 +54,32 @@ def choose_attention(
         raise UserError(f"attention `{wanted}`: {reason}")
     elif wanted != "segments" and not (on_gpu and half):
         raise UserError(f"attention `{wanted}` needs a GPU and bf16, not {device} and {dtype}")
-    return {"segments": SEGMENTS, "torch_varlen": TORCH_VARLEN, "flash_attn": FLASH_ATTN}[wanted]
+    return NAMES[wanted]
+
+
+def register_kernels() -> None:
+    """Make the kernels known to transformers by their `NAMES`."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAMES["segments"], segment_attention)
+    AttentionInterface.register(NAMES["torch_varlen"], torch_varlen_attention)
+    AttentionInterface.register(NAMES["flash_attn"], flash_attention)
+
+
+def _widest_head(config: Any) -> int:
+    widths = ("head_dim", "global_head_dim", "qk_head_dim")
+    return max(int(getattr(config, name, None) or 0) for name in widths)
+
+
+def _flash_attn_lacks() -> str | None:
+    """Why the package flash-attn cannot be used; None where it can."""
+    try:
+        import flash_attn
+    except ImportError as error:
+        return f"the package flash-attn (extra `gpu`) cannot be imported: {error}"
+    if tuple(map(int, flash_attn.__version__.split(".")[:2])) < (2, 6):
+        return f"flash-attn {flash_attn.__version__} is too old; 2.6 soft-caps"
+    return None
 
 
 def _has_varlen() -> bool:
@@ -128,10 +156,11 @@ def torch_varlen_attention(
     key, value = _gather_keys(key, value, kwargs)
     if dropout or softcap is not None:
         raise UserError("attention `torch_varlen` has neither dropout nor soft-capped scores")
+    width = value.shape[-1]
     output = varlen_attn(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
+        _widened(value, query)[0].transpose(0, 1),
         kwargs["cu_seq_lens_q"],
         kwargs["cu_seq_lens_k"],
         int(kwargs["max_length_q"]),
@@ -141,7 +170,7 @@ def torch_varlen_attention(
         enable_gqa=query.shape[1] != key.shape[1],
     )
     assert isinstance(output, torch.Tensor)
-    return output[None], None
+    return output[None, ..., :width], None
 
 
 def flash_attention(
@@ -161,10 +190,11 @@ def flash_attention(
 
     _refuse(attention_mask, kwargs)
     key, value = _gather_keys(key, value, kwargs)
+    width = value.shape[-1]
     output = flash_attn_varlen_func(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
+        _widened(value, query)[0].transpose(0, 1),
         kwargs["cu_seq_lens_q"],
         kwargs["cu_seq_lens_k"],
         int(kwargs["max_length_q"]),
@@ -175,7 +205,12 @@ def flash_attention(
         window_size=(sliding_window - 1 if sliding_window else -1, 0 if sliding_window else -1),
         softcap=softcap or 0.0,
     )
-    return output[None], None
+    return output[None, ..., :width], None
+
+
+def _widened(value: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """Values padded to the queries' width (latent attention has them narrower)."""
+    return functional.pad(value, (0, query.shape[-1] - value.shape[-1]))
 
 
 def _gather_keys(

@@ -18,7 +18,8 @@ def can_pack(model: Any) -> bool:
     causal = not getattr(model.config, "is_encoder_decoder", False) and any(
         getattr(module, "is_causal", False) for module in model.modules()
     )
-    known = set(getattr(model.config, "layer_types", None) or ()) <= LAYER_TYPES
+    layers = getattr(model.config.get_text_config(), "layer_types", None)
+    known = set(layers or ()) <= LAYER_TYPES
     return causal and known and bool(getattr(model, "_supports_attention_backend", False))
 
 
@@ -29,18 +30,22 @@ def hidden_states(model: Any, pack: Pack) -> torch.Tensor:
             f"{type(model).__name__} is no decoder with a replaceable attention kernel in every "
             "layer; packed sequences are not possible"
         )
-    # An all-ones mask, or a cache, would silently let the sequences see each other.
-    output = model.base_model(
-        input_ids=pack.input_ids,
-        position_ids=pack.position_ids,
-        attention_mask=None,
-        use_cache=False,
-        cu_seq_lens_q=pack.cu_seqlens,
-        cu_seq_lens_k=pack.cu_seqlens_k,
-        max_length_q=pack.max_seqlen,
-        max_length_k=pack.max_seqlen_k,
-        key_index=pack.keys,
-    )
-    hidden = output.last_hidden_state[0]
+    hidden = model.base_model(**pack_arguments(pack)).last_hidden_state[0]
     assert isinstance(hidden, torch.Tensor)
     return hidden
+
+
+def pack_arguments(pack: Pack) -> dict[str, Any]:
+    """What a transformers decoder is called with, for its kernel to see the segments."""
+    # An all-ones mask, or a cache, would silently let the sequences see each other.
+    return {
+        "input_ids": pack.input_ids,
+        "position_ids": pack.position_ids,
+        "attention_mask": None,
+        "use_cache": False,
+        "cu_seq_lens_q": pack.cu_seqlens,
+        "cu_seq_lens_k": pack.cu_seqlens_k,
+        "max_length_q": pack.max_seqlen,
+        "max_length_k": pack.max_seqlen_k,
+        "key_index": pack.keys,
+    }

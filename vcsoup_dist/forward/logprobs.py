@@ -32,14 +32,15 @@ def head_transform(config: Any) -> Transform:
 
     Raises UserError where the config names one that is not known here.
     """
+    config = config.get_text_config()
     for key in ("output_multiplier", "lm_head_multiplier"):
         if getattr(config, key, None) not in (None, 1, 1.0):
             raise UserError(f"{config.model_type}: `{key}` in its config is not supported")
     scale = getattr(config, "logit_scale", None) or 1.0
-    return Transform(
-        scale / (getattr(config, "logits_scaling", None) or 1.0),
-        getattr(config, "final_logit_softcapping", None) or None,
-    )
+    scaling = getattr(config, "logits_scaling", None) or 1.0
+    # Granite divides by what HyperCLOVA X multiplies with.
+    scale = scale * scaling if config.model_type == "hyperclovax" else scale / scaling
+    return Transform(scale, getattr(config, "final_logit_softcapping", None) or None)
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -87,7 +88,7 @@ class _TokenLogps(torch.autograd.Function):
                 grad_bias += grad.sum(0)
             grad = grad.to(hidden.dtype)
             grad_hidden[part] = grad @ weight
-            grad_weight += grad.T @ hidden[part]
+            grad_weight += _fp32_product(grad.T, hidden[part])
         return (
             grad_hidden,
             grad_weight.to(weight.dtype),
@@ -105,12 +106,23 @@ def _chunks(targets: torch.Tensor, weight: torch.Tensor) -> list[slice]:
 def _logits(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, transform: Transform
 ) -> torch.Tensor:
-    logits = torch.nn.functional.linear(hidden, weight, bias).float()
+    logits = _fp32_product(hidden, weight.T)
+    if bias is not None:
+        logits += bias
     if transform.scale != 1.0:
         logits *= transform.scale
     if transform.softcap is not None:
         logits = transform.softcap * torch.tanh(logits / transform.softcap)
     return logits
+
+
+def _fp32_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left @ right in fp32: a logit of 20 rounded to bf16 is off by 0.05 nats."""
+    if left.dtype == torch.float32:
+        return left @ right
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
 
 
 def token_logps(
@@ -141,6 +153,8 @@ class LogprobHead(torch.nn.Module):
         self.bias = linear.bias
         self.transform = transform
 
-    def forward(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Log-probs [T]; see `token_logps`."""
+    def forward(self, hidden: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        """Log-probs [T]; see `token_logps`. Without targets the raw logits, as the linear layer."""
+        if targets is None:
+            return torch.nn.functional.linear(hidden, self.weight, self.bias)
         return token_logps(hidden, self.weight, self.bias, targets, self.transform)

@@ -12,8 +12,8 @@ from vcsoup_dist.forward.packing import Ids
 
 Message = Mapping[str, str]
 
-# Templates that print a date (Llama 3) take it from this; today's would make reference, training
-# and evaluation see different prompts.
+# Templates that print a date take it from this; today's would make reference, training and
+# evaluation see different prompts.
 DATE = "26 Jul 2024"
 
 MOST_SPECIAL = 16  # tokens that a template puts round an empty answer
@@ -39,11 +39,7 @@ def encode_prompt(tokenizer: Any, prompt: Sequence[Message]) -> list[int]:
             f"{tokenizer.name_or_path}: the tokenizer has no chat template; give the model "
             "directory a chat_template.jinja"
         )
-    return list(
-        tokenizer.apply_chat_template(
-            list(prompt), add_generation_prompt=True, return_dict=False, date_string=DATE
-        )
-    )
+    return list(_render(tokenizer, prompt, add_generation_prompt=True))
 
 
 def encode_answer(
@@ -55,7 +51,7 @@ def encode_answer(
     """
     message = {"role": "assistant", "content": answer}
     conversation = [*prompt, message]
-    ids = list(tokenizer.apply_chat_template(conversation, return_dict=False, date_string=DATE))
+    ids = list(_render(tokenizer, conversation))
     start = 0
     while start < min(len(prompt_ids), len(ids)) and prompt_ids[start] == ids[start]:
         start += 1
@@ -67,12 +63,23 @@ def encode_answer(
     return Encoded(ids, start)
 
 
+def _render(tokenizer: Any, messages: Sequence[Message], **options: Any) -> Any:
+    """The conversation under the chat template, in tokens unless `tokenize=False`."""
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:  # today's date, by a function of its own
+        template = "{%- macro strftime_now(format) -%}" + DATE + "{%- endmacro -%}" + template
+    return tokenizer.apply_chat_template(
+        list(messages), chat_template=template, return_dict=False, date_string=DATE, **options
+    )
+
+
 class Unusable(StrEnum):
     """Why a pair cannot be trained on."""
 
     TOO_LONG = "too long"
     EMPTY = "without an answer"
     SAME = "the same on both sides"
+    REFUSED = "refused by the chat template"
 
 
 def encode_pair(
@@ -85,15 +92,22 @@ def encode_pair(
 ) -> tuple[Encoded, Encoded] | Unusable:
     """Both answers of a preference pair after the same prompt tokens.
 
-    Where one is longer than `max_length`, the prompt's start is cut from both alike; the pair is
-    unusable where that is not wanted, or leaves no prompt token before an answer. No answer is
-    ever cut. An answer of special tokens and white space alone is none. Raises UserError where the
-    chat template is not prefix-stable.
+    Where one is longer than `max_length`, the prompt's start after a BOS is cut from both alike;
+    the pair is unusable where that is not wanted, or leaves no prompt token before an answer. No
+    answer is ever cut. An answer of special tokens and white space alone is none. Raises UserError
+    where the chat template is not prefix-stable.
     """
-    prompt_ids = encode_prompt(tokenizer, prompt)
+    from jinja2 import TemplateError
+
+    try:
+        prompt_ids = encode_prompt(tokenizer, prompt)
+        encoded = [
+            encode_answer(tokenizer, prompt, prompt_ids, each) for each in (chosen, rejected)
+        ]
+    except TemplateError:  # roles that it does not know, or not in that order
+        return Unusable.REFUSED
     pair = []
-    for answer in (chosen, rejected):
-        each = encode_answer(tokenizer, prompt, prompt_ids, answer)
+    for answer, each in zip((chosen, rejected), encoded, strict=True):
         if each.start < len(prompt_ids):
             _check_prefix(tokenizer, prompt, answer)
         if _is_empty(tokenizer, each):
@@ -102,9 +116,13 @@ def encode_pair(
     if pair[0].ids == pair[1].ids:
         return Unusable.SAME
     surplus = max(0, *(len(each.ids) - max_length for each in pair))
-    if surplus and (not truncate_prompt or surplus >= min(each.start for each in pair)):
+    first = int(prompt_ids[0] == tokenizer.bos_token_id)
+    if surplus and (not truncate_prompt or first + surplus >= min(each.start for each in pair)):
         return Unusable.TOO_LONG
-    cut_chosen, cut_rejected = (Encoded(each.ids[surplus:], each.start - surplus) for each in pair)
+    cut_chosen, cut_rejected = (
+        Encoded([*each.ids[:first], *each.ids[first + surplus :]], each.start - surplus)
+        for each in pair
+    )
     return cut_chosen, cut_rejected
 
 
@@ -112,9 +130,7 @@ def _check_prefix(tokenizer: Any, prompt: Sequence[Message], answer: str) -> Non
     """The prompt's tokens are no prefix: only a merge across the boundary may be the reason."""
     conversation = [*prompt, {"role": "assistant", "content": answer}]
     asked, whole = (
-        tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=generate, date_string=DATE
-        )
+        _render(tokenizer, messages, tokenize=False, add_generation_prompt=generate)
         for messages, generate in ((list(prompt), True), (conversation, False))
     )
     if not whole.startswith(asked):
@@ -134,4 +150,5 @@ def _is_empty(tokenizer: Any, encoded: Encoded) -> bool:
     if encoded.answer_length > MOST_SPECIAL:
         return False
     text = tokenizer.decode(list(encoded.ids[encoded.start :]), skip_special_tokens=True)
-    return not text.strip()
+    # Templates of reasoning models put these round nothing.
+    return not text.replace("<think>", "").replace("</think>", "").strip()

@@ -31,7 +31,9 @@ def micro_batches(costs: Sequence[int], ranks: int, tokens_per_batch: int) -> li
     the slowest rank sets the pace. An empty list is a micro-batch of no pair, which its rank must
     still run.
     """
-    each = max(1, -(-sum(costs) // (tokens_per_batch * ranks)))
+    halves = sum(cost > tokens_per_batch / 2 for cost in costs)  # of which no two fit together
+    least = max(1, halves, -(-sum(costs) // tokens_per_batch))
+    each = -(-least // ranks)
     while True:
         batches, loads = _deal(costs, ranks * each)
         fits = all(

@@ -10,7 +10,8 @@ import torch
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.forward.answers import AnswerLogps
-from vcsoup_dist.forward.attention import choose_attention
+from vcsoup_dist.forward.attention import NAMES, choose_attention
+from vcsoup_dist.forward.hidden import can_pack
 from vcsoup_dist.progress import log
 from vcsoup_dist.training.deepspeed_config import fill_deepspeed_config, forward_only
 from vcsoup_dist.training.distributed import is_first, local_device
@@ -42,6 +43,7 @@ def start_engine(job: Job, *, train: bool, universal: bool = False) -> Any:
         config["checkpoint"] = {"load_universal": True}
     dtype = torch.bfloat16 if training.dtype == "bf16" else torch.float32
     model_config = AutoConfig.from_pretrained(job.model, revision=job.revision)
+    check_architecture(model_config, training.max_length)
     attention = choose_attention(training.attention, local_device(), dtype, model_config)
     # from_pretrained partitions each tensor as it is read while this object lives.
     sharding = HfDeepSpeedConfig(config)
@@ -52,14 +54,15 @@ def start_engine(job: Job, *, train: bool, universal: bool = False) -> Any:
     switch_off_dropout(model)
     model.config.use_cache = False
     if train and training.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # Without dropout there is no random state to bring back.
+        model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     wrapped = AnswerLogps(model)
     parameters = {"model_parameters": wrapped.parameters()} if train else {}
     engine, *_ = deepspeed.initialize(model=wrapped, config=config, **parameters)
     if is_first():
         log.info(
             "attention: %s; %s (ZeRO-%d) on %s ranks, %s, %s; gradient checkpointing %s%s",
-            attention.removeprefix("vcsoup_"),
+            next(known for known, name in NAMES.items() if name == attention),
             Path(job.deepspeed_config).stem,
             stage,
             os.environ["WORLD_SIZE"],
@@ -69,6 +72,30 @@ def start_engine(job: Job, *, train: bool, universal: bool = False) -> Any:
             ", activations in host memory" if train and training.activation_offload else "",
         )
     return engine
+
+
+def check_architecture(config: Any, max_length: int) -> None:
+    """UserError, before anything is loaded, for a model that cannot run on packs."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    if not can_pack(model):
+        raise UserError(
+            f"{type(model).__name__} is no decoder with a replaceable attention kernel in every "
+            "layer, so it cannot be trained on packs"
+        )
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}  # GPT-2 has none
+    if rope.get("rope_type") not in ("longrope", "dynamic"):
+        return
+    # These pick their frequencies by the longest sequence of a pack.
+    context = rope.get("original_max_position_embeddings") or text.max_position_embeddings
+    if max_length > context:
+        raise UserError(
+            f"training.max_length: positions of {type(model).__name__} beyond {context} depend on "
+            f"what else is in the pack; set it to {context} or less"
+        )
 
 
 def load_tokenizer(job: Job) -> Any:
@@ -82,12 +109,15 @@ def load_tokenizer(job: Job) -> Any:
 
 
 def switch_off_dropout(model: Any) -> None:
-    """Set every dropout of a transformers model to 0, in modules and in what attention reads."""
+    """Set all that is random in training to 0, in modules and in what their forward reads.
+
+    `check_start` finds what goes by another name.
+    """
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "dropout_prob"):
-            if isinstance(getattr(module, name, None), float):
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and any(kind in name for kind in ("drop", "jitter")):
                 setattr(module, name, 0.0)
 
 

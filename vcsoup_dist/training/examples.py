@@ -21,6 +21,11 @@ from vcsoup_dist.training.distributed import gather_to_all
 
 ROWS = 4096  # texts in memory at a time
 
+NOTHING = Encoded([], 0)
+
+Reference = tuple[str, np.ndarray, np.ndarray]
+"""Hash of the tokens, log-probs of chosen and rejected."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -59,28 +64,26 @@ def encode_files(
     The columns `prompt` (messages), `chosen` and `rejected` (text or messages) and `id` are needed;
     `turned` and `consistency` may be there. Each rank does its share; all have the result.
     """
-    shares = gather_to_all(list(_encode_share(files, tokenizer, training, limit)))
-    return [row for _, row in sorted((each for share in shares for each in share), key=_position)]
-
-
-def _position(numbered: tuple[int, EncodedRow]) -> int:
-    return numbered[0]
-
-
-def _encode_share(
-    files: Sequence[Path], tokenizer: Any, training: Training, limit: int | None
-) -> Iterator[tuple[int, EncodedRow]]:
     rank, world = dist.get_rank(), dist.get_world_size()
-    first = 0
+    rows: list[EncodedRow] = []
+    for batch in _batches(files, limit):
+        mine = batch.take(list(range(rank, batch.num_rows, world))).to_pylist()
+        shares = gather_to_all([_encode_row(tokenizer, row, training) for row in mine])
+        rows += [shares[i % world][i // world] for i in range(batch.num_rows)]
+    return rows
+
+
+def _batches(files: Sequence[Path], limit: int | None) -> Iterator[Any]:
+    """Record batches of at most ROWS rows, the first `limit` rows in all."""
+    left = limit
     for file in files:
         for batch in pq.ParquetFile(file).iter_batches(ROWS):
-            count = batch.num_rows if limit is None else min(batch.num_rows, limit - first)
-            mine = list(range((rank - first) % world, count, world))
-            for position, row in zip(mine, batch.take(mine).to_pylist(), strict=True):
-                yield first + position, _encode_row(tokenizer, row, training)
-            first += count
-            if first == limit:
-                return
+            part = batch if left is None else batch.slice(0, left)
+            yield part
+            if left is not None:
+                left -= part.num_rows
+                if left == 0:
+                    return
 
 
 def _encode_row(tokenizer: Any, row: Mapping[str, Any], training: Training) -> EncodedRow:
@@ -101,28 +104,26 @@ def _compact(encoded: Encoded) -> Encoded:
     return Encoded(np.asarray(encoded.ids, dtype=np.int32), encoded.start)
 
 
-def load_examples(
-    files: Sequence[Path],
-    references: Sequence[Path],
-    tokenizer: Any,
-    training: Training,
-    limit: int | None = None,
+def make_examples(
+    rows: Sequence[EncodedRow], known: Mapping[str, Reference] | None, training: Training
 ) -> tuple[list[Example], Counter[str]]:
-    """Examples of files of pairs, and how many pairs are unusable, by reason.
+    """Examples of rows, and how many rows are unusable, by reason.
 
-    Called by all ranks together. Raises UserError where a reference lacks a pair or was computed
-    over other tokens, or where weights by consistency are asked for and a pair has none.
+    known: reference log-probs by id; None for an objective without. Raises UserError where a pair
+    has none, or has those of other tokens.
     """
-    rows = encode_files(files, tokenizer, training, limit)
-    known = _load_references(references, {row.id for row in rows})
     examples: list[Example] = []
     unusable: Counter[str] = Counter()
     for row in rows:
         if isinstance(row.pair, Unusable):
             unusable[row.pair] += 1
             continue
-        example = Example(row.id, *row.pair, pair_tokens(*row.pair), row.consistency)
-        examples.append(_with_reference(example, row.turned, known) if references else example)
+        chosen, rejected = row.pair
+        tokens = pair_tokens(chosen, rejected)
+        if training.objective == "sft":
+            rejected = NOTHING  # is not read, so it need not stay in memory
+        example = Example(row.id, chosen, rejected, tokens, row.consistency)
+        examples.append(example if known is None else _with_reference(example, row.turned, known))
     return examples, unusable
 
 
@@ -136,10 +137,6 @@ def weighted(examples: Sequence[Example]) -> list[Example]:
         raise UserError("training.pair_weights: every pair has the consistency -1, a weight of 0")
     scaled = (weights / weights.mean()).tolist()
     return [replace(each, weight=weight) for each, weight in zip(examples, scaled, strict=True)]
-
-
-Reference = tuple[str, np.ndarray, np.ndarray]
-"""Hash of the tokens, log-probs of chosen and rejected."""
 
 
 def _with_reference(example: Example, turned: bool, known: Mapping[str, Reference]) -> Example:
@@ -158,7 +155,8 @@ def _with_reference(example: Example, turned: bool, known: Mapping[str, Referenc
     return replace(example, reference_chosen=chosen, reference_rejected=rejected)
 
 
-def _load_references(folders: Iterable[Path], wanted: set[str]) -> dict[str, Reference]:
+def load_references(folders: Iterable[Path], wanted: set[str]) -> dict[str, Reference]:
+    """Reference log-probs of the pairs `wanted` by id, from folders as reference.py makes them."""
     found: dict[str, Reference] = {}
     for folder in folders:
         for file in sorted(folder.glob("*.parquet")):

@@ -46,7 +46,11 @@ class FlopCounter:
     """Floating-point operations of a training step on one rank's packs."""
 
     def __init__(self, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """config: the model's; shapes: of its parameters by name."""
+        """config: the model's; shapes: of its parameters by name.
+
+        Raises AttributeError where the config does not say what is needed.
+        """
+        config = config.get_text_config()
         sizes = {name: math.prod(shape) for name, shape in shapes.items() if len(shape) > 1}
         outside = ("embed", "lm_head", "wte.weight", "wpe.weight")
         self._layers = sum(

@@ -25,13 +25,19 @@ from vcsoup_dist.training.checkpoint import (
 )
 from vcsoup_dist.training.distributed import barrier, control_group, is_first
 from vcsoup_dist.training.engine import full_shapes, save_companions
-from vcsoup_dist.training.examples import Example, load_examples, weighted
+from vcsoup_dist.training.examples import (
+    Example,
+    encode_files,
+    load_references,
+    make_examples,
+    weighted,
+)
 from vcsoup_dist.training.export import export_policy
 from vcsoup_dist.training.flops import FlopCounter, peak_tflops
 from vcsoup_dist.training.jobs import PolicyTask
 from vcsoup_dist.training.metrics import MetricsLog
 from vcsoup_dist.training.schedule import learning_rate
-from vcsoup_dist.training.start_check import check_start
+from vcsoup_dist.training.start_check import check_forward, check_start
 from vcsoup_dist.training.step import Trainer, evaluate, take_step
 from vcsoup_dist.training.stopping import StopRequest
 from vcsoup_dist.training.watchdog import Watchdog
@@ -57,27 +63,21 @@ def train_policy(
         load(engine, found)
     start = 0 if found is None else found.step
     shapes = full_shapes(engine)
-    experts = any("experts" in name for name in shapes)  # of which a token uses a few
-    peak = None if experts else peak_tflops(launch.peak_tflops, training.dtype)
-    trainer = Trainer(
-        engine,
-        training,
-        FlopCounter(engine.module.model.config, shapes),
-        None if peak is None else peak * 1e12,
-        watchdog,
-    )
+    flops, peak = _flop_counter(engine, training, launch, shapes)
+    trainer = Trainer(engine, training, flops, peak * 1e12, watchdog)
     if is_first():
         _say_what_is_trained(task, training, examples, heldout, unusable, steps, start, peak)
-        if not _ends_in_eos(tokenizer, examples):
+        if not _ends(engine.module.model, tokenizer, examples):
             log.warning(
-                "%s: no answer ends in the tokenizer's end token (%s), so the policy cannot learn "
-                "when to stop; look at the chat template",
+                "%s: no answer ends in an end token of the tokenizer or the generation config, so "
+                "the policy cannot learn when to stop; look at the chat template",
                 task.name,
-                tokenizer.eos_token,
             )
     gap = None
-    if start == 0 and task.references:
-        gap = check_start(trainer, _batch_of(examples, training, task.seed, 0))
+    if start == 0:
+        check_forward(engine, tokenizer, training)
+        if task.references:
+            gap = check_start(trainer, _batch_of(examples, training, task.seed, 0))
 
     measured = {} if found is None else dict(found.metrics)
     with contextlib.ExitStack() as stack:
@@ -127,15 +127,20 @@ def count_steps(training: Training, unfiltered_pairs: int, pairs: int) -> int:
 def _load(
     tokenizer: Any, training: Training, task: PolicyTask
 ) -> tuple[list[Example], list[Example], Counter[str]]:
-    references = [Path(folder) for folder in task.references]
-    files, held_files = [Path(file) for file in task.pairs], [Path(file) for file in task.heldout]
-    examples, unusable = load_examples(files, references, tokenizer, training)
-    share = -(-training.heldout_pairs // max(len(held_files), 1))
-    heldout = [
-        example
-        for file in held_files
-        for example in load_examples([file], references, tokenizer, training, limit=share)[0]
+    files = [Path(file) for file in task.pairs]
+    rows = encode_files(files, tokenizer, training)
+    share = -(-training.heldout_pairs // max(len(task.heldout), 1))
+    held_rows = [
+        row
+        for file in task.heldout
+        for row in encode_files([Path(file)], tokenizer, training, limit=share)
     ]
+    known = None
+    if task.references:
+        wanted = {row.id for row in (*rows, *held_rows)}
+        known = load_references([Path(folder) for folder in task.references], wanted)
+    examples, unusable = make_examples(rows, known, training)
+    heldout, _ = make_examples(held_rows, known, training)
     if not examples:
         raise UserError(
             f"{task.name}: no pair can be trained on ({_counts(unusable)}); "
@@ -152,9 +157,26 @@ def _batch_of(
     return [examples[i] for i in step_pairs(len(examples), training.pairs_per_step, seed, step)]
 
 
-def _ends_in_eos(tokenizer: Any, examples: Sequence[Example]) -> bool:
-    """Whether some answer has the end token near its end, where templates put it."""
-    return any(tokenizer.eos_token_id in each.chosen.ids[-3:] for each in examples[:100])
+def _ends(model: Any, tokenizer: Any, examples: Sequence[Example]) -> bool:
+    """Whether some answer has an end token near its end, where templates put it."""
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+    return any(not ends.isdisjoint(map(int, each.chosen.ids[-3:])) for each in examples[:100])
+
+
+def _flop_counter(
+    engine: Any, training: Training, launch: Launch, shapes: dict[str, tuple[int, ...]]
+) -> tuple[FlopCounter | None, float]:
+    """What MFU is reckoned with, and the peak in TFLOP/s; None where it is not."""
+    peak = peak_tflops(launch.peak_tflops, training.dtype)
+    experts = any("experts" in name for name in shapes)  # of which a token uses a few
+    if peak is None or experts:
+        return None, 0.0
+    try:
+        return FlopCounter(engine.module.model.config, shapes), peak
+    except AttributeError as error:
+        log.warning("no MFU: this architecture's config says too little (%s)", error)
+        return None, 0.0
 
 
 def _save(trainer: Trainer, task: PolicyTask, step: int, measured: dict[str, float]) -> None:
@@ -194,7 +216,7 @@ def _say_what_is_trained(
     unusable: Counter[str],
     steps: int,
     start: int,
-    peak: float | None,
+    peak: float,
 ) -> None:
     log.info(
         "%s: %s on %d pairs%s, %d held out, %d steps of %d pairs, MFU %s%s",
@@ -205,7 +227,7 @@ def _say_what_is_trained(
         len(heldout),
         steps,
         training.pairs_per_step,
-        "not reckoned" if peak is None else f"of {peak:g} TFLOP/s",
+        "not reckoned" if not peak else f"of {peak:g} TFLOP/s",
         f", resumed after step {start}" if start else "",
     )
 

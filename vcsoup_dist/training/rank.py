@@ -53,7 +53,7 @@ def run(job_file: Path) -> bool:
     for lock in locks:
         hold_while_working(Path(lock))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    # Bits must not depend on which kernel was picked by timing.
+    # The same bits every time; on a GPU attention's backward pass has no such kernel.
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     start_distributed()
@@ -70,6 +70,7 @@ def do(job: Job, stop: StopRequest) -> bool:
     from vcsoup_dist.training.engine import load_tokenizer, start_engine
     from vcsoup_dist.training.loop import train_policy
     from vcsoup_dist.training.reference import compute_reference
+    from vcsoup_dist.training.start_check import check_forward
     from vcsoup_dist.training.watchdog import Watchdog
 
     watchdog = Watchdog(job.launch.hang_minutes)
@@ -86,6 +87,7 @@ def do(job: Job, stop: StopRequest) -> bool:
             engine, tokenizer, job.training, job.launch, job.policy, found, stop, watchdog
         )
     else:
+        check_forward(engine, tokenizer, job.training)
         done = all(
             compute_reference(engine, tokenizer, job.training, task, stop, watchdog)
             for task in job.references

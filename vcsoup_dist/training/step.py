@@ -34,14 +34,17 @@ class Trainer:
 
     engine: Any
     training: Training
-    flops: FlopCounter
-    peak_flops: float | None
-    """Of one device per second; None where it is not known."""
+    flops: FlopCounter | None
+    """None where no MFU is reckoned."""
+    peak_flops: float
+    """Of one device per second."""
     watchdog: Watchdog
 
 
 def take_step(trainer: Trainer, batch: Sequence[Example], learning_rate: float) -> dict[str, float]:
-    """One optimizer step on `batch`; returns its metrics, the same on every rank.
+    """One optimizer step on `batch`; returns its metrics.
+
+    What is summed over pairs is the same on every rank; seconds, rates and memory are this rank's.
 
     The loss is divided by the step's pairs (SFT: chosen answer tokens) over all ranks, so that
     neither the micro-batches nor the world size change the gradient. Raises UserError with the ids
@@ -51,7 +54,8 @@ def take_step(trainer: Trainer, batch: Sequence[Example], learning_rate: float) 
     engine, training = trainer.engine, trainer.training
     engine.train()
     mine = _my_micro_batches(batch, training)
-    sums = torch.zeros(len(SUMS) + 1, dtype=torch.float64, device=local_device())
+    sums = torch.zeros(len(SUMS), dtype=torch.float64, device=local_device())
+    flops = torch.zeros(1, dtype=torch.float64, device=local_device())
     seen: list[tuple[list[Example], torch.Tensor]] = []
     for number, indices in enumerate(mine):
         trainer.watchdog.alive()
@@ -63,7 +67,9 @@ def take_step(trainer: Trainer, batch: Sequence[Example], learning_rate: float) 
             pairs, answers = forward_pairs(engine, training, part)
             losses = step_loss(pairs, training, _weights(part), *_divisors(batch))
         if indices:
-            sums += torch.cat([_sums(losses, pairs, training), trainer.flops.of(answers)[None]])
+            sums += _sums(losses, pairs, training)
+            if trainer.flops:
+                flops += trainer.flops.of(answers)
             seen.append((part, losses.detach()))
         # DeepSpeed averages over ranks; this undoes it.
         engine.backward(losses.sum() * (dist.get_world_size() if indices else 0.0))
@@ -71,7 +77,7 @@ def take_step(trainer: Trainer, batch: Sequence[Example], learning_rate: float) 
             for group in engine.optimizer.param_groups:
                 group["lr"] = learning_rate
         engine.step()
-    totals = sum_over_ranks(sums.cpu()).tolist()
+    *totals, computed = sum_over_ranks(torch.cat([sums, flops]).cpu()).tolist()
     grad_norm = float(engine.get_global_grad_norm())
     if not math.isfinite(totals[0]) or not math.isfinite(grad_norm):
         broken = [id_ for part, losses in seen for id_ in _not_finite(losses, part)]
@@ -79,15 +85,15 @@ def take_step(trainer: Trainer, batch: Sequence[Example], learning_rate: float) 
     seconds = time.monotonic() - began
     trainer.watchdog.rest()
     world = dist.get_world_size()
-    metrics = _metrics(totals[:-1], len(batch), training) | {
+    metrics = _metrics(totals, len(batch), training) | {
         "grad_norm": grad_norm,
         "learning_rate": learning_rate,
         "step_seconds": seconds,
         "tokens_per_second": sum(_all_tokens(each, training) for each in batch) / seconds / world,
         "peak_memory_gib": peak_memory_gib(),
     }
-    if trainer.peak_flops is not None:
-        metrics["mfu"] = totals[-1] / seconds / world / trainer.peak_flops
+    if trainer.flops:
+        metrics["mfu"] = computed / seconds / world / trainer.peak_flops
     return metrics
 
 
