@@ -137,8 +137,8 @@ def test_nvme_needs_a_folder_of_the_recipe_and_gets_it(tmp_path):
         fill_deepspeed_config(config_file("zero3_nvme"), Training())
     keys = ("zero_optimization", "offload_optimizer", "nvme_path")
     mine = changed(tmp_path, "zero3_nvme", keys, "/mine")
-    config = fill_deepspeed_config(mine, Training())
-    assert config["zero_optimization"]["offload_optimizer"]["nvme_path"] == "/mine"
+    with pytest.raises(UserError, match='offload_optimizer.nvme_path must be "auto"'):
+        fill_deepspeed_config(mine, TRAINING)
 
 
 REFUSED = {

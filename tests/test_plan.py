@@ -307,3 +307,20 @@ def test_a_broken_product_record_is_named(folder, tmp_path):
     record.write_text(json.dumps({})[:-1])
     with pytest.raises(UserError, match="product.json: unreadable"):
         workspace.is_made(plan[0])
+
+
+def test_a_deepspeed_configuration_that_does_not_fit_is_told_before_anything_is_scored(folder):
+    (folder / "mine.json").write_text('{"zero_optimization": {"stage": 1}}')
+    with pytest.raises(UserError, match=r"mine.json: zero_optimization.stage is 1"):
+        planned(folder, training={"deepspeed": "mine.json"})
+
+
+def test_settings_that_the_objective_does_not_read_make_no_policy_anew(folder):
+    def policies(**training: object) -> set[str]:
+        _, plan = planned(folder, training=training)
+        return {each.fingerprint for each in plan if each.stage == "train"}
+
+    assert policies(simpo_margin=1.0) == policies()
+    assert policies(beta=0.2) != policies()
+    assert policies(objective="sft", beta=0.2) == policies(objective="sft")
+    assert policies(objective="simpo", simpo_margin=1.0) != policies(objective="simpo")

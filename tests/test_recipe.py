@@ -37,6 +37,23 @@ MISTAKES = {
         changed("training", "learning_rat", to=1),
         "training.learning_rat: unknown key; did you mean `learning_rate`?",
     ),
+    "key of another section": (
+        changed("evaluation", "objective", to="dpo"),
+        "evaluation.objective: unknown key here; it belongs to another section",
+    ),
+    "smoothing of an objective without": (
+        changed("training", to={"objective": "hinge", "label_smoothing": 0.1}),
+        "training: label_smoothing: `hinge` has none; `dpo` and `robust` do",
+    ),
+    "sft added to sft": (
+        changed("training", to={"objective": "sft", "sft_weight": 0.1}),
+        "training: sft_weight: `sft` has nothing to add it to",
+    ),
+    "decay of more than 1": (
+        changed("training", "adam_betas", to=[2, 0.9]),
+        "training.adam_betas.0: .*less than 1",
+    ),
+    "infinite": (changed("launch", "hang_minutes", to=float("inf")), "launch.hang_minutes: .*inf"),
     "wrong type": (changed("training", "steps", to="many"), "training.steps: .*'many'"),
     "out of range": (changed("consistency", "threshold", to=1.5), "consistency.threshold: .*1.5"),
     "missing key": ({"name": "x", "values": GOOD["values"]}, "model: this key is required"),

@@ -22,6 +22,7 @@ from vcsoup_dist.launch.ranks import run_ranks
 from vcsoup_dist.training.checkpoint import (
     best_checkpoint,
     find_checkpoint,
+    is_full_disk,
     load,
     newest_checkpoint,
 )
@@ -304,3 +305,13 @@ def test_a_checkpoint_that_cannot_be_converted_is_refused(world, name, tmp_path,
     max(checkpoint.glob("*optim_states.pt")).unlink()
     with pytest.raises(UserError, match="lacks the optimizer states of some ranks"):
         convert(checkpoint, tmp_path / "out", 0, 1)
+
+
+def test_a_full_disk_is_seen_behind_what_torch_says_of_it():
+    with pytest.raises(RuntimeError) as of_torch:
+        torch.save(torch.zeros(1 << 20), "/dev/full")
+    assert is_full_disk(of_torch.value)
+    with pytest.raises(OSError) as of_the_system, open("/dev/full", "w") as full:
+        full.write("x")
+    assert is_full_disk(of_the_system.value)
+    assert not is_full_disk(RuntimeError("shape mismatch"))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +18,7 @@ from vcsoup_dist.errors import EXIT_PREEMPTED, Preempted, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from types import FrameType
 
     from vcsoup_dist.recipe import Recipe
     from vcsoup_dist.workspace import Product, Workspace
@@ -138,7 +141,7 @@ def train(
     recipe: RecipeFile,
     run_dir: RunDir = None,
 ) -> None:
-    """Train one value's policies (every method and seed) with DeepSpeed ZeRO-3.
+    """Train one value's policies (every method and seed) with DeepSpeed.
 
     theta_0 and the reference log-probs they need are made first, once for all.
 
@@ -442,12 +445,19 @@ def _size(text: str, option: str) -> int:
         raise UserError(f"{option} {text}: give a size such as 1GiB or 500MB") from None
 
 
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Preempted
+
+
 def main() -> None:
     """Entry point: mistakes a person can mend are plain lines and exit code 2, a stop is 75."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("vcsoup").setLevel(logging.INFO)
     # Recipes may name callables in files beside them and modules of the current folder.
     sys.path.insert(0, os.getcwd())
+    os.environ["VCSOUP_BEGAN"] = str(time.time())  # for launch.max_minutes
+    for each in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(each, _stop)
     try:
         app()
     except UserError as error:

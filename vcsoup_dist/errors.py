@@ -13,5 +13,11 @@ EXIT_PREEMPTED = 75
 """Exit code of a command, and of a rank, that saved and stopped on request (EX_TEMPFAIL)."""
 
 
-class Preempted(Exception):
-    """Work was stopped on request, by a signal or the clock; the same command goes on."""
+class Preempted(BaseException):
+    """Work was stopped on request, by a signal or the clock; the same command goes on.
+
+    As a KeyboardInterrupt it is no Exception: nothing on its way may take it for an error.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("stopped on request; the same command goes on from here")

@@ -30,13 +30,16 @@ whose gaps are all positive (Reward Consistency); a random subset of `vc_soup`'s
 
 
 Objective = Literal["dpo", "ipo", "hinge", "robust", "simpo", "sft"]
+DecayRate = Annotated[float, Field(ge=0, lt=1)]
 WITHOUT_REFERENCE: tuple[Objective, ...] = ("simpo", "sft")
 
 
 class Section(BaseModel):
     """A part of the recipe: unknown keys are errors, values never change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class Data(Section):
@@ -213,7 +216,7 @@ class Training(Section):
     """Share of the steps over which the learning rate rises from 0."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's, on all parameters."""
-    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
     """AdamW's decay rates of its two moments."""
     adam_eps: float = Field(1e-8, gt=0)
     """AdamW's epsilon."""
@@ -351,7 +354,7 @@ class Launch(Section):
     """Training saves and stops so long after the command's start, but not before a step is done;
     the same command goes on."""
     hang_minutes: float = Field(30, gt=0)
-    """A training step that takes longer ends the run, with every rank's stack in its logs."""
+    """A micro-batch that takes longer ends the run, with every rank's stack in its logs."""
     peak_tflops: float | None = Field(None, gt=0)
     """Dense peak of one device for `training.dtype`, by which MFU is reckoned. Absent: known from
     the name of usual GPUs."""

@@ -77,6 +77,8 @@ def _mistakes(error: ValidationError) -> list[str]:
 
 def _suggestion(keys: list[str]) -> str:
     known = sorted({key for section in all_sections() for key in section.model_fields})
+    if keys[-1] in known:
+        return " here; it belongs to another section"
     close = difflib.get_close_matches(keys[-1], known, n=1)
     return f"; did you mean `{close[0]}`?" if close else ""
 

@@ -161,12 +161,15 @@ class Workspace:
         return self.folder(product)
 
     @contextmanager
-    def making(self, product: Product, wait: bool = False) -> Iterator[Draft]:
+    def making(
+        self, product: Product, wait: bool = False, keep_scratch: bool = True
+    ) -> Iterator[Draft]:
         """Hold the product's lock, give its draft, and publish it when the block ends well.
 
         What a killed run left in the draft is kept where its fingerprint is the same, and removed
-        where it is not. Another writer is waited for, or refused with a UserError; whoever waits
-        looks again whether the product is made.
+        where it is not; once the product is published, only with `keep_scratch`. Another writer is
+        waited for, or refused with a UserError; whoever waits looks again whether the product is
+        made.
         """
         with self._alone(product, wait) as workers_lock:
             work = self.root / "work" / product.name
@@ -181,6 +184,8 @@ class Workspace:
             try:
                 yield draft
                 self._publish(draft)
+                if not keep_scratch:
+                    shutil.rmtree(work, ignore_errors=True)  # while nobody else can be in it
             except OSError as error:
                 if error.errno not in DISK_ERRORS:
                     raise

@@ -34,7 +34,7 @@ from vcsoup_dist.recipe import (
     Training,
 )
 from vcsoup_dist.souping.grids import simplex_grid, soup_name
-from vcsoup_dist.training.deepspeed_config import find_deepspeed_config
+from vcsoup_dist.training.deepspeed_config import fill_deepspeed_config, find_deepspeed_config
 from vcsoup_dist.training.warmup import warmup_training
 from vcsoup_dist.workspace import Product, Workspace
 
@@ -98,6 +98,8 @@ class _Planner:
 
     def plan(self) -> list[Product]:
         recipe = self.recipe
+        # What is wrong there should be known before anything is scored.
+        fill_deepspeed_config(find_deepspeed_config(recipe), recipe.training, recipe.launch.ranks)
         self.model = self._model(recipe.model, recipe.revision, "model")
         self.rewards = {
             name: self._reward(value.reward, f"values.{name}.reward")
@@ -429,4 +431,8 @@ def _content(training: Training) -> dict[str, Any]:
     without = set(NOT_CONTENT)
     if training.export == "best":  # one of the checkpoints
         without.remove("checkpoint_every")
+    if training.objective != "simpo":
+        without.add("simpo_margin")
+    if training.objective == "sft":
+        without.add("beta")
     return training.model_dump(mode="json", exclude=without)

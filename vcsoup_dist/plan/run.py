@@ -6,6 +6,7 @@ import importlib
 import time
 from collections.abc import Callable, Sequence
 
+from vcsoup_dist.launch.ranks import stop_if_asked
 from vcsoup_dist.plan.products import STAGES, to_make
 from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe
@@ -58,6 +59,7 @@ def make_missing(
         door(recipe, workspace, due)
         made += len(due)
         log.info("== %s: done in %.1f s", stage, time.monotonic() - began)
+        stop_if_asked()
     return made
 
 

@@ -122,7 +122,8 @@ def find_checkpoint(folder: Path, group: Any = None) -> Found | None:
         return None
     assert isinstance(found, Found)
     if found.universal is not None:
-        convert(found.path, found.universal, dist.get_rank(), dist.get_world_size())
+        with _disk_full_is_said(found.universal):
+            convert(found.path, found.universal, dist.get_rank(), dist.get_world_size())
     return found
 
 
@@ -178,7 +179,7 @@ def best_checkpoint(folder: Path) -> Path:
 
 def _complete(folder: Path) -> list[Found]:
     """In order of steps; UserError where there is none."""
-    found = [_read(path) for path in _published(folder)]
+    found = [read_checkpoint(path) for path in _published(folder)]
     if not found:
         raise UserError(f"{folder}: holds no complete checkpoint; train again")
     return found
@@ -191,8 +192,8 @@ def _published(folder: Path) -> list[Path]:
     )
 
 
-def _read(path: Path) -> Found:
-    """What its marker says."""
+def read_checkpoint(path: Path) -> Found:
+    """What a complete checkpoint's marker says of it."""
     try:
         written = json.loads((path / COMPLETE).read_text())
         return Found(
@@ -231,7 +232,7 @@ def _find_and_tidy(folder: Path, ranks: int) -> Found | None:
         if _NAME.fullmatch(partial.stem) and (partial / COMPLETE).is_file():
             _publish(partial)
     published = _published(folder)
-    found = _read(published[-1]) if published else None
+    found = read_checkpoint(published[-1]) if published else None
     if found is not None:
         _require_whole(found)
         if found.ranks != ranks:
@@ -256,7 +257,7 @@ def _publish(partial: Path) -> None:
 
 
 def _remove_superseded(folder: Path, kept: int, best: bool) -> None:
-    published = [_read(path) for path in _published(folder)]
+    published = [read_checkpoint(path) for path in _published(folder)]
     staying = published[-max(kept, 1) :]
     if best and (chosen := _best(published)):
         staying = [*staying, chosen]
@@ -281,12 +282,22 @@ def _disk_full_is_said(partial: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # torch.save says only that its writer failed.
-        full = isinstance(error, OSError) and error.errno in DISK_FULL
-        if not full and "PytorchStreamWriter failed" not in str(error):
+        if not is_full_disk(error):
             raise
         free = shutil.disk_usage(partial.parent).free
         raise UserError(
             f"{partial}: the checkpoint could not be written, {free / 1e9:.2f} GB are free; make"
             " room and run the same command again, it goes on from the last checkpoint"
         ) from error
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or what it came of, is that of a full disk: torch.save hides it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            return True
+        said = ("PytorchStreamWriter failed", "inline_container", "iostream error")
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in said):
+            return True
+        error = error.__context__
+    return False

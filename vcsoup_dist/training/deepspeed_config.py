@@ -146,13 +146,17 @@ def _fill_nvme_paths(path: Path, zero: dict[str, Any], folder: Path | str | None
         offload = zero.get(f"offload_{states}")
         if not isinstance(offload, dict) or offload.get("device") != "nvme":
             continue
-        if offload.get("nvme_path", "auto") == "auto":
-            if folder is None:
-                raise UserError(
-                    f"{path}: keeps the {states}'s states on NVMe; say in which folder by the "
-                    "recipe's training.nvme_path"
-                )
-            offload["nvme_path"] = str(folder)
+        if offload.get("nvme_path", "auto") != "auto":
+            raise UserError(
+                f'{path}: offload_{states}.nvme_path must be "auto"; the recipe\'s '
+                "training.nvme_path says where, and every policy gets a folder of its own there"
+            )
+        if folder is None:
+            raise UserError(
+                f"{path}: keeps the {states}'s states on NVMe; say in which folder by the "
+                "recipe's training.nvme_path"
+            )
+        offload["nvme_path"] = str(folder)
 
 
 def _autos(section: Any, keys: Keys = ()) -> Iterator[Keys]:

@@ -16,7 +16,7 @@ T = TypeVar("T")
 _control: Any = None
 
 PATIENCE = timedelta(days=7)
-"""How long ranks wait in `barrier`, while one converts a checkpoint or writes a model."""
+"""How long ranks wait for each other, while one converts a checkpoint or writes a model."""
 
 
 def local_device() -> torch.device:
@@ -45,8 +45,9 @@ def start_distributed() -> None:
                 "CUDA_VISIBLE_DEVICES= in the environment to train on the CPU"
             )
         torch.cuda.set_device(device)
+    # How long a collective may take is the watchdog's to say, which knows where each rank is.
     deepspeed.init_distributed(
-        dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False
+        dist_backend="nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE, verbose=False
     )
     _control = dist.new_group(backend="gloo", timeout=PATIENCE)
 

@@ -58,7 +58,11 @@ def start_engine(job: Job, *, train: bool, universal: bool = False) -> Any:
         model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     wrapped = AnswerLogps(model)
     parameters = {"model_parameters": wrapped.parameters()} if train else {}
-    engine, *_ = deepspeed.initialize(model=wrapped, config=config, **parameters)
+    try:
+        engine, *_ = deepspeed.initialize(model=wrapped, config=config, **parameters)
+    except (AssertionError, ValueError, TypeError) as error:  # what its configuration checks raise
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{job.deepspeed_config}: DeepSpeed refuses it: {reason}") from error
     if is_first():
         log.info(
             "attention: %s; %s (ZeRO-%d) on %s ranks, %s, %s; gradient checkpointing %s%s",

@@ -42,7 +42,7 @@ class PolicyTask:
 
 @dataclass(frozen=True)
 class Job:
-    """One launch of ranks: all of `references`, or one of `policies` after the other."""
+    """One launch of ranks: all of `references`, or one policy."""
 
     model: str
     revision: str | None

@@ -21,6 +21,7 @@ from vcsoup_dist.training.checkpoint import (
     best_checkpoint,
     load,
     newest_checkpoint,
+    read_checkpoint,
     save_checkpoint,
 )
 from vcsoup_dist.training.distributed import barrier, control_group, is_first
@@ -108,11 +109,12 @@ def train_policy(
             _save(trainer, task, step, measured)
     if step < steps:
         if is_first():
-            log.info("%s: stopped on request, saved after step %d of %d", task.name, step, steps)
+            done = f"saved after step {step} of {steps}" if step else "before its first step"
+            log.info("%s: stopped on request, %s", task.name, done)
         return False
-    _export(trainer, tokenizer, task, shapes)
+    exported = _export(trainer, tokenizer, task, shapes)
     if is_first():
-        _summarise(task, training, examples, unusable, steps, measured, gap)
+        _summarise(task, training, examples, unusable, measured, exported, gap)
     return True
 
 
@@ -194,7 +196,8 @@ def _save(trainer: Trainer, task: PolicyTask, step: int, measured: dict[str, flo
 
 def _export(
     trainer: Trainer, tokenizer: Any, task: PolicyTask, shapes: dict[str, tuple[int, ...]]
-) -> None:
+) -> Found:
+    """Write the policy; returns the checkpoint that it is."""
     scratch, training = Path(task.scratch), trainer.training
     companions = scratch / "companions"
     if is_first():
@@ -206,6 +209,7 @@ def _export(
     )
     if is_first():
         shutil.rmtree(companions)
+    return read_checkpoint(checkpoint)
 
 
 def _say_what_is_trained(
@@ -241,24 +245,26 @@ def _summarise(
     training: Training,
     examples: Sequence[Example],
     unusable: Counter[str],
-    steps: int,
     measured: dict[str, float],
+    exported: Found,
     gap: float | None,
 ) -> None:
     shown = ("loss", "accuracy", "margin")
+    heldout = {name: x for name, x in exported.metrics.items() if name.startswith("heldout_")}
     summary = {
-        "steps": steps,
+        "steps": exported.step,
         "pairs": len(examples),
         "pairs_left_out": dict(sorted(unusable.items())),
-        "passes": steps * training.pairs_per_step / len(examples),
+        "passes": exported.step * training.pairs_per_step / len(examples),
         "last_step": {name: measured[name] for name in shown if name in measured},
-        **{name: value for name, value in measured.items() if name.startswith("heldout_")},
+        **heldout,
     }
     write_atomically(Path(task.output) / "training.json", json.dumps(summary, indent=1) + "\n")
     log.info(
-        "%s: done; loss %.4f%s%s",
+        "%s: done; loss %.4f; the policy is step %d%s%s",
         task.name,
         measured["loss"],
-        f", held out {measured['heldout_loss']:.4f}" if "heldout_loss" in measured else "",
+        exported.step,
+        f", held out {heldout['heldout_loss']:.4f}" if heldout else "",
         f"; at the start |policy - reference| was at most {gap:.1e} nats" if gap else "",
     )

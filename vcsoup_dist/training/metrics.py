@@ -19,7 +19,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -51,7 +50,9 @@ class MetricsLog:
             for old in folder.glob("events.out.tfevents*"):
                 old.unlink()
         self._board = SummaryWriter(str(folder), purge_step=first_step)
-        self._wandb = None if wandb_project is None else _start_wandb(wandb_project, folder, name)
+        self._wandb = (
+            None if wandb_project is None else _start_wandb(wandb_project, folder, name, first_step)
+        )
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record one step's values."""
@@ -72,16 +73,31 @@ class MetricsLog:
             self._wandb.finish()
 
 
-def _start_wandb(project: str, folder: Path, name: str) -> Any:
-    """A W&B run that is gone on with where the same run directory trains the same policy again."""
+def _start_wandb(project: str, folder: Path, name: str, first_step: int) -> Any:
+    """A W&B run; a resumed training goes on with that of its beginning."""
     try:
         import wandb
     except ImportError:
         raise UserError(
             "launch.wandb: the package wandb is not installed; pip install wandb"
         ) from None
-    identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    return wandb.init(project=project, name=name, id=identity, resume="allow", dir=str(folder))
+    marker = folder / "wandb-run"
+    if first_step == 0 or not marker.exists():
+        marker.write_text(wandb.util.generate_id())
+    try:
+        return wandb.init(
+            project=project,
+            name=name,
+            id=marker.read_text(),
+            resume="allow",
+            dir=str(folder),
+            settings=wandb.Settings(silent=True),
+        )
+    except Exception as error:  # its own errors, and those of the network
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"launch.wandb: {reason}; `wandb login`, or set WANDB_MODE=offline"
+        ) from error
 
 
 def _step_of(line: str) -> int:

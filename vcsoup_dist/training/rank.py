@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from vcsoup_dist.errors import EXIT_PREEMPTED, UserError
 from vcsoup_dist.launch.death import die_with_parent
 from vcsoup_dist.launch.ranks import report_user_error
+from vcsoup_dist.workspace import DISK_ERRORS
 
 if TYPE_CHECKING:
     from vcsoup_dist.training.jobs import Job
@@ -34,6 +36,18 @@ def main() -> None:
     except UserError as error:
         report_user_error(error)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        report_user_error(UserError(f"{error.strerror}{where}; mend it and run the command again"))
+        sys.exit(2)
+    except Exception:
+        # The launcher shows that of the rank that failed first.
+        (Path(os.environ["VCSOUP_LOGS"]) / f"rank-{os.environ['RANK']}.traceback").write_text(
+            traceback.format_exc()
+        )
+        sys.exit(1)
     sys.exit(0 if done else EXIT_PREEMPTED)
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from vcsoup_dist.launch.ranks import run_ranks
+from vcsoup_dist.launch.ranks import run_ranks, stop_if_asked
 from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe, Training
 from vcsoup_dist.training.jobs import Job, PolicyTask, ReferenceTask
@@ -22,12 +21,9 @@ def make_theta_0(recipe: Recipe, workspace: Workspace, products: Sequence[Produc
     """Make theta_0 by SFT on the chosen answers of all datasets."""
     for product in products:
         # Another value's training may be making the same theta_0: wait for it and share it.
-        with workspace.making(product, wait=True) as draft:
+        with workspace.making(product, True, recipe.keep.checkpoints) as draft:
             if not workspace.is_made(product):
                 _train_theta_0(recipe, workspace, product, draft)
-        if not recipe.keep.checkpoints:
-            # The draft itself may be in the hands of one that waited.
-            shutil.rmtree(draft.scratch, ignore_errors=True)
 
 
 def _train_theta_0(recipe: Recipe, workspace: Workspace, product: Product, draft: Draft) -> None:
@@ -50,7 +46,7 @@ def make_references(recipe: Recipe, workspace: Workspace, products: Sequence[Pro
     with contextlib.ExitStack() as stack:
         # Another value's training may be making the same reference: wait for it and share it.
         locked = [
-            (product, stack.enter_context(workspace.making(product, wait=True)))
+            (product, stack.enter_context(workspace.making(product, True, keep_scratch=False)))
             for product in sorted(products, key=lambda product: product.name)
         ]
         due = [(product, draft) for product, draft in locked if not workspace.is_made(product)]
@@ -65,8 +61,10 @@ def make_references(recipe: Recipe, workspace: Workspace, products: Sequence[Pro
 
 def make_policies(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
     """Train policies, one launch of ranks after the other."""
-    for product in products:
-        with workspace.making(product) as draft:
+    for number, product in enumerate(products):
+        if number:  # the ranks of the one before did not stop, so it is published
+            stop_if_asked(recipe.launch.max_minutes)
+        with workspace.making(product, keep_scratch=recipe.keep.checkpoints) as draft:
             (filtered,) = product.inputs_of("filter")
             counts = json.loads((workspace.need(filtered) / "report.json").read_text())
             references = [workspace.need(each) for each in product.inputs_of("reference")]
@@ -81,8 +79,6 @@ def make_policies(recipe: Recipe, workspace: Workspace, products: Sequence[Produ
                 counts["pairs"],
             )
             _launch(recipe, workspace, product, draft, recipe.training, policy=task)
-        if not recipe.keep.checkpoints:
-            shutil.rmtree(draft.scratch, ignore_errors=True)
 
 
 def _policy_task(
@@ -132,7 +128,8 @@ def _launch(
     )
     file = draft.scratch.resolve() / "job.json"
     job.write(file)
-    log.info("%s: starting %d ranks", product.stage, recipe.launch.ranks)
+    ranks = recipe.launch.ranks
+    log.info("%s: starting %d rank%s", product.stage, ranks, "" if ranks == 1 else "s")
     logs = Path(workspace.root / "logs" / product.name).resolve()
     run_ranks(RANK, file, recipe.launch.ranks, recipe.launch.threads, logs)
 

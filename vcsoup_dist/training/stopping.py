@@ -12,9 +12,8 @@ import signal
 import time
 from types import FrameType
 
+from vcsoup_dist.launch.ranks import STOP_SIGNALS
 from vcsoup_dist.training.distributed import any_rank
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
 
 class StopRequest:
@@ -28,8 +27,10 @@ class StopRequest:
         self._signal: int | None = None
         began = float(os.environ.get("VCSOUP_BEGAN", time.time()))
         self._deadline = None if max_minutes is None else began + 60 * max_minutes
-        for each in SIGNALS:
+        for each in STOP_SIGNALS:
             signal.signal(each, self._note)
+        # The launcher blocked them; one that came meanwhile is noted now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
