@@ -84,7 +84,7 @@ def write_checkpoints(job: Path) -> None:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     from vcsoup_dist.training.checkpoint import save_checkpoint
-    from vcsoup_dist.training.engine import start_distributed
+    from vcsoup_dist.training.distributed import start_distributed
 
     start_distributed()
     root = job.parent
