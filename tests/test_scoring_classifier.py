@@ -46,7 +46,7 @@ CONFIGS = {
     "deberta": transformers.DebertaV2Config(**SIZES, max_position_embeddings=128),
 }  # fmt: skip
 WAYS = dict.fromkeys(CONFIGS, "packed") | dict.fromkeys(
-    ("gemma2, soft-capped", "falcon, no attention interface", "bert", "deberta"), "padded"
+    ("falcon, no attention interface", "bert", "deberta"), "padded"
 )
 END = 1  # token id
 

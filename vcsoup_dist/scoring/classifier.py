@@ -101,9 +101,9 @@ class Classifier:
             try:
                 if way == "packed":
                     dtype = DTYPES[self.reward.dtype]
-                    attention = choose_attention("auto", self.device, dtype)
+                    attention = choose_attention("auto", self.device, dtype, self.model.config)
                     self.model.set_attn_implementation(attention)
-                    way = f"packed ({attention})"
+                    way = f"packed ({attention.removeprefix('vcsoup_')})"
                 if torch.allclose(logits(probes), alone, rtol=tolerance, atol=tolerance):
                     return way, logits
                 log.info("%s: not run %s, which changes its scores", self.name, way)
