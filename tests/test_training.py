@@ -143,8 +143,21 @@ def test_activations_are_offloaded_and_weights_and_small_tensors_are_not():
 
 def test_a_missing_wandb_is_a_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="launch.wandb: the package wandb is not installed"):
+    with pytest.raises(UserError, match="launch.wandb: the package wandb cannot be imported"):
         MetricsLog(tmp_path, 0, "project", "policy")
+
+
+def test_a_resumed_run_goes_on_with_its_run_of_wandb_and_a_fresh_one_begins_another(
+    tmp_path, monkeypatch
+):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    ids = []
+    for first_step in (0, 2, 0):
+        with MetricsLog(tmp_path, first_step, "project", "policy") as metrics:
+            metrics.write(first_step, {"loss": 1.0})
+            ids.append(wandb.run.id)
+    assert ids[0] == ids[1] != ids[2]
 
 
 def test_a_resumed_run_drops_the_lines_of_steps_that_it_takes_again(tmp_path):

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,13 @@ def _start_wandb(project: str, folder: Path, name: str, first_step: int) -> Any:
     """A W&B run; a resumed training goes on with that of its beginning."""
     try:
         import wandb
-    except ImportError:
+    except ImportError as error:
         raise UserError(
-            "launch.wandb: the package wandb is not installed; pip install wandb"
-        ) from None
+            f"launch.wandb: the package wandb cannot be imported ({error}); pip install wandb"
+        ) from error
     marker = folder / "wandb-run"
     if first_step == 0 or not marker.exists():
-        marker.write_text(wandb.util.generate_id())
+        marker.write_text(uuid.uuid4().hex[:16])
     try:
         return wandb.init(
             project=project,
