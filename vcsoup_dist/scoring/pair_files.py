@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vcsoup_dist.preferences import Pair
+from vcsoup_dist.preferences.pair import Pair
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 HELD_OUT = "heldout.parquet"
