@@ -12,12 +12,9 @@ import pytest
 import yaml
 
 from vcsoup_dist.consistency import stage as consistency_stage
-from vcsoup_dist.consistency.candidates import Candidates
-from vcsoup_dist.consistency.filtering import choose
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes
 from vcsoup_dist.plan.products import make_plan
-from vcsoup_dist.recipe import Consistency
 from vcsoup_dist.recipe_file import load_recipe
 from vcsoup_dist.scoring import stage as scoring_stage
 from vcsoup_dist.scoring.score_files import read_scores
@@ -73,7 +70,8 @@ def run(tmp_path_factory, tiny_model: Path) -> Path:
 
 
 def rows_of(run: Path, method: str, value: str, file: str = "pairs") -> list[dict]:
-    return pq.read_table(run / "filtered" / method / value / f"{file}.parquet").to_pylist()
+    files = sorted((run / "filtered" / method / value).glob(f"{file}*.parquet"))
+    return [row for each in files for row in pq.read_table(each).to_pylist()]
 
 
 def report_of(run: Path, method: str, value: str) -> dict:
@@ -157,6 +155,30 @@ def test_every_report_accounts_for_every_pair(run: Path):
             counted = {name: names.count(name) for name in sorted(set(names))}
             assert report["sign_patterns_kept"] == counted
             assert report["turned_kept"] == sum(row["turned"] for row in rows)
+            assert report["unscored"] == 0
+
+
+def test_the_report_says_how_the_values_gaps_go_together(run: Path):
+    for value in "ac":
+        report = report_of(run, "vc_soup", value)
+        usable = rows_of(run, "rewarded_soup", value)
+        gaps = np.array([[row[f"gap_{v}"] for v in "abc"] for row in usable])
+        np.testing.assert_allclose(report["correlation"], np.corrcoef(gaps.T), atol=1e-12)
+        conflicts = np.array(report["conflicts"])
+        against = sum(
+            count for name, count in report["sign_patterns"].items() if set(name[:2]) == {"+", "-"}
+        )
+        assert conflicts[0, 1] == pytest.approx(against / report["pairs"])
+        assert report["comparison"]["policies"]
+
+
+def test_the_page_shows_the_most_and_least_consistent_pairs_in_full(run: Path):
+    eligible = [row for row in rows_of(run, "rewarded_soup", "a") if row["norm"] > 0]
+    ranked = sorted(eligible, key=lambda row: (row["consistency"], row["id"]))
+    best = sorted(eligible, key=lambda row: (-row["consistency"], row["id"]))
+    page = (run / "filtered/vc_soup/a/report.md").read_text()
+    places = [page.index(row["prompt"][0]["content"] + "\n") for row in best[:5] + ranked[:5]]
+    assert places == sorted(places)
 
 
 def test_methods_keep_what_their_names_say(run: Path):
@@ -175,7 +197,7 @@ def test_the_same_inputs_give_the_same_bytes(run: Path, tiny_model: Path, tmp_pa
     again = make(tmp_path, tiny_model, methods=["vc_soup"])
     files = [file.relative_to(again) for file in again.rglob("*") if file.is_file()]
     compared = [f for f in files if f.parts[0] in ("pairs", "scores", "filtered")]
-    assert {f.suffix for f in compared} == {".parquet", ".json", ".png"}
+    assert {f.suffix for f in compared} == {".parquet", ".json", ".png", ".md"}
     for file in compared:
         assert (run / file).read_bytes() == (again / file).read_bytes(), file
 
@@ -226,33 +248,9 @@ def test_rewards_that_cannot_filter_are_refused_by_name(
         make(tmp_path, tiny_model, methods=["all_positive"])
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"policy": "ratio", "ratio": 0.25},
-        {"policy": "random", "ratio": 0.25},
-        {"policy": "all_positive"},
-        {"policy": "threshold", "threshold": 0.5, "min_norm": 1.5},
-    ],
-)
-def test_every_policy_of_vc_soup_drops_what_it_says(settings):
-    draw = np.random.default_rng(0)
-    gaps = draw.integers(-2, 3, (200, 3)).astype(float)
-    repeated, none = np.arange(200) < 10, np.zeros(200, dtype=bool)
-    ids = [f"{i:016x}" for i in range(200)]
-    candidates = Candidates(ids, ["a"] * 200, none, gaps, {"repeated": repeated})
-    choice = choose("vc_soup", Consistency(**settings), candidates)
-    norms, cosines = np.linalg.norm(gaps, axis=1), gaps.sum(axis=1) / 3**0.5
-    min_norm = settings.get("min_norm", 0)
-    usable = ~repeated & (norms > 0) & (norms >= min_norm)
-    assert choice.dropped["repeated"] == 10
-    assert choice.dropped["zero gap"] == ((norms == 0) & ~repeated).sum()
-    assert choice.dropped["below min_norm"] == ((norms > 0) & (norms < min_norm) & ~repeated).sum()
-    assert choice.kept.sum() + sum(choice.dropped.values()) == 200
-    assert not (choice.kept & ~usable).any()
-    if "ratio" in settings:
-        assert choice.kept.sum() == int(0.25 * usable.sum() + 0.5)
-    elif settings["policy"] == "all_positive":
-        assert (choice.kept == usable & (gaps > 0).all(axis=1)).all()
-    else:
-        assert (choice.kept == usable & (cosines >= 0.5 * norms - 1e-12)).all()
+def test_more_values_than_a_sign_pattern_holds_are_refused(tmp_path: Path, tiny_model: Path):
+    u = {"reward": {"columns": ["u+", "u-"]}, "judge": JUDGE}
+    values = {f"w{i}": u for i in range(20)}
+    values["a"] = {**u, "data": {"path": "a.jsonl"}}
+    with pytest.raises(UserError, match="values: 21 are more than the 20"):
+        make(tmp_path, tiny_model, values=values, methods=["vc_soup"])

@@ -1,99 +1,209 @@
-"""The scored pairs that a value may be trained on, before any filter."""
+"""The scored pairs that a value may be trained on, before any filter: the second pass."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vcsoup_dist.consistency.gaps import Normalisation, gap_vectors, reward_scale
-from vcsoup_dist.errors import UserError
+from vcsoup_dist.consistency.blocks import Block, check_ids, read_ids, read_rewards
+from vcsoup_dist.consistency.cosine import consistency, norm
+from vcsoup_dist.consistency.gaps import (
+    Patterns,
+    count_patterns,
+    gap_vectors,
+    sign_patterns,
+    turned_by,
+)
+from vcsoup_dist.consistency.moments import CoMoments, co_moments
+from vcsoup_dist.consistency.pair_columns import PairColumns
+from vcsoup_dist.consistency.shard_map import Run
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+Ids = NDArray[np.uint64]
+
+BEFORE_ANY_FILTER = ("in another dataset too", "no reward", "tie of its own reward")
+"""Why no method may use a pair."""
+NO_DIRECTION = ("zero gap", "below min_norm")
+"""Why only a method without a filter may."""
 
 
 @dataclass(frozen=True)
-class DatasetScores:
-    """The rewards of one dataset's P training pairs under all N values."""
+class Measure:
+    """How the pairs of a dataset are judged for a value."""
 
-    ids: list[str]
-    chosen: Array
-    """[P, N]."""
-    rejected: Array
-    """[P, N]."""
+    scale: Array
+    """s [N]."""
+    own: int | None
+    """Index of the value where it borrows its pairs: each is turned round where that value's reward
+    prefers the rejected answer, and dropped where it prefers neither."""
+    min_norm: float
+
+
+@dataclass(frozen=True)
+class Judged:
+    """P pairs and what is known of them together."""
+
+    cosines: Array
+    patterns: Patterns
+    usable: Mask
+    eligible: Mask
+    """[P] each, as in `PairColumns`."""
+    turned: Mask
+    """[P] whether chosen and rejected are exchanged."""
+    reasons: dict[str, int]
+    """Reason -> pairs that are not eligible, each under the first that it has."""
+    pattern_counts: dict[int, int]
+    """Of the pairs that have all rewards."""
+    unscored: int
+    """Pairs that have not."""
+    gaps: CoMoments
+    """Of the usable pairs."""
+    sample: Array
+    """[k, N] gaps of the pairs that were asked for."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """P pairs of one or more datasets, end to end."""
+    """All pairs of one or more datasets, end to end; fields as in `Judged`."""
 
-    ids: list[str]
-    datasets: list[str]
-    """[P] dataset of each."""
+    columns: PairColumns
     turned: Mask
-    """[P] whether chosen and rejected are exchanged."""
-    gaps: Array
-    """g [P, N], of the pairs as they are after turning."""
-    dropped: dict[str, Mask]
-    """Reason -> the pairs [P] that no method may use."""
-
-
-def scales(
-    scores: Mapping[str, DatasetScores],
-    values: Sequence[str],
-    normalisation: Normalisation,
-    scope: str,
-) -> dict[str, Array]:
-    """s_j [N] to use for each dataset; raises UserError where a reward has no spread."""
-    if scope == "all":
-        chosen = np.concatenate([each.chosen for each in scores.values()])
-        rejected = np.concatenate([each.rejected for each in scores.values()])
-        shared = reward_scale(chosen, rejected, normalisation)
-        found = dict.fromkeys(scores, shared)
-    else:
-        found = {
-            dataset: reward_scale(each.chosen, each.rejected, normalisation)
-            for dataset, each in scores.items()
-        }
-    for dataset, scale in found.items():
-        for value, s in zip(values, scale, strict=True):
-            if not s > 0:
-                raise UserError(
-                    f"values.{value}.reward: its spread ({normalisation}) is {s:g} over "
-                    f"{'all datasets' if scope == 'all' else f'the pairs of `{dataset}`'}, so gaps "
-                    "cannot be measured by it; take another reward or consistency.normalisation"
-                )
-    return found
+    reasons: dict[str, int]
+    pattern_counts: Counter[int]
+    unscored: int
+    gaps: CoMoments
+    sample: Array
+    """[k, N] gaps of evenly spaced pairs, without those that miss a reward."""
 
 
 def gather(
-    scores: Mapping[str, DatasetScores], scale: Mapping[str, Array], own: int | None
+    blocks: Sequence[Block],
+    measures: Sequence[Measure],
+    run: Run,
+    advance: Callable[[float], None],
+    sample: int = 0,
 ) -> Candidates:
-    """The pairs of all datasets in `scores`, each pair once.
+    """Judge the pairs of `blocks`, each with its measure; each pair once, where it comes first.
 
-    With `own`, the index of a value without pairs of its own, a pair is turned round where that
-    value's raw reward prefers the rejected answer, and dropped where it prefers neither.
+    `sample`: of how many pairs the gaps are kept. `advance` is told the pairs that were judged.
     """
-    gaps, raw, ids, datasets = [], [], [], []
-    for dataset, each in scores.items():
-        gaps.append(gap_vectors(each.chosen, each.rejected, scale[dataset]))
-        raw.append(each.chosen - each.rejected)
-        ids += each.ids
-        datasets += [dataset] * len(each.ids)
-    joined = np.concatenate(gaps)
-    seen: set[str] = set()
-    repeated = np.zeros(len(ids), dtype=bool)
-    for i, identity in enumerate(ids):
-        repeated[i] = identity in seen
-        seen.add(identity)
-    dropped = {"in another dataset too": repeated}
-    turned = np.zeros(len(ids), dtype=bool)
-    if own is not None:
-        by_own = np.concatenate(raw)[:, own]
-        turned = by_own < 0
-        dropped["tie of its own reward"] = by_own == 0
-        joined = np.where(turned[:, None], -joined, joined)
-    return Candidates(ids, datasets, turned, joined, dropped)
+    starts = np.cumsum([0, *(block.rows for block in blocks)])
+    total = int(starts[-1])
+    ids = _all_ids(run(read_ids, blocks), total)
+    repeated = _repeated(ids)
+    shown = np.unique(np.linspace(0, max(total - 1, 0), min(total, sample)).astype(np.int64))
+    tasks = (
+        _Task(
+            block,
+            measure,
+            repeated[first : first + block.rows],
+            shown[(shown >= first) & (shown < first + block.rows)] - first,
+        )
+        for block, measure, first in zip(blocks, measures, starts.tolist(), strict=False)
+    )
+    columns = PairColumns(
+        ids,
+        np.empty(total),
+        np.empty(total, np.uint32),
+        np.empty(total, dtype=bool),
+        np.empty(total, dtype=bool),
+    )
+    turned = np.empty(total, dtype=bool)
+    reasons: Counter[str] = Counter()
+    patterns: Counter[int] = Counter()
+    unscored = 0
+    n = len(measures[0].scale)
+    gaps = co_moments(np.zeros((0, n)))
+    samples = [np.zeros((0, n))]
+    for block, first, part in zip(blocks, starts.tolist(), run(_judge_block, tasks), strict=False):
+        rows = slice(first, first + block.rows)
+        columns.cosines[rows] = part.cosines
+        columns.patterns[rows] = part.patterns
+        columns.usable[rows] = part.usable
+        columns.eligible[rows] = part.eligible
+        turned[rows] = part.turned
+        reasons.update(part.reasons)
+        patterns.update(part.pattern_counts)
+        unscored += part.unscored
+        gaps = gaps.merged(part.gaps)
+        samples.append(part.sample[~np.isnan(part.sample).any(axis=1)])
+        advance(block.rows)
+    return Candidates(
+        columns, turned, dict(reasons), patterns, unscored, gaps, np.concatenate(samples)
+    )
+
+
+def judge(
+    chosen: Array, rejected: Array, measure: Measure, repeated: Mask, shown: NDArray[np.int64]
+) -> Judged:
+    """Judge P pairs from their rewards [P, N]; `repeated` [P] are in an earlier place too.
+
+    shown: the pairs whose gaps are kept as a sample.
+    """
+    gaps, turned = turned_by(gap_vectors(chosen, rejected, measure.scale), measure.own)
+    cosines, norms = consistency(gaps), norm(gaps)
+    missing = np.isnan(gaps).any(axis=1)
+    tie = np.zeros_like(missing) if measure.own is None else gaps[:, measure.own] == 0
+    left = np.ones_like(missing)
+    reasons = {}
+    masks = (repeated, missing, tie, np.isnan(cosines), norms < measure.min_norm)
+    usable = left
+    for reason, mask in zip((*BEFORE_ANY_FILTER, *NO_DIRECTION), masks, strict=True):
+        reasons[reason] = int((left & mask).sum())
+        left = left & ~mask
+        if reason == BEFORE_ANY_FILTER[-1]:
+            usable = left
+    patterns = sign_patterns(gaps)
+    return Judged(
+        cosines=cosines,
+        patterns=patterns,
+        usable=usable,
+        eligible=left,
+        turned=turned,
+        reasons=reasons,
+        pattern_counts=count_patterns(patterns[~missing]),
+        unscored=int(missing.sum()),
+        gaps=co_moments(gaps[usable]),
+        sample=gaps[shown],
+    )
+
+
+@dataclass(frozen=True)
+class _Task:
+    block: Block
+    measure: Measure
+    repeated: Mask
+    shown: NDArray[np.int64]
+
+
+def _judge_block(task: _Task) -> Judged:
+    check_ids(task.block)
+    chosen, rejected = read_rewards(task.block)
+    return judge(chosen, rejected, task.measure, task.repeated, task.shown)
+
+
+def _all_ids(parts: Iterable[Ids], total: int) -> Ids:
+    ids = np.empty(total, np.uint64)
+    filled = 0
+    for part in parts:
+        ids[filled : filled + len(part)] = part
+        filled += len(part)
+    assert filled == total
+    return ids
+
+
+def _repeated(ids: Ids) -> Mask:
+    """[P] whether the same id is there before."""
+    ordered = np.sort(ids)
+    if (ordered[1:] != ordered[:-1]).all():  # the usual case, without an index to sort along
+        return np.zeros(len(ids), dtype=bool)
+    del ordered
+    _, first = np.unique(ids, return_index=True)
+    repeated = np.ones(len(ids), dtype=bool)
+    repeated[first] = False
+    return repeated

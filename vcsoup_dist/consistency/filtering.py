@@ -2,100 +2,69 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vcsoup_dist.consistency.candidates import Candidates
-from vcsoup_dist.consistency.cosine import consistency, norm
-from vcsoup_dist.consistency.gaps import sign_patterns
+from vcsoup_dist.consistency.candidates import BEFORE_ANY_FILTER, Candidates
+from vcsoup_dist.consistency.gaps import count_patterns, named_patterns
+from vcsoup_dist.consistency.pair_columns import PairColumns
 from vcsoup_dist.consistency.policies import (
     all_positive,
     best_share,
     by_threshold,
-    eligible,
     random_subset,
     share,
 )
 from vcsoup_dist.recipe import Consistency
 
-Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What a method keeps of P candidates."""
-
-    cosines: Array
-    """c(g) [P]; NaN where g = 0."""
-    norms: Array
-    """||g|| [P]."""
-    kept: Mask
-    """[P]."""
-    dropped: dict[str, int]
-    """Reason -> pairs; with the kept ones they sum to P."""
-
-
 def choose(
-    method: str, settings: Consistency, candidates: Candidates, random_count: int | None = None
-) -> Choice:
-    """Apply a method of the recipe; `random_count` is how many `random` keeps."""
-    gaps = candidates.gaps
-    cosines, norms = consistency(gaps), norm(gaps)
-    usable = np.ones(len(gaps), dtype=bool)
-    for mask in candidates.dropped.values():
-        usable &= ~mask
-    reasons = dict(candidates.dropped)
-    if method == "rewarded_soup":
-        kept = usable
-    else:
-        min_norm = settings.min_norm
-        reasons["zero gap"] = np.isnan(cosines)
-        reasons["below min_norm"] = norms < min_norm
-        usable = usable & eligible(cosines, norms, min_norm)
-        kept = _keep(method, settings, candidates, cosines, usable, random_count)
-    counts, left = {}, ~kept
-    for reason, mask in reasons.items():
-        counts[reason] = int((left & mask).sum())
-        left = left & ~mask
-    counts["by policy"] = int(left.sum())
-    return Choice(cosines, norms, kept, counts)
-
-
-def _keep(
     method: str,
     settings: Consistency,
-    candidates: Candidates,
-    cosines: Array,
-    usable: Mask,
-    random_count: int | None,
+    columns: PairColumns,
+    values: int,
+    random_count: int | None = None,
 ) -> Mask:
+    """The pairs [P] that a method of the recipe keeps; `random_count` is how many `random` does."""
+    if method == "rewarded_soup":
+        return columns.usable
     policy = settings.policy if method == "vc_soup" else method
     if policy == "all_positive":
-        return all_positive(candidates.gaps, usable)
+        return all_positive(columns.patterns, columns.eligible, values)
     if policy == "threshold":
-        return by_threshold(cosines, usable, settings.threshold)
+        return by_threshold(columns.cosines, columns.eligible, settings.threshold)
     if policy == "ratio":
         assert settings.ratio is not None
-        return best_share(cosines, candidates.ids, usable, settings.ratio)
+        return best_share(columns.cosines, columns.ids, columns.eligible, settings.ratio)
     assert policy == "random"
     if random_count is None:
         assert settings.ratio is not None
-        random_count = share(int(usable.sum()), settings.ratio)
-    return random_subset(candidates.ids, usable, random_count)
+        random_count = share(int(columns.eligible.sum()), settings.ratio)
+    return random_subset(columns.ids, columns.eligible, random_count)
 
 
-def account(candidates: Candidates, choice: Choice) -> dict[str, Any]:
-    """The counts of a choice, JSON-able."""
+def account(candidates: Candidates, kept: Mask, method: str, values: int) -> dict[str, Any]:
+    """The counts of a choice, JSON-able: kept and dropped pairs sum to all."""
+    columns, count = candidates.columns, int(kept.sum())
+    unfiltered = method == "rewarded_soup"
+    dropped = {
+        reason: pairs
+        for reason, pairs in candidates.reasons.items()
+        if reason in BEFORE_ANY_FILTER or not unfiltered
+    }
+    among = columns.usable if unfiltered else columns.eligible
+    dropped["by policy"] = int(among.sum()) - count
     return {
-        "pairs": len(candidates.ids),
-        "kept": int(choice.kept.sum()),
-        "dropped": choice.dropped,
+        "pairs": len(kept),
+        "kept": count,
+        "dropped": dropped,
+        "unscored": candidates.unscored,
         "turned": int(candidates.turned.sum()),
-        "turned_kept": int((candidates.turned & choice.kept).sum()),
-        "sign_patterns": sign_patterns(candidates.gaps),
-        "sign_patterns_kept": sign_patterns(candidates.gaps[choice.kept]),
+        "turned_kept": int((candidates.turned & kept).sum()),
+        "sign_patterns": named_patterns(candidates.pattern_counts, values),
+        "sign_patterns_kept": named_patterns(count_patterns(columns.patterns[kept]), values),
     }
