@@ -25,6 +25,7 @@ from typing import Any
 from vcsoup_dist import __version__
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes, Located, locate
+from vcsoup_dist.preferences.row_files import ENDINGS, file_kind
 from vcsoup_dist.recipe import (
     WITHOUT_REFERENCE,
     CallableReward,
@@ -40,7 +41,13 @@ from vcsoup_dist.workspace import Product, Workspace
 
 STAGES = ("read", "score", "filter", "warmup", "reference", "train", "merge", "evaluate", "report")
 
-FORMATS = dict.fromkeys(STAGES, 1) | {"reference": 2, "train": 2}
+FORMATS = dict.fromkeys(STAGES, 1) | {
+    "read": 2,
+    "score": 2,
+    "filter": 2,
+    "reference": 2,
+    "train": 2,
+}
 """Raised when a stage's output changes for the same recipe, so that old products are made anew."""
 
 NOT_CONTENT = {
@@ -174,7 +181,7 @@ class _Planner:
         local_heldout = data.heldout and self.recipe.local_path(data.heldout)
         if local_heldout:
             sources["heldout"] = self._data(str(data.heldout), f"values.{dataset}.data.heldout")
-        elif data.heldout and self.recipe.local_path(data.path):
+        elif data.heldout and Path(source.source).is_file():
             raise UserError(f"values.{dataset}.data.heldout: no such file: {data.heldout}")
         made_from = {
             "format": FORMATS["read"],
@@ -395,11 +402,16 @@ class _Planner:
 
     def _data(self, reference: str, key: str) -> Located:
         local = self.recipe.local_path(reference)
+        known = file_kind(Path(reference))
+        if local is None and known:
+            raise UserError(f"{key}: no such file: {reference}")
+        if local is not None and local.is_file() and not known:
+            raise UserError(f"{key}: {reference} is no {', '.join(ENDINGS)}; convert it to one")
         return locate(reference, local, None, "dataset", key, self.hashes)
 
     def _reward(self, reward: AnyReward, key: str) -> tuple[dict[str, Any], Located | None]:
         """What decides a reward's numbers, and where its model or code lies."""
-        settings = reward.model_dump(mode="json")
+        settings = reward.model_dump(mode="json", exclude={"pool", "attention"})
         if isinstance(reward, ClassifierReward):
             located = self._model(reward.classifier, reward.revision, f"{key}.classifier")
             return {**settings, "classifier": located.identity, "revision": None}, located
