@@ -13,9 +13,10 @@ import yaml
 
 from vcsoup_dist.identity import Hashes
 from vcsoup_dist.plan.products import make_plan
+from vcsoup_dist.preferences.pair import Pair
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe_file import load_recipe
-from vcsoup_dist.scoring.pair_files import HELD_OUT, pairs_schema, shard_name
+from vcsoup_dist.scoring.pair_files import HELD_OUT, pair_row, pairs_schema, shard_name
 from vcsoup_dist.scoring.score_files import ScoreShard, score_name, write_scores, write_summary
 from vcsoup_dist.workspace import Product, Workspace
 
@@ -65,15 +66,10 @@ def write_pair_files(folder: Path, scored: Scored, shard_pairs: int) -> None:
 
 
 def _write_texts(path: Path, ids: np.ndarray) -> None:
-    rows = [
-        {
-            "id": f"{i:016x}",
-            "prompt": [{"role": "user", "content": f"prompt {i}"}],
-            "chosen": f"chosen {i}",
-            "rejected": f"rejected {i}",
-        }
-        for i in ids.tolist()
-    ]
+    rows = []
+    for i in ids.tolist():
+        prompt = [{"role": "user", "content": f"prompt {i}"}]
+        rows.append(pair_row(Pair(f"{i:016x}", prompt, f"chosen {i}", f"rejected {i}")))
     pq.write_table(pa.Table.from_pylist(rows, schema=pairs_schema([])), path)
 
 

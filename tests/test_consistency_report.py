@@ -15,15 +15,24 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from vcsoup_dist.consistency.comparison import compare, lossless_threshold, safe_threshold
-from vcsoup_dist.consistency.conflicts import conflict_matrix
-from vcsoup_dist.consistency.cosine import consistency
+from vcsoup_dist.consistency.candidates import PairColumns
+from vcsoup_dist.consistency.comparison import (
+    compare,
+    conflict_matrix,
+    lossless_threshold,
+    safe_threshold,
+)
 from vcsoup_dist.consistency.filtering import choose
-from vcsoup_dist.consistency.gaps import count_patterns, named_patterns, sign_patterns
+from vcsoup_dist.consistency.gaps import (
+    consistency,
+    count_patterns,
+    named_patterns,
+    sign_patterns,
+)
 from vcsoup_dist.consistency.markdown import table, wrapped
 from vcsoup_dist.consistency.page import write_page
-from vcsoup_dist.consistency.pair_columns import PairColumns
 from vcsoup_dist.consistency.plots import plot_consistency, plot_correlation, plot_gaps
+from vcsoup_dist.consistency.policies import by_threshold
 from vcsoup_dist.recipe import Consistency
 
 VALUES = ["helpful", "harmless", "concise", "honest", "kind", "witty"]
@@ -105,6 +114,13 @@ def test_the_comparison_counts_what_each_policy_keeps(gaps, unusable, min_norm, 
     assert len({row["name"] for row in found["policies"]}) == len(found["policies"])
 
 
+def test_the_comparison_counts_pairs_at_the_very_edge_of_a_threshold():
+    gaps = np.array([[1.0, 0.0], [0.0, 3.0], [0.3, -0.1 - 0.2], [1.0, -2.0], [2.0, 2.0]])
+    found = compare(columns_of(gaps), Consistency(threshold=1.0), 2)["policies"]
+    counts = {row["threshold"]: row["count"] for row in found if row["policy"] == "threshold"}
+    assert counts == {0.0: 4, 0.5: 3, math.sqrt(1 / 2): 3, 1.0: 1}
+
+
 @pytest.mark.parametrize("values", range(1, 7))
 def test_the_comparison_has_the_thresholds_that_mean_something_once_each(values):
     gaps = np.random.default_rng(0).normal(size=(50, values))
@@ -120,11 +136,11 @@ def test_the_comparison_has_the_thresholds_that_mean_something_once_each(values)
 @settings(deadline=None)
 def test_the_two_bounds_hold_for_any_gaps(values, data):
     gaps = np.array([data.draw(st.lists(st.floats(-9, 9), min_size=values, max_size=values))])
-    (cosine,) = consistency(gaps)
-    if cosine > safe_threshold(values) + 1e-9:
-        assert (gaps >= 0).all()
+    cosines, one = consistency(gaps), np.ones(1, dtype=bool)
+    if by_threshold(cosines, one, safe_threshold(values)):
+        assert (gaps >= -1e-11 * np.abs(gaps).max()).all()
     if (gaps > 0).all():
-        assert cosine >= lossless_threshold(values) - 1e-9
+        assert by_threshold(cosines, one, lossless_threshold(values))
 
 
 def report_of(gaps: np.ndarray, **policy) -> dict:
@@ -150,7 +166,7 @@ def report_of(gaps: np.ndarray, **policy) -> dict:
         "correlation": [[1.0 if i == j else None for i in range(n)] for j in range(n)],
         "conflicts": conflict_matrix(patterns).tolist(),
         "comparison": compare(columns, own, n),
-        "heldout": {"pairs": 4321},
+        "heldout": {"pairs": 5678, "kept": 4321},
     }
 
 
@@ -193,7 +209,7 @@ def test_the_page_tells_every_count(tmp_path: Path):
     assert "400 training pairs of helpful, concise" in page
     assert cells(page, "left out: zero gap") == ["3", "0.8 %"]
     assert "left out: by policy" not in page
-    assert "1,234 pairs have no reward" in page and "4,321 held-out" in page
+    assert "1,234 pairs have no reward" in page and "4,321 held-out pairs are not" in page
     assert "77 pairs are turned round" in page and "55 of them" in page
     assert re.search(r"^\| helpful +\| +0\.5 \| +1\.5 \| +2\.5 \|$", page, re.MULTILINE)
     for pattern, count in report["sign_patterns"].items():
@@ -217,7 +233,9 @@ def test_the_page_names_the_worst_conflict(tmp_path: Path):
     )
     page = written(tmp_path / "report.md", report_of(gaps))
     flat = " ".join(page.split())
-    worst = "between helpful and concise: they prefer different answers in 75.0 % of the pairs"
+    worst = (
+        "between helpful and concise: they prefer different answers in 75.0 % of the usable pairs"
+    )
     assert worst in flat
     agreeing = written(tmp_path / "report.md", report_of(np.abs(gaps)))
     assert "No two values prefer different answers in any pair." in agreeing

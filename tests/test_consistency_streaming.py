@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vcsoup_dist.consistency import filtered_files
-from vcsoup_dist.consistency.blocks import Block, ids_as_numbers, training_blocks
+from vcsoup_dist.consistency.blocks import Block, ids_as_numbers, read_rewards, training_blocks
 from vcsoup_dist.consistency.candidates import Measure, gather
-from vcsoup_dist.consistency.cosine import consistency
 from vcsoup_dist.consistency.filtered_files import Part, filtered_tables, write_heldout
 from vcsoup_dist.consistency.filtering import account, choose
+from vcsoup_dist.consistency.gaps import consistency, norm
 from vcsoup_dist.consistency.moments import co_moments, moments
 from vcsoup_dist.consistency.scales import check_scale, reward_scale
 from vcsoup_dist.consistency.shard_map import run_here
@@ -159,8 +159,8 @@ def plain_filter(
     seen: set[int] = set()
     usable, eligible = [], []
     dropped = dict.fromkeys(
-        ("in another dataset too", "no reward", "tie of its own reward", "zero gap",
-         "below min_norm"), 0
+        ("prompt held out in another dataset", "answers compared before", "no reward",
+         "tie of its own reward", "zero gap", "below min_norm"), 0
     )  # fmt: skip
     for dataset, scored in parts.items():
         for i, chosen, rejected in zip(
@@ -170,7 +170,7 @@ def plain_filter(
             again = i in seen
             seen.add(i)
             if again:
-                dropped["in another dataset too"] += 1
+                dropped["answers compared before"] += 1
                 continue
             if any(math.isnan(x) for x in g):
                 dropped["no reward"] += 1
@@ -180,9 +180,8 @@ def plain_filter(
                 continue
             turned = own is not None and g[own] < 0
             g = [-x if turned else x for x in g]
-            length = float(np.linalg.norm(g))
-            # To the last bit, by which the best are told apart; its own tests are elsewhere.
-            cosine = float(consistency(np.array([g]))[0])
+            # To the last bit, by which the best are told apart; their own tests are elsewhere.
+            cosine, length = (float(of(np.array([g]))[0]) for of in (consistency, norm))
             pair = {"id": i, "g": g, "c": cosine, "turned": turned, "dataset": dataset}
             usable.append(pair | {"norm": length})
             if length == 0:
@@ -195,7 +194,7 @@ def plain_filter(
         return usable, {k: v for k, v in dropped.items() if k not in ("zero gap", "below min_norm")}
     policy = settings.policy if method == "vc_soup" else method
     if policy == "threshold":
-        return [p for p in eligible if p["c"] >= settings.threshold], dropped
+        return [p for p in eligible if p["c"] >= settings.threshold - 1e-12], dropped
     if policy == "all_positive":
         return [p for p in eligible if all(x > 0 for x in p["g"])], dropped
     if policy == "ratio":
@@ -213,7 +212,8 @@ def test_every_policy_keeps_of_shards_what_it_keeps_pair_by_pair(
     tmp_path: Path, values, normalisation, borrowing
 ):
     parts = {name: draw_scored(seed, 46, values) for seed, name in enumerate("ab")}
-    parts["b"].ids[3:7] = parts["a"].ids[20:24]  # four pairs are in both
+    if borrowing:
+        parts["b"].ids[3:7] = parts["a"].ids[20:24]  # four pairs are in both
     blocks = [
         each for name, part in parts.items() for each in write_blocks(tmp_path, name, part, 11)
     ]
@@ -285,8 +285,19 @@ def test_held_out_pairs_come_in_the_order_of_their_ids_whatever_fits_in_memory(
     kept = [np.arange(block.rows) % 3 > 0 for block in blocks]
     taken = [Part(*each, ("x", "y")) for each in zip(blocks, [measure] * 99, kept, strict=False)]
     write_heldout(tmp_path / "whole.parquet", taken)
-    monkeypatch.setattr(filtered_files, "HELD_OUT_ROWS", 5)
+    reads = []
+
+    def counted(block: Block):
+        reads.append(block)
+        return read_rewards(block)
+
+    monkeypatch.setattr(filtered_files, "read_rewards", counted)
+    monkeypatch.setattr(filtered_files, "SORTED_BYTES", 1000)
+    monkeypatch.setattr(filtered_files, "ROWS", 3)
     write_heldout(tmp_path / "pieces.parquet", taken)
+    assert reads == blocks  # once each, however many lots
+    assert pq.ParquetFile(tmp_path / "pieces.parquet").num_row_groups > 10
+    assert {file.name for file in tmp_path.glob("*pieces*")} == {"pieces.parquet"}
     whole, pieces = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("whole", "pieces"))
     # As text, where NaN, the cosine of a zero gap, is like itself.
     assert str(whole.to_pylist()) == str(pieces.to_pylist())

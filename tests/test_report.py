@@ -119,7 +119,7 @@ def report_of(summary: Summary) -> ReportData:
         hypervolume_plot=DOT,
         edge_plot=DOT,
         pairs=[PairsRead("helpful", 12345, 11000, 1000, 300, 38, {"empty response": 5, "odd": 2},
-                          {"equal ratings": 21})],
+                          {"equal ratings": 21}, 9, 2)],
         scores=[PairsScored("helpful", "harmless", 11000, 9, {"too odd": 8}, 17, -0.25, 1.5)],
         patterns=[Patterns("helpful", {"++": 6000, "+-": 4000, "--": 1000},
                            {"vc_soup": {"++": 5900, "+-": 100}, "random": {"++": 3300}})],
@@ -223,7 +223,7 @@ def test_counts_of_every_stage_are_on_the_page(summary):
     parsed = Page(render(report_of(summary)))
     rows = parsed.texts("tr")
     for expected in [
-        "helpful12,34511,0001,00030038217",
+        "helpful12,34511,0001,000930038217",
         "helpfulempty response5",
         "helpfulequal ratings21",
         "helpfulharmless11,000917−0.251.5",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from vcsoup_dist.evaluation.report_counts import (
     pairs_scored,
     patterns,
 )
+from vcsoup_dist.evaluation.report_run import data_section
 from vcsoup_dist.identity import Hashes
 from vcsoup_dist.plan.products import make_plan
 from vcsoup_dist.recipe import Recipe
@@ -93,6 +95,40 @@ def test_every_row_and_pair_is_accounted_for(run: Run):
     assert {each.value for each in scored} == {"kind", "brief"} and len(scored) == 2
     for each in scored:
         assert (each.dataset, each.pairs, each.unscored) == ("kind", read.training, 0)
+
+
+def test_the_columns_of_the_data_table_add_up_to_the_rows_read(tmp_path, tiny_model, caplog):
+    rated = [
+        {"prompt": f"q{i // 3}", "response": f"r{i}", "good": i % 3 if i % 7 else None}
+        for i in range(1200)
+    ]
+    rated += [{"prompt": "q0", "response": "", "good": 1}] * 3 + rated[9:15] + rated[30:32]
+    text = "".join(json.dumps(row) + "\n" for row in rated)
+    (tmp_path / "rated.jsonl").write_text(text)
+    (tmp_path / "judge.py").write_text("def judge(prompt, response):\n    return 0.0\n")
+    value = {
+        "data": {"path": "rated.jsonl", "preferred_by": "good"},
+        "reward": {"columns": ["chosen_good", "rejected_good"]},
+        "judge": {"callable": "judge.py:judge"},
+    }
+    recipe = {"name": "x", "model": str(tiny_model), "values": {"kind": value}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    loaded = load_recipe(tmp_path / "recipe.yaml")
+    workspace = Workspace.open(tmp_path / "run", loaded)
+    plan = make_plan(loaded, Hashes(tmp_path / "hashes.json"))
+    product = next(product for product in plan if product.stage == "read")
+    with caplog.at_level("INFO", "vcsoup"):
+        scoring_stage.read(loaded, workspace, [product])
+    read = pairs_read(workspace, product)
+    assert read.joined and read.returned_prompts == 3 and read.left_out and read.rejected
+    page = data_section([read], [])
+    first_row = page[page.index("<tbody>") :].split("</tr>")[0]
+    rows, *places = [int(n.replace(",", "")) for n in re.findall(r">([\d,]+)<", first_row)]
+    assert rows == sum(places) == len(rated) and len(places) == 7
+    assert "kind: 3 times a prompt comes back" in page
+    said = next(line for line in caplog.messages if line.startswith("pairs/kind:"))
+    found = re.findall(r"\d+", said)
+    assert sum(map(int, found)) == 2 * rows and str(read.joined) in found
 
 
 def test_each_methods_report_is_found_by_value(run: Run):

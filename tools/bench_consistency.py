@@ -192,7 +192,8 @@ def write_pairs(folder: Path, parts: list[tuple[int, int, bool]]) -> None:
         ids = ids_of(start, rows)
         prompts = [[{"role": "user", "content": f"{i}: tell me of {WORDS}?"}] for i in ids]
         chosen, rejected = ([f"{side} {WORDS[:50]} {i}" for i in ids] for side in ("Yes,", "No,"))
-        table = pa.Table.from_arrays([ids, prompts, chosen, rejected], schema=pairs_schema([]))
+        columns = [ids, ids, ids, prompts, chosen, rejected]  # no prompt and no pair is there twice
+        table = pa.Table.from_arrays(columns, schema=pairs_schema([]))
         file = HELD_OUT if heldout else shard_name(number)
         pq.write_table(table, folder / file)
         if not heldout:

@@ -69,6 +69,17 @@ def read_ids(block: Block) -> Ids:
     return np.concatenate([np.zeros(0, np.uint64), *ids])
 
 
+def read_comparisons(block: Block) -> tuple[Ids, Ids]:
+    """[P] each: which two answers a pair compares, whichever is preferred, and to which prompt."""
+    tables = [_read(file, ["answers_id", "prompt_id"]) for file in block.pairs]
+    answers, prompts = (
+        np.concatenate([np.zeros(0, np.uint64), *(ids_as_numbers(table[name]) for table in tables)])
+        for name in ("answers_id", "prompt_id")
+    )
+    assert len(answers) == block.rows
+    return answers, prompts
+
+
 def read_rewards(block: Block) -> tuple[Array, Array]:
     """Rewards [P, N] of chosen and rejected answers; NaN where a pair has none.
 

@@ -15,17 +15,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vcsoup_dist.consistency.blocks import Block, ids_as_numbers, read_ids, read_rewards
+from vcsoup_dist.consistency.blocks import Block, Ids, ids_as_numbers, read_ids, read_rewards
 from vcsoup_dist.consistency.candidates import Measure
-from vcsoup_dist.consistency.cosine import consistency, norm
-from vcsoup_dist.consistency.gaps import gap_vectors, turned_by
+from vcsoup_dist.consistency.gaps import consistency, gap_vectors, norm, turned_by
 from vcsoup_dist.files import sync
 from vcsoup_dist.scoring.pair_files import MESSAGES
 
 Mask = NDArray[np.bool_]
 
 ROWS = 8192  # of texts in memory at a time, and at least so many in a row group
-HELD_OUT_ROWS = 1 << 16  # held-out pairs in memory at a time
+SORTED_BYTES = 1 << 28  # of held-out pairs in memory at a time, or so
 
 
 def part_name(index: int) -> str:
@@ -82,19 +81,48 @@ def write_part(task: PartFile) -> None:
 
 
 def write_heldout(path: Path, parts: Sequence[Part]) -> None:
-    """Write the pairs of all parts in the order of their ids, which mixes their datasets."""
-    ids = np.concatenate([read_ids(part.block)[part.kept] for part in parts])
-    ends = np.sort(ids)[HELD_OUT_ROWS - 1 :: HELD_OUT_ROWS]
-    values = parts[0].values
-    with pq.ParquetWriter(path, filtered_schema(values)) as writer:
-        for bucket in range(len(ends) + 1):
-            tables = []
-            for part in parts:
-                inside = np.searchsorted(ends, read_ids(part.block)) == bucket
-                some = Part(part.block, part.measure, part.kept & inside, values)
-                tables += list(filtered_tables(some))
-            if tables:
-                writer.write_table(pa.concat_tables(tables).sort_by("id"))
+    """Write the pairs of all parts in the order of their ids, which mixes their datasets.
+
+    They are read once, sorted a run at a time into a file beside it, and merged from there in lots:
+    each lies in one piece in every run, so that all is read once more.
+    """
+    aside = path.with_name(f".{path.name}.runs")
+    schema = filtered_schema(parts[0].values)
+    runs: list[Ids] = []
+    size = 0
+    with pa.ipc.new_file(aside, schema) as spill:
+        for run in _sorted_runs(parts):
+            size += run.nbytes
+            for batch in run.to_batches():
+                spill.write_batch(batch)
+                runs.append(ids_as_numbers(batch["id"]))
+    count = size // SORTED_BYTES + 1
+    ordered = np.sort(np.concatenate([np.zeros(0, np.uint64), *runs]))
+    edges = ordered[len(ordered) * np.arange(1, count) // count]
+    cuts = [[0, *np.searchsorted(run, edges).tolist(), len(run)] for run in runs]
+    with pa.memory_map(str(aside)) as mapped, pq.ParquetWriter(path, schema) as writer:
+        file = pa.ipc.open_file(mapped)
+        for lot in range(count):
+            pieces = [
+                file.get_batch(i).slice(cut[lot], cut[lot + 1] - cut[lot])
+                for i, cut in enumerate(cuts)
+            ]
+            merged = pa.Table.from_batches(pieces, schema).sort_by("id")
+            writer.write_table(merged, row_group_size=ROWS)
+    aside.unlink()
+
+
+def _sorted_runs(parts: Sequence[Part]) -> Iterator[pa.Table]:
+    """The pairs of all parts, as many in the order of their ids as fit in memory."""
+    held: list[pa.Table] = []
+    for part in parts:
+        for table in filtered_tables(part):
+            held.append(table)
+            if sum(each.nbytes for each in held) >= SORTED_BYTES:
+                yield pa.concat_tables(held).sort_by("id")
+                held.clear()
+    if held:
+        yield pa.concat_tables(held).sort_by("id")
 
 
 def read_row(part: Part, row: int) -> dict[str, Any]:

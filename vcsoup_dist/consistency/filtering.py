@@ -1,15 +1,15 @@
-"""One method's choice among the candidates of a value, and the account of it."""
+"""A policy's choice among the candidates of a value, and the account of it."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vcsoup_dist.consistency.candidates import BEFORE_ANY_FILTER, Candidates
+from vcsoup_dist.consistency.candidates import BEFORE_ANY_FILTER, Candidates, PairColumns
 from vcsoup_dist.consistency.gaps import count_patterns, named_patterns
-from vcsoup_dist.consistency.pair_columns import PairColumns
 from vcsoup_dist.consistency.policies import (
     all_positive,
     best_share,
@@ -21,6 +21,39 @@ from vcsoup_dist.recipe import Consistency
 
 Mask = NDArray[np.bool_]
 
+BY_POLICY = "by policy"
+"""Why a method drops a pair that it might have kept."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What to keep; fields that a policy does not need are None."""
+
+    kind: Literal["none", "threshold", "ratio", "all_positive", "random"]
+    threshold: float | None = None
+    ratio: float | None = None
+    """Of `ratio`, and of `random` that copies no other's size."""
+    count: int | None = None
+    """Pairs that `random` keeps."""
+
+
+def keep(policy: Policy, columns: PairColumns, values: int) -> Mask:
+    """The pairs [P] of N values that a policy keeps."""
+    eligible = columns.eligible
+    if policy.kind == "none":
+        return columns.usable
+    if policy.kind == "all_positive":
+        return all_positive(columns.patterns, eligible, values)
+    if policy.kind == "threshold":
+        assert policy.threshold is not None
+        return by_threshold(columns.cosines, eligible, policy.threshold)
+    if policy.kind == "random" and policy.count is not None:
+        return random_subset(columns.ids, eligible, policy.count)
+    assert policy.ratio is not None
+    if policy.kind == "ratio":
+        return best_share(columns.cosines, columns.ids, eligible, policy.ratio)
+    return random_subset(columns.ids, eligible, share(int(eligible.sum()), policy.ratio))
+
 
 def choose(
     method: str,
@@ -31,20 +64,14 @@ def choose(
 ) -> Mask:
     """The pairs [P] that a method of the recipe keeps; `random_count` is how many `random` does."""
     if method == "rewarded_soup":
-        return columns.usable
-    policy = settings.policy if method == "vc_soup" else method
-    if policy == "all_positive":
-        return all_positive(columns.patterns, columns.eligible, values)
-    if policy == "threshold":
-        return by_threshold(columns.cosines, columns.eligible, settings.threshold)
-    if policy == "ratio":
-        assert settings.ratio is not None
-        return best_share(columns.cosines, columns.ids, columns.eligible, settings.ratio)
-    assert policy == "random"
-    if random_count is None:
-        assert settings.ratio is not None
-        random_count = share(int(columns.eligible.sum()), settings.ratio)
-    return random_subset(columns.ids, columns.eligible, random_count)
+        policy = Policy("none")
+    elif method == "all_positive":
+        policy = Policy("all_positive")
+    elif method == "random":
+        policy = Policy("random", count=random_count)
+    else:
+        policy = Policy(settings.policy, settings.threshold, settings.ratio)
+    return keep(policy, columns, values)
 
 
 def account(candidates: Candidates, kept: Mask, method: str, values: int) -> dict[str, Any]:
@@ -57,13 +84,13 @@ def account(candidates: Candidates, kept: Mask, method: str, values: int) -> dic
         if reason in BEFORE_ANY_FILTER or not unfiltered
     }
     among = columns.usable if unfiltered else columns.eligible
-    dropped["by policy"] = int(among.sum()) - count
+    dropped[BY_POLICY] = int(among.sum()) - count
     return {
         "pairs": len(kept),
         "kept": count,
         "dropped": dropped,
         "unscored": candidates.unscored,
-        "turned": int(candidates.turned.sum()),
+        "turned": int((candidates.turned & columns.usable).sum()),
         "turned_kept": int((candidates.turned & kept).sum()),
         "sign_patterns": named_patterns(candidates.pattern_counts, values),
         "sign_patterns_kept": named_patterns(count_patterns(columns.patterns[kept]), values),

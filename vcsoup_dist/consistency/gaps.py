@@ -1,4 +1,7 @@
-"""Reward gaps of pairs, in units of each reward's spread, and their signs. P pairs, N values."""
+"""Reward gaps of pairs, in units of each reward's spread: direction, length and signs.
+
+P pairs, N values. The order of the values changes no bit of a pair's consistency or norm.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,6 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Patterns = NDArray[np.uint32]
-
-MOST_VALUES = 20  # the most whose signs in base 3 fit in 32 bits
 
 
 def gap_vectors(chosen: Array, rejected: Array, scale: Array) -> Array:
@@ -33,8 +34,51 @@ def turned_by(gaps: Array, own: int | None) -> tuple[Array, Mask]:
     return np.where(turned[:, None], 0.0 - gaps, gaps), turned  # 0 - 0 is 0, and -(0) is -0
 
 
+def consistency(gaps: Array) -> Array:
+    """c(g) = cos(g, 1) = sum_j g_j / (sqrt(N) ||g||_2), in [-1, 1], for gap vectors [P, N].
+
+    NaN where g = 0, which has no direction. Of whole numbers its square is rounded once, so that
+    equal cosines are equal here too, and that of (1, 0) is sqrt(1/2).
+    """
+    parts, _ = _scaled(gaps)
+    total, squares = _sum(parts), _sum(np.square(parts)) * gaps.shape[1]
+    squared = np.full_like(total, np.nan)
+    np.divide(np.square(total), squares, out=squared, where=squares > 0)
+    cosine: Array = np.copysign(np.sqrt(np.minimum(squared, 1.0)), total)
+    return cosine
+
+
+def norm(gaps: Array) -> Array:
+    """||g||_2 [P]: how strongly the rewards speak, which the cosine does not see."""
+    parts, exponents = _scaled(gaps)
+    length: Array = np.ldexp(np.sqrt(_sum(np.square(parts))), exponents)
+    return length
+
+
+def _scaled(gaps: Array) -> tuple[Array, NDArray[np.int32]]:
+    """Each vector's parts [P, N] in ascending order, over 2**e, and e [P].
+
+    The largest part ends up between 1/2 and 1, so that nothing over- or underflows when squared; a
+    power of two takes no bit away, so sums of whole numbers stay exact.
+    """
+    parts = np.sort(gaps, axis=1)
+    _, exponents = np.frexp(np.abs(gaps).max(axis=1))
+    return np.ldexp(parts, -exponents[:, None]), exponents
+
+
+def _sum(parts: Array) -> Array:
+    """Sums [P] over the columns, one after the other whatever the layout in memory."""
+    total = np.zeros(len(parts))
+    for j in range(parts.shape[1]):
+        total += parts[:, j]
+    return total
+
+
 def sign_patterns(gaps: Array) -> Patterns:
-    """Signs of gaps [P, N <= MOST_VALUES] in base 3, as in `PairColumns`; NaN counts as 0."""
+    """Signs of gaps [P, N] in base 3, as in `PairColumns`; NaN counts as 0.
+
+    N is at most the recipe's `MOST_VALUES`.
+    """
     digits = (gaps > 0).astype(np.uint32) + (gaps >= 0) + np.isnan(gaps)
     patterns = np.zeros(len(gaps), dtype=np.uint32)
     for j in range(gaps.shape[1]):

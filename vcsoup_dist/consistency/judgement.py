@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vcsoup_dist.consistency.blocks import Block, heldout_block, training_blocks
+from vcsoup_dist.consistency.blocks import (
+    Block,
+    heldout_block,
+    read_comparisons,
+    training_blocks,
+)
 from vcsoup_dist.consistency.candidates import Candidates, Measure, gather
 from vcsoup_dist.consistency.filtered_files import (
     Part,
@@ -69,12 +74,30 @@ def judge_pairs(inputs: Inputs, run: Run, scales: dict[tuple[str, ...], Array]) 
     scale = _scales(inputs, run, scales)
     measures = [_measure(inputs, scale, block) for block in inputs.blocks]
     total = sum(block.rows for block in inputs.blocks)
+    held_out = _held_out_prompts(inputs)
     with progress(f"filter: gaps of {inputs.value}", total, "pairs") as advance:
-        return Judgement(inputs, scale, gather(inputs.blocks, measures, run, advance, POINTS))
+        candidates = gather(inputs.blocks, measures, run, advance, POINTS, held_out)
+    return Judgement(inputs, scale, candidates)
 
 
 def _measure(inputs: Inputs, scale: dict[str, Array], block: Block) -> Measure:
     return Measure(scale[block.dataset], inputs.own, inputs.settings.min_norm)
+
+
+def _heldout_blocks(inputs: Inputs) -> list[Block]:
+    return [
+        heldout_block(dataset, folder, inputs.scores[dataset])
+        for dataset, folder in inputs.pairs.items()
+    ]
+
+
+def _held_out_prompts(inputs: Inputs) -> NDArray[np.uint64]:
+    """The prompts that any of the value's datasets holds out, sorted.
+
+    Each dataset has its own split, so that one may train on what another holds out.
+    """
+    prompts = [read_comparisons(block)[1] for block in _heldout_blocks(inputs)]
+    return np.unique(np.concatenate(prompts))
 
 
 def _scales(inputs: Inputs, run: Run, scales: dict[tuple[str, ...], Array]) -> dict[str, Array]:
@@ -114,10 +137,7 @@ def parts_of(judgement: Judgement, kept: Mask, output: Path) -> list[PartFile]:
 def write_all_heldout(judgement: Judgement, path: Path) -> dict[str, Any]:
     """Write the held-out pairs, which no method filters; returns their counts."""
     inputs = judgement.inputs
-    blocks = [
-        heldout_block(dataset, folder, inputs.scores[dataset])
-        for dataset, folder in inputs.pairs.items()
-    ]
+    blocks = _heldout_blocks(inputs)
     measures = [_measure(inputs, judgement.scale, block) for block in blocks]
     candidates = gather(blocks, measures, run_here, lambda pairs: None)
     kept = choose("rewarded_soup", inputs.settings, candidates.columns, len(inputs.values))

@@ -98,7 +98,7 @@ def _counts(report: Mapping[str, Any]) -> str:
             f"prefers the answer that the data calls rejected; {report['turned_kept']:,} of them "
             "are kept."
         ))  # fmt: skip
-    parts.append(f"{report['heldout']['pairs']:,} held-out pairs are not filtered.")
+    parts.append(f"{report['heldout']['kept']:,} held-out pairs are not filtered.")
     return "\n\n".join(parts)
 
 
@@ -129,8 +129,9 @@ def _signs(report: Mapping[str, Any]) -> str:
     total = sum(before.values())
     shown = [[name, f"{n:,}", _percent(n, total), f"{k:,}", _percent(k, n)] for name, n, k in rows]
     legend = wrapped(
-        "`+` where a value prefers the chosen answer, `-` where it prefers the rejected one, `0` "
-        f"where it prefers neither; in the order {', '.join(report['values'])}."
+        "Of the usable pairs: `+` where a value prefers the chosen answer, `-` where it prefers "
+        "the rejected one, `0` where it prefers neither; in the order "
+        f"{', '.join(report['values'])}."
     )
     return f"""## Signs of the gaps
 
@@ -151,7 +152,8 @@ def _conflicts(report: Mapping[str, Any]) -> str:
     )
     worst = (
         f"The strongest conflict is between {values[i]} and {values[j]}: they prefer different "
-        f"answers in {opposed[i][j]} of the pairs (correlation of their gaps: {related[i][j]})."
+        f"answers in {opposed[i][j]} of the usable pairs (correlation of their gaps: "
+        f"{related[i][j]})."
         if conflicts[i][j]
         else "No two values prefer different answers in any pair."
     )
@@ -164,7 +166,7 @@ def _conflicts(report: Mapping[str, Any]) -> str:
 
 {wrapped(worst)}
 
-Share of pairs in which two values prefer different answers:
+Share of the usable pairs in which two values prefer different answers:
 
 {matrix(opposed)}
 

@@ -13,10 +13,13 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Ids = NDArray[np.uint64]
 
+SAME = 1e-12
+"""Cosines and thresholds that differ by less are one: rounding alone tells them apart."""
+
 
 def by_threshold(cosines: Array, candidates: Mask, threshold: float) -> Mask:
-    """c >= threshold."""
-    return candidates & (cosines >= threshold)  # NaN is not
+    """c >= threshold, up to `SAME`: a sum of gaps of exactly 0 passes 0."""
+    return candidates & (cosines >= threshold - SAME)  # NaN is not
 
 
 def best_share(cosines: Array, ids: Ids, candidates: Mask, ratio: float) -> Mask:

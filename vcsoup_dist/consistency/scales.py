@@ -61,20 +61,14 @@ def check_scale(
 
 
 def pooled(chosen: Array, rejected: Array) -> Array:
-    """Both sides' rewards [2 P] of the pairs that have both."""
-    there = ~np.isnan(chosen - rejected)
-    return np.concatenate([chosen[there], rejected[there]])
+    """Both sides' rewards [2 P, ...]; NaN where a pair lacks one of the two."""
+    missing = np.isnan(chosen - rejected)
+    return np.concatenate([np.where(missing, np.nan, side) for side in (chosen, rejected)])
 
 
 def _moments(block: Block, of_gaps: bool) -> Moments:
     chosen, rejected = read_rewards(block)
-    gaps = chosen - rejected
-    if of_gaps:
-        return moments(gaps)
-    missing = np.isnan(gaps)
-    both = np.concatenate([chosen, rejected])
-    both[np.concatenate([missing, missing])] = np.nan
-    return moments(both)
+    return moments(chosen - rejected if of_gaps else pooled(chosen, rejected))
 
 
 def _merged(
@@ -94,6 +88,7 @@ def _robust(blocks: Sequence[Block], j: int, advance: Callable[[float], None]) -
     filled = 0
     for block in blocks:
         part = pooled(*read_value(block, j))
+        part = part[~np.isnan(part)]
         both[filled : filled + len(part)] = part
         filled += len(part)
         advance(block.rows / len(block.scores))

@@ -17,11 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vcsoup_dist.consistency.blocks import training_blocks
-from vcsoup_dist.consistency.comparison import compare
-from vcsoup_dist.consistency.conflicts import conflict_matrix
+from vcsoup_dist.consistency.candidates import (
+    COMPARED_BEFORE,
+    HELD_OUT_ELSEWHERE,
+    NO_REWARD,
+    OWN_TIE,
+    SHORT,
+    ZERO_GAP,
+)
+from vcsoup_dist.consistency.comparison import compare, conflict_matrix
 from vcsoup_dist.consistency.filtered_files import write_part
-from vcsoup_dist.consistency.filtering import account, choose
-from vcsoup_dist.consistency.gaps import MOST_VALUES
+from vcsoup_dist.consistency.filtering import BY_POLICY, account, choose
 from vcsoup_dist.consistency.judgement import (
     Inputs,
     Judgement,
@@ -53,11 +59,6 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
     Products that judge the same pairs alike share that work. Raises UserError where a reward has
     no spread or nothing is kept.
     """
-    if len(recipe.values) > MOST_VALUES:
-        raise UserError(
-            f"values: {len(recipe.values)} are more than the {MOST_VALUES} whose signs are told "
-            "apart; take some out"
-        )
     groups: dict[tuple[Any, ...], list[Product]] = {}
     for product in products:
         settings = _settings(product)
@@ -111,7 +112,8 @@ def _make_group(
     workspace: Workspace, products: Sequence[Product], judgement: Judgement, run: Run
 ) -> None:
     """Make products that judge the same pairs alike, and so have some files in common."""
-    cosines = judgement.candidates.columns.cosines
+    columns = judgement.candidates.columns
+    cosines, usable = columns.cosines, columns.usable
     most, least = (extremes(judgement, keys) for keys in (-cosines, cosines))
     first: Path | None = None
     for product in products:
@@ -127,7 +129,9 @@ def _make_group(
             by_threshold = product.method == "vc_soup" and settings.policy == "threshold"
             threshold = settings.threshold if by_threshold else None
             values = len(judgement.inputs.values)
-            plot_consistency(draft.output / HISTOGRAM, cosines, kept, threshold, values)
+            plot_consistency(
+                draft.output / HISTOGRAM, cosines[usable], kept[usable], threshold, values
+            )
             write_page(draft.output / PAGE, report, most, least)
             write_atomically(draft.output / REPORT, json.dumps(report, indent=1) + "\n")
         first = first or workspace.folder(product)
@@ -190,12 +194,13 @@ def _size_to_copy(workspace: Workspace, product: Product) -> int | None:
 
 
 MEND = {
-    "in another dataset too": "name other datasets",
-    "no reward": "see the column `failure` of its scores",
-    "tie of its own reward": "its reward cannot tell the answers apart; take another one",
-    "zero gap": "its rewards cannot tell the answers apart; take other rewards",
-    "below min_norm": "lower consistency.min_norm",
-    "by policy": "lower consistency.threshold, take the policy `ratio`, or drop the method",
+    HELD_OUT_ELSEWHERE: "give its datasets the same `heldout`, or the same `heldout_share`",
+    COMPARED_BEFORE: "name other datasets",
+    NO_REWARD: "see the column `failure` of its scores",
+    OWN_TIE: "its reward cannot tell the answers apart; take another one",
+    ZERO_GAP: "its rewards cannot tell the answers apart; take other rewards",
+    SHORT: "lower consistency.min_norm",
+    BY_POLICY: "lower consistency.threshold, take the policy `ratio`, or drop the method",
 }
 
 

@@ -33,6 +33,8 @@ def pairs_read(workspace: Workspace, product: Product) -> PairsRead:
         leaked=manifest["heldout_in_train_pairs"],
         rejected=manifest["rejected"],
         left_out=manifest["left_out"],
+        joined=manifest["joined"],
+        returned_prompts=manifest["returned_prompts"],
     )
 
 

@@ -31,6 +31,10 @@ class PairsRead:
     """Unusable rows by reason."""
     left_out: Mapping[str, int]
     """Rows that are fine but make no pair, by reason."""
+    joined: int
+    """Rows that are the other half of a pair: one response a row."""
+    returned_prompts: int
+    """Times that a prompt came back after others; only neighbouring rows are paired."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class PairsScored:
 
 @dataclass(frozen=True)
 class Patterns:
-    """One value's training pairs by the signs of their gaps, before and after each filter."""
+    """One value's usable pairs by the signs of their gaps, before and after each filter."""
 
     value: str
     all_pairs: Mapping[str, int]
@@ -82,7 +86,7 @@ class Agreement:
 
     value: str
     conflicts: Sequence[Sequence[float]]
-    """[N, N] share of the pairs in which two values prefer different answers."""
+    """[N, N] share of the usable pairs in which two values prefer different answers."""
     correlation: Sequence[Sequence[float | None]]
     """[N, N] of the gaps; None where one of the two does not vary."""
     policies: Sequence[Policy]

@@ -29,7 +29,8 @@ def filter_section(
     parts = [paragraph(text(
         "A pair's gap is positive (+) where a value's reward prefers the chosen answer, and "
         f"negative (−) where it prefers the rejected one. Signs stand in the order {order}. The "
-        "consistency c of a pair is the cosine between its gaps and the all-ones vector."
+        "consistency c of a pair is the cosine between its gaps and the all-ones vector. All "
+        "counts are of the usable pairs, those that no method leaves out."
     ))]  # fmt: skip
     agreement_of = {each.value: each for each in agreements}
     for each in patterns:
@@ -74,8 +75,8 @@ def _conflicts(agreement: Agreement, values: Sequence[str]) -> list[Html]:
     ]
     return [
         paragraph(text(
-            "Above the diagonal: pairs in which two values prefer different answers. Below: the "
-            "correlation of their gaps."
+            "Above the diagonal: usable pairs in which two values prefer different answers. "
+            "Below: the correlation of their gaps."
         )),
         plain_table(["", *values], rows),
     ]  # fmt: skip

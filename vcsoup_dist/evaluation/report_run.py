@@ -34,12 +34,13 @@ def facts_list(facts: Mapping[str, str]) -> Html:
 def data_section(pairs: Sequence[PairsRead], scores: Sequence[PairsScored]) -> Html:
     """Rows read, rejected and left out with reasons, and scored."""
     read = [
-        [text(each.dataset), *map(number, (each.rows, each.training, each.heldout, each.duplicates,
-                                           each.leaked, sum(each.left_out.values()),
+        [text(each.dataset), *map(number, (each.rows, each.training, each.heldout, each.joined,
+                                           each.duplicates, each.leaked,
+                                           sum(each.left_out.values()),
                                            sum(each.rejected.values())))]
         for each in pairs
     ]  # fmt: skip
-    titles = ["Data of", "Rows read", "To train on", "Held out", "Duplicates",
+    titles = ["Data of", "Rows read", "To train on", "Held out", "Other halves", "Duplicates",
               "Prompt held out", "Left out", "Rejected"]  # fmt: skip
     scored = [
         [text(each.dataset), text(each.value), *map(number, (
@@ -49,11 +50,18 @@ def data_section(pairs: Sequence[PairsRead], scores: Sequence[PairsScored]) -> H
     ]  # fmt: skip
     parts = [
         paragraph(text(
-            "Not trained on: pairs held out, duplicates of earlier pairs, pairs whose prompt is "
-            "held out, rows left out because they make no pair, and rejected rows, which are "
-            "faulty."
+            "Not trained on: pairs held out, rows that are the other half of a pair, duplicates of "
+            "earlier pairs, pairs whose prompt is held out, rows left out because they make no "
+            "pair, and rejected rows, which are faulty."
         )),
         plain_table(titles, read),
+    ]  # fmt: skip
+    parts += [
+        paragraph(text(
+            f"{each.dataset}: {each.returned_prompts:,} times a prompt comes back after others; "
+            "only rows that follow one another are paired."
+        ))
+        for each in pairs if each.returned_prompts
     ]  # fmt: skip
     for title, counts in (
         ("Rows left out", {each.dataset: each.left_out for each in pairs}),

@@ -76,7 +76,7 @@ def make_policies(recipe: Recipe, workspace: Workspace, products: Sequence[Produ
                 [str(folder / each["file"]) for each in report["files"]],
                 [str(folder / "heldout.parquet")],
                 [str(each.resolve()) for each in references],
-                report["pairs"],
+                report["comparison"]["usable"],
             )
             _launch(recipe, workspace, product, draft, recipe.training, policy=task)
 
