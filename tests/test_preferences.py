@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 
 import pytest
 import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vcsoup_dist.preferences import comparison
+from vcsoup_dist.preferences import canonical
 from vcsoup_dist.preferences.formats import detect_format, to_pair
 from vcsoup_dist.preferences.ordered import from_hh
 from vcsoup_dist.preferences.pair import BadRow, Pair, pair_id, prompt_id
@@ -55,6 +56,33 @@ GOOD = {
         [user("why?")],
     ),
     "hh": ({"chosen": HH + " a", "rejected": HH + " b"}, TURNS),
+    "hh whose start is cut": (
+        {"chosen": HH.lstrip() + " a", "rejected": HH.lstrip() + " b"},
+        TURNS,
+    ),
+    "hh beside its prompt": ({"prompt": HH, "chosen": HH + " a", "rejected": HH + " b"}, TURNS),
+    "hh beside an empty prompt": (
+        {"prompt": "", "chosen": HH + " a", "rejected": HH + " b"},
+        TURNS,
+    ),
+    "hh beside no prompt": ({"prompt": None, "chosen": HH + " a", "rejected": HH + " b"}, TURNS),
+    "hh as prompt, bare answers": ({"prompt": HH, "chosen": " a", "rejected": " b"}, TURNS),
+    "hh as prompt without its start": (
+        {"prompt": HH.strip() + " ", "chosen": "a", "rejected": "b"},
+        TURNS,
+    ),
+    "hh as prompt without the last mark": (
+        {"prompt": HH.removesuffix("\n\nAssistant:"), "chosen": "a", "rejected": "b"},
+        TURNS,
+    ),
+    "hh as prompt, answer messages": (
+        {"prompt": HH, "chosen": [assistant("a")], "rejected": [assistant("b")]},
+        TURNS,
+    ),
+    "the word Human in a prompt": (
+        {"prompt": "Human: who is that?", "chosen": "a", "rejected": "b"},
+        [user("Human: who is that?")],
+    ),
 }
 
 
@@ -84,6 +112,16 @@ BAD = {
         "rejected": [user("y"), assistant("b")],
     },
     "not UTF-8": {"prompt": "x", "chosen": "a\ud800", "rejected": "b"},
+    "one answer is a text, the other is not": {
+        "prompt": "x",
+        "chosen": "a",
+        "rejected": [assistant("b")],
+    },
+    "both answers begin with the whole prompt": {
+        "prompt": "Tell me all that you know about onions.",
+        "chosen": "Tell me all that you know about onions.\nThey are round.",
+        "rejected": "Tell me all that you know about onions. No.",
+    },
 }
 
 
@@ -127,11 +165,37 @@ def test_bad_hh_dialogues_are_refused(chosen, rejected, reason):
         to_pair({"chosen": chosen, "rejected": rejected}, "hh")
 
 
-@pytest.mark.parametrize("score", ["3.5", True, None, float("nan"), float("inf"), 10**400, [1]])
+@pytest.mark.parametrize(
+    "score", ["3.5", True, None, float("nan"), float("inf"), 10**400, [1], Decimal("sNaN")]
+)
 def test_a_score_that_is_no_number_makes_a_bad_row(score):
     row = {"prompt": "x", "chosen": "a", "rejected": "b", "s": score}
     with pytest.raises(BadRow, match="column `s`"):
         to_pair(row, "trl", ["s"])
+
+
+def test_answers_may_repeat_what_a_short_prompt_or_one_of_them_alone_says():
+    short = {"prompt": "Hi", "chosen": "Hi there", "rejected": "Hi."}
+    long = "Tell me all that you know about onions."
+    one = {"prompt": long, "chosen": long + " Gladly.", "rejected": "No."}
+    for row in (short, one):
+        pair = to_pair(row, detect_format(row))
+        assert (pair.prompt, pair.chosen) == ([user(row["prompt"])], row["chosen"])
+
+
+def test_a_file_of_whole_dialogues_may_hold_prompts_with_bare_answers_too():
+    whole = {"prompt": HH, "chosen": HH + " a", "rejected": HH + " b"}
+    bare = {"prompt": HH, "chosen": " a", "rejected": " b"}
+    assert detect_format(whole) == "hh"
+    assert to_pair(whole, "hh") == to_pair(bare, "hh") == to_pair(bare, "trl")
+    with pytest.raises(BadRow, match="begin with the whole prompt"):
+        to_pair(whole, "trl")
+
+
+@pytest.mark.parametrize("score", [Decimal("1.5"), 1.5])
+def test_a_score_may_be_a_decimal(score):
+    row = {"prompt": "x", "chosen": "a", "rejected": "b", "s": score}
+    assert to_pair(row, "trl", ["s"]).columns == {"s": 1.5}
 
 
 def test_scores_are_read_from_named_columns_only():
@@ -179,7 +243,7 @@ def test_an_id_is_the_hash_of_the_canonical_json(turns, answer):
 
 
 def test_a_text_that_is_longer_than_any_model_reads_is_refused(monkeypatch):
-    monkeypatch.setattr(comparison, "LONGEST", 5)
+    monkeypatch.setattr(canonical, "LONGEST", 5)
     row = {"prompt": "why?", "chosen": "short", "rejected": "b"}
     assert to_pair(row, "trl").chosen == "short"
     for column in row:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
-from vcsoup_dist.preferences import json_array, row_files
+from vcsoup_dist.preferences import first_rows, json_array, row_files
+from vcsoup_dist.preferences.messages import MissingColumn
 from vcsoup_dist.preferences.pair import BadRow, Pair
 from vcsoup_dist.preferences.row_files import count_rows, file_kind, read_file
 from vcsoup_dist.preferences.rows import read_pairs
@@ -162,6 +163,57 @@ def test_a_folder_is_read_by_datasets_with_its_splits(tmp_path: Path, monkeypatc
     assert number == 1 and isinstance(pair, Pair) and pair.chosen == "c"
     with pytest.raises(UserError, match="split nosuch"):
         pairs(tmp_path, subset="part", split="nosuch")
+
+
+LAYOUTS = {
+    "wrapped.json": (json.dumps({"data": ROWS[:2]}).encode(), "holds its rows as `data`"),
+    "indented.json": (json.dumps({"rows": ROWS[:2]}, indent=1).encode(), "its rows as `rows`"),
+    "objects.jsonl": (json.dumps(ROWS[0], indent=1).encode(), "objects of several lines"),
+    "array.jsonl": (ARRAY, "one JSON array.*call the file .json"),
+    "array.jsonl.gz": (gzip.compress(ARRAY), "one JSON array.*call the file .json"),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_json_that_is_neither_lines_nor_rows_in_an_array_says_how_to_mend_it(tmp_path, name):
+    data, reason = LAYOUTS[name]
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=reason) as refused:
+        pairs(tmp_path / name)
+    assert str(refused.value).startswith(f"{tmp_path / name}: ")
+
+
+def lines_of(path: Path, rows) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_columns_of_other_names_are_told_with_those_that_there_are(tmp_path: Path):
+    rows = [{"system": "s", "question": "q", "chosen": "a", "rejected": "b"}] * 3
+    file = lines_of(tmp_path / "orca.jsonl", rows)
+    for format in ("auto", "trl"):
+        with pytest.raises(UserError) as refused:
+            pairs(file, format=format)
+        assert "no column `prompt`; their columns are: system, question, chosen, rejected;" in str(
+            refused.value
+        )
+
+
+def test_a_score_column_that_no_row_has_is_told_after_the_first_rows(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(first_rows, "FIRST", 3)
+    file = lines_of(tmp_path / "p.jsonl", ROWS)
+    found = read_pairs(Located(str(file), None, None), columns=["score"])
+    assert [type(next(found)[1]) for _ in range(2)] == [MissingColumn] * 2
+    with pytest.raises(UserError, match="`score`, which none of the first 3 rows has; .*: s$"):
+        next(found)
+
+
+def test_a_score_column_that_some_row_has_makes_bad_rows_of_the_others(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(first_rows, "FIRST", 3)
+    without = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in ROWS[:9]]
+    for name, first in (("late", ROWS[:1]), ("null", [{**ROWS[0], "s": None}])):
+        found = pairs(lines_of(tmp_path / f"{name}.jsonl", first + without), columns=["s"])
+        assert {row.reason for _, row in found[1:]} == {"missing column `s`"} and len(found) == 10
 
 
 @pytest.mark.parametrize("name", ["p.csv", "p.jsonl.xz", "jsonl"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import groupby
 from pathlib import Path
 
 import pyarrow as pa
@@ -96,12 +97,33 @@ def test_a_row_of_pku_gives_two_values_their_own_order_and_the_labels_as_columns
         ({"response_1": ["x"]}, "`response_1` is no text"),
         ({"response_1": " "}, "empty response"),
         ({"response_1": PKU["response_0"]}, "chosen equals rejected"),
-        ({"response_0_severity_level": "mild"}, "score column `response_0_severity_level` is no"),
     ],
 )
 def test_a_bad_row_of_pku_is_refused_with_its_reason(changed, reason):
     with pytest.raises(BadRow, match=reason):
         to_pair({**PKU, **changed}, "pku", [], "better")
+
+
+@pytest.mark.parametrize(
+    ("changed", "column", "reason"),
+    [
+        ({"response_0_severity_level": "mild"}, "chosen_severity_level", "`response_0_severity_l"),
+        ({"safer_response_id": -1}, "rejected_safer", "`safer_response_id` is neither 0 nor 1"),
+    ],
+)
+def test_labels_of_pku_that_nothing_uses_may_hold_anything(changed, column, reason):
+    row = {**PKU, **changed}
+    assert to_pair(row, "pku", [], "better") == to_pair(PKU, "pku", [], "better")
+    with pytest.raises(BadRow, match=reason):
+        to_pair(row, "pku", [column], "better")
+
+
+@pytest.mark.parametrize("convert", [str, float, bool])
+def test_labels_of_pku_may_be_texts_or_truths(convert):
+    labels = {name: convert(PKU[name]) for name in ("better_response_id", "safer_response_id")}
+    for by in ("better", "safer"):
+        columns = [f"chosen_{by}", "rejected_safer"]
+        assert to_pair({**PKU, **labels}, "pku", columns, by) == to_pair(PKU, "pku", columns, by)
 
 
 def test_a_label_that_only_some_rows_have_leaves_out_the_others():
@@ -125,10 +147,26 @@ def test_ultrafeedback_pairs_its_best_and_worst_completion_and_keeps_their_ratin
     by_honesty = to_pair(row, "ultrafeedback", ["chosen_honesty", "rejected_honesty"], "honesty")
     assert (by_honesty.chosen, by_honesty.rejected) == ("Apple.", "Brick.")
     assert by_honesty.columns == {"chosen_honesty": 5, "rejected_honesty": 1}
+    unrated = ultrafeedback(completion("Apple.", 7.0), completion("Carrot.", 2.0, "N/A"))
     with pytest.raises(LeftOut, match="no rating for `rejected_honesty`"):
-        to_pair(row, "ultrafeedback", ["rejected_honesty"], "overall_score")
+        to_pair(unrated, "ultrafeedback", ["rejected_honesty"], "overall_score")
     with pytest.raises(BadRow, match="missing column `chosen_colour`"):
         to_pair(row, "ultrafeedback", ["chosen_colour"], "overall_score")
+
+
+def test_of_equal_completions_those_with_the_ratings_that_rewards_name_are_paired():
+    row = ultrafeedback(
+        completion("Apple.", 7.0, "N/A"),
+        completion("Pear.", 7.0, "2"),
+        completion("Fig.", 7.0, "4"),
+        completion("Brick.", 1.0, "N/A"),
+        completion("Stone.", 1.0, "1"),
+    )
+    columns = ["chosen_honesty", "rejected_honesty"]
+    pair = to_pair(row, "ultrafeedback", columns, "overall_score")
+    assert (pair.chosen, pair.rejected) == ("Pear.", "Stone.")
+    pair = to_pair(row, "ultrafeedback", ["rejected_honesty"], "overall_score")
+    assert (pair.chosen, pair.rejected) == ("Apple.", "Stone.")
 
 
 @pytest.mark.parametrize(
@@ -195,10 +233,12 @@ def test_a_bad_row_of_helpsteer_does_not_part_its_neighbours(tmp_path: Path):
     ]
     found, _ = read(tmp_path, rows, preferred_by="helpfulness")
     assert answers(found) == [("good", "bad")]
+    unrated = [number for number, each in found.items() if isinstance(each, LeftOut)]
+    assert unrated == [3, 4]
     assert reasons(found) == {
         2: "empty response",
-        3: "missing rating `helpfulness`",
-        4: "missing rating `helpfulness`",
+        3: "no rating for `helpfulness`",
+        4: "no rating for `helpfulness`",
         6: "empty prompt",
     }
 
@@ -223,6 +263,53 @@ def test_several_turns_of_helpsteer_become_messages(tmp_path: Path):
         user("Hi"), {"role": "assistant", "content": "Hello,\nyou"}, user("Why?")
     ]  # fmt: skip
     assert reasons(found) == {3: "wrong roles"}
+
+
+def test_turns_of_helpsteer_may_end_in_carriage_returns_and_stray_marks_are_refused(tmp_path):
+    prompt = "Hi\r\n<extra_id_1>Assistant\r\nHello\r\n<extra_id_1>User\r\nWhy?"
+    rows = [helpsteer(prompt, "good", 4), helpsteer(prompt, "bad", 1)]
+    rows += [helpsteer("Hi <extra_id_1>Assistant\nHello", "x", 1)]
+    found, _ = read(tmp_path, rows, preferred_by="helpfulness")
+    assert isinstance(found[2], Pair)
+    assert [each["content"] for each in found[2].prompt] == ["Hi", "Hello", "Why?"]
+    assert reasons(found) == {3: "`<extra_id_1>` that begins no turn"}
+
+
+TIED = st.tuples(st.sampled_from("ab"), st.integers(0, 2), st.booleans(), st.booleans())
+
+
+@given(st.lists(TIED, max_size=20))
+def test_equal_rows_of_a_prompt_yield_to_the_first_with_all_ratings(tmp_path_factory, drawn):
+    rows = [
+        helpsteer(prompt, f"r{i}", rating, good=1 if good else None, bad=1 if bad else None)
+        for i, (prompt, rating, good, bad) in enumerate(drawn)
+    ]
+    expected = []
+    for _, run in groupby(enumerate(drawn), key=lambda item: item[1][0]):
+        run = list(run)
+        best = max(run, key=lambda item: (item[1][1], item[1][2]))
+        worst = max(run, key=lambda item: (-item[1][1], item[1][3]))
+        if best[1][1] > worst[1][1] and best[1][2] and worst[1][3]:
+            expected.append((f"r{best[0]}", f"r{worst[0]}"))
+    found, _ = read(
+        tmp_path_factory.mktemp("rows"), rows,
+        preferred_by="helpfulness", columns=["chosen_good", "rejected_bad"],
+    )  # fmt: skip
+    assert answers(dict(sorted(found.items()))) == expected
+    assert not any(isinstance(each, BadRow) for each in found.values())
+
+
+def test_a_score_that_no_rated_row_has_is_told_with_those_that_there_are(tmp_path: Path):
+    for format, (rows, by, offered) in {
+        "helpsteer": (
+            [helpsteer("a", "x", 1), helpsteer("a", "y", 2)],
+            "helpfulness",
+            "chosen_helpfulness, chosen_verbosity, rejected_helpfulness, rejected_verbosity",
+        ),
+        "pku": ([PKU], "better", "chosen_better, rejected_better"),
+    }.items():
+        with pytest.raises(UserError, match=f"`chosen_x`, which none .* offers: {offered}$"):
+            read(tmp_path, rows, format=format, preferred_by=by, columns=["chosen_x"])
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 4)), max_size=30))

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import save_tiny_model, write_pairs
+from huggingface_hub import constants
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes
@@ -97,6 +98,41 @@ def test_a_folder_keeps_its_heldout_pairs_in_another_split(folder, tmp_path, mon
     assert [pair["prompt"][0]["content"] for pair in pairs] == [f"train {i}" for i in range(5)]
 
 
+def test_a_bare_name_of_held_out_data_is_a_split_even_beside_a_folder_of_that_name(folder):
+    for name in ("dataset", "validation"):
+        (folder / name).mkdir(exist_ok=True)
+    write_pairs(folder / "p.jsonl", 3)
+
+    def heldout(path: str, heldout: str) -> tuple[str | None, str | None]:
+        _, plan = planned(folder, {"path": path, "heldout": heldout})
+        read = next(product for product in plan if product.stage == "read")
+        source = read.sources.get("heldout")
+        return read.made_from["heldout"], source and source.source
+
+    assert heldout("dataset", "validation") == ("validation", None)
+    assert heldout("dataset", "./validation") == (None, str(folder / "validation"))
+    assert heldout("dataset", "p.jsonl") == (None, str(folder / "p.jsonl"))
+    assert heldout("p.jsonl", "validation") == (None, str(folder / "validation"))
+
+
+def test_a_hub_dataset_is_read_at_the_commit_that_its_revision_means(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    refs = tmp_path / "datasets--some--pairs" / "refs"
+    refs.mkdir(parents=True)
+    for name, commit in (("main", "0123"), ("v1", "4567"), ("v1.0", "4567")):
+        (refs / name).write_text(commit)
+
+    def read(**data: str):
+        plan = planned(folder, {"path": "some/pairs", **data})[1]
+        return next(product for product in plan if product.stage == "read")
+
+    assert read().sources["data"].revision == "0123"
+    assert read(revision="v1").sources["data"].revision == "4567"
+    assert read(revision="v1").fingerprint == read(revision="v1.0").fingerprint
+    assert read(revision="v1").fingerprint != read().fingerprint
+
+
 MISTAKES = {
     "trl decides": ({"path": "p.jsonl", "format": "trl", "preferred_by": "x"}, "format `trl` says"),
     "pku's names": (
@@ -107,6 +143,15 @@ MISTAKES = {
     "missing packed file": ({"path": "data/none.jsonl.zst"}, "path: no such file: data/none"),
     "another kind": ({"path": "judge.py"}, "path: judge.py is no .jsonl, .*; convert it"),
     "missing heldout": ({"path": "p.jsonl", "heldout": "test"}, "heldout: no such file: test"),
+    "missing heldout path": (
+        {"path": "base", "heldout": "./none"},
+        "heldout: no such file: ./none",
+    ),
+    "revision of a file": (
+        {"path": "p.jsonl", "revision": "main"},
+        "data.revision: p.jsonl is a local path",
+    ),
+    "revision of others": ({"pairs_of": ["kind"], "revision": "x"}, "revision: `pairs_of` takes"),
 }
 
 

@@ -91,12 +91,19 @@ def test_too_many_bad_rows_are_refused_with_share_reason_and_row(tmp_path: Path)
     write(tmp_path, source([*rows, *(pair(i) for i in range(1, 7))]), max_bad_rows=0.3)
 
 
+def test_bad_rows_are_judged_among_those_that_should_make_a_pair(tmp_path: Path):
+    rows = [BadRow("x"), *map(pair, range(9)), *[None] * 5, *[LeftOut("tie")] * 85]
+    with pytest.raises(UserError, match=r"1 of 10 rows \(10.0%\) .*\(90 other rows are ties"):
+        write(tmp_path, source(rows), max_bad_rows=0.05)
+    write(tmp_path, source(rows), max_bad_rows=0.1)
+
+
 def test_rows_that_make_no_pair_are_counted_but_not_judged(tmp_path: Path, caplog):
     rows = [LeftOut("tie"), None, pair(0), LeftOut("alone"), LeftOut("tie"), BadRow("x"), pair(1)]
     train = source([*rows, *(pair(i) for i in range(2, 5))])
     train.tally["returned_prompts"] = 3
     with caplog.at_level("INFO", "vcsoup"):
-        manifest = write(tmp_path, train, source([pair(9), LeftOut("tie")]), max_bad_rows=0.1)
+        manifest = write(tmp_path, train, source([pair(9), LeftOut("tie")]), max_bad_rows=0.2)
     assert manifest["left_out"] == {"alone": 1, "tie": 3}
     assert (manifest["joined"], manifest["returned_prompts"]) == (1, 3)
     placed = manifest["train"] + manifest["heldout"] + manifest["joined"]

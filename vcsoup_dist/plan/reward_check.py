@@ -9,8 +9,8 @@ from rich.console import Console
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
+from vcsoup_dist.plan.data_check import first_pair
 from vcsoup_dist.preferences.pair import Pair
-from vcsoup_dist.preferences.rows import read_pairs
 from vcsoup_dist.recipe import CallableReward, ColumnsReward, Recipe
 from vcsoup_dist.scoring.reward_check import (
     Checked,
@@ -87,20 +87,10 @@ def _check(rewards: Rewards, source: Located | None, example: Pair) -> Checked:
 def _first_pair(recipe: Recipe, plan: Sequence[Product]) -> Pair:
     """The first pair of the first dataset, with the columns that rewards name."""
     product = next(each for each in plan if each.stage == "read")
-    data = recipe.values[str(product.dataset)].data
-    assert data is not None
-    rows = read_pairs(
-        product.sources["data"],
-        format=data.format,
-        preferred_by=data.preferred_by,
-        subset=data.subset,
-        split=data.split,
-        columns=product.made_from["columns"],
-    )
-    for _, row in rows:
-        if isinstance(row, Pair):
-            return row
-    raise UserError(f"values.{product.dataset}.data: no row of it can be read as a pair")
+    found = first_pair(recipe, product, product.sources["data"])
+    if found is None:
+        raise UserError(f"values.{product.dataset}.data: no row of it can be read as a pair")
+    return found
 
 
 def _show(console: Console, names: str, checked: Checked) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.preferences.comparison import Comparison, canonical
-from vcsoup_dist.preferences.messages import column
-from vcsoup_dist.preferences.ordered import HH_TURN, from_hh, from_trl
+from vcsoup_dist.preferences.canonical import Comparison, canonical
+from vcsoup_dist.preferences.messages import MissingColumn, column
+from vcsoup_dist.preferences.ordered import HH_START, HH_TURN, from_hh, from_trl
 from vcsoup_dist.preferences.pair import BadRow, LeftOut, Pair, Row
 from vcsoup_dist.preferences.rated import (
     PKU_LABELS,
@@ -23,7 +23,7 @@ from vcsoup_dist.preferences.rated import (
 )
 
 ORDERED: dict[str, Callable[[Row], Comparison]] = {"trl": from_trl, "hh": from_hh}
-RATED: dict[str, Callable[[Row, str], Comparison]] = {
+RATED: dict[str, Callable[[Row, str, Sequence[str]], Comparison]] = {
     "pku": from_pku,
     "ultrafeedback": from_ultrafeedback,
 }
@@ -38,12 +38,15 @@ def detect_format(row: Row) -> str:
             return "pku"
         if "response" in row:
             return "helpsteer"
-    chosen = column(row, "chosen")
-    if isinstance(chosen, str) and row.get("prompt") is None and HH_TURN.search(chosen):
-        return "hh"
-    if isinstance(chosen, list) or row.get("prompt") is not None:
+    chosen, prompt = column(row, "chosen"), row.get("prompt")
+    if isinstance(chosen, str):
+        if prompt is None and HH_TURN.search(chosen):
+            return "hh"
+        if isinstance(prompt, str) and chosen.startswith(HH_START):
+            return "hh"
+    if isinstance(chosen, list) or prompt is not None:
         return "trl"
-    raise BadRow("missing column `prompt`")
+    raise MissingColumn("prompt", row, row)
 
 
 def check_preferred_by(row: Row, format: str, preferred_by: str | None) -> None:
@@ -71,7 +74,7 @@ def _offered(row: Row, format: str) -> list[str]:
     if format == "pku":
         found = [name for name, label in PKU_LABELS.items() if row.get(label) is not None]
         if not found:
-            raise BadRow(f"missing column `{PKU_LABELS['better']}`")
+            raise MissingColumn(PKU_LABELS["better"], row, row)
         return found
     if format == "ultrafeedback":
         rated = [ultrafeedback_ratings(each) for each in completions(row)]
@@ -96,4 +99,4 @@ def to_pair(
     if format in ORDERED:
         return canonical(ORDERED[format](row), columns)
     assert preferred_by is not None, format
-    return canonical(RATED[format](row, preferred_by), columns)
+    return canonical(RATED[format](row, preferred_by, columns), columns)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from vcsoup_dist.preferences.comparison import LONGEST
+from vcsoup_dist.preferences.canonical import LONGEST
 
 READ = 1 << 16  # characters
 LONGEST_ITEM = 8 * LONGEST  # characters

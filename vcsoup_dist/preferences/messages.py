@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vcsoup_dist.preferences.pair import BadRow, Message, Row
 
 
+class MissingColumn(BadRow):
+    """A row that has nothing under `name`."""
+
+    def __init__(self, name: str, row: Row, there: Iterable[str]) -> None:
+        super().__init__(f"missing column `{name}`")
+        self.name = name
+        self.absent = name not in row
+        """False where it has the column, but no value."""
+        self.there = tuple(there)
+        """Names that it might have been."""
+
+
 def column(row: Row, name: str) -> Any:
-    """What a row has under `name`; raises BadRow where that is nothing."""
+    """What a row has under `name`; raises MissingColumn where that is nothing."""
     if row.get(name) is None:
-        raise BadRow(f"missing column `{name}`")
+        raise MissingColumn(name, row, row)
     return row[name]
 
 

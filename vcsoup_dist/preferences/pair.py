@@ -51,6 +51,12 @@ def pair_id(prompt: Sequence[Message], chosen: str, rejected: str) -> str:
     )
 
 
+def answers_id(prompt: Sequence[Message], one: str, other: str) -> str:
+    """16 hex digits that name two answers to a prompt, whichever is preferred; raises BadRow."""
+    answers = ",".join(map(quoted, sorted((one, other))))
+    return _hash(f'{{"answers":[{answers}],"prompt":{_canonical(prompt)}}}')
+
+
 def prompt_id(prompt: Sequence[Message]) -> str:
     """16 hex digits that name a prompt, whatever dataset it comes from; raises BadRow."""
     return _hash(_canonical(prompt))

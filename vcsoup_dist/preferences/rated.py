@@ -7,8 +7,9 @@ ultrafeedback  instruction and completions, each with a response, an overall_sco
 helpsteer      a row is one rated response; rows of one prompt follow one another (HelpSteer,
                HelpSteer2); several user turns are parted by `<extra_id_1>`
 
-The best and the worst answer make the pair, the earliest where ratings are equal. Whatever is rated
-becomes two columns of it: chosen_<name> and rejected_<name>.
+The best and the worst answer make the pair. Where ratings are equal it is the earliest that has all
+the ratings that rewards name, or the earliest at all. Whatever is rated becomes two columns of the
+pair: chosen_<name> and rejected_<name>.
 """
 
 from __future__ import annotations
@@ -18,12 +19,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vcsoup_dist.preferences.comparison import Comparison, is_number, number
-from vcsoup_dist.preferences.messages import as_messages, check_prompt, column, text_column
+from vcsoup_dist.preferences.canonical import Comparison, is_number, number
+from vcsoup_dist.preferences.messages import (
+    MissingColumn,
+    as_messages,
+    check_prompt,
+    column,
+    text_column,
+)
 from vcsoup_dist.preferences.pair import BadRow, LeftOut, Message, Row
 
 PKU_LABELS = {"better": "better_response_id", "safer": "safer_response_id"}
-HELPSTEER_TURN = re.compile(r"(?:^|\n)<extra_id_1>(User|Assistant)\n")
+HELPSTEER_MARK = "<extra_id_1>"
+HELPSTEER_TURN = re.compile(rf"(?:^|\r?\n){HELPSTEER_MARK}(User|Assistant)\r?\n")
 HELPSTEER_ROLES = {"User": "user", "Assistant": "assistant"}
 ULTRAFEEDBACK_SCORES = ("overall_score", "fine-grained_score")
 
@@ -45,33 +53,48 @@ def compared(best: Rated, worst: Rated) -> Comparison:
     return Comparison(best.prompt, best.text, worst.text, found, unrated)
 
 
-def from_pku(row: Row, preferred_by: str) -> Comparison:
-    """The response that is better or safer against the other; raises BadRow."""
+def has_all(rated: Rated, side: str, columns: Sequence[str]) -> bool:
+    """Whether an answer has the ratings that `columns` name of its `side`, chosen or rejected."""
+    names = (name.removeprefix(f"{side}_") for name in columns if name.startswith(f"{side}_"))
+    return all(rated.ratings.get(name) is not None for name in names)
+
+
+def from_pku(row: Row, preferred_by: str, columns: Sequence[str]) -> Comparison:
+    """The response that is better or safer against the other; raises BadRow.
+
+    A label or severity that neither `preferred_by` nor `columns` name may hold anything.
+    """
     prompt = as_messages(column(row, "prompt"))
+    used = {preferred_by, *(name.split("_", 1)[-1] for name in columns)}
+    label = PKU_LABELS[preferred_by]
+    named = _label(row, label)
+    if named is None:
+        raise MissingColumn(label, row, row)
     answers = []
     for i in (0, 1):
-        ratings: dict[str, float | None] = {
-            name: _is_response(row, label, i) for name, label in PKU_LABELS.items()
-        }
+        ratings: dict[str, float | None] = {}
+        for name, label in PKU_LABELS.items():
+            found = _label(row, label) if name in used else None
+            ratings[name] = None if found is None else float(found == i)
         severity = f"response_{i}_severity_level"
         if severity in row:
-            ratings["severity_level"] = number(row, severity) if row[severity] is not None else None
+            wanted = "severity_level" in used and row[severity] is not None
+            ratings["severity_level"] = number(row, severity) if wanted else None
         answers.append(Rated(prompt, text_column(row, f"response_{i}"), ratings))
-    column(row, PKU_LABELS[preferred_by])
-    first, second = answers
-    return compared(*((first, second) if first.ratings[preferred_by] else (second, first)))
+    return compared(answers[named], answers[1 - named])
 
 
-def _is_response(row: Row, label: str, i: int) -> float | None:
-    """1 where the label names response i, 0 where the other; None without the label."""
-    if row.get(label) is None:
+def _label(row: Row, label: str) -> int | None:
+    """Which response a label names, 0 or 1; None without the label; raises BadRow."""
+    given = row.get(label)
+    if given is None:
         return None
-    if row[label] not in (0, 1):
+    if given not in (0, 1, "0", "1"):
         raise BadRow(f"`{label}` is neither 0 nor 1")
-    return float(row[label] == i)
+    return int(given)
 
 
-def from_ultrafeedback(row: Row, preferred_by: str) -> Comparison:
+def from_ultrafeedback(row: Row, preferred_by: str, columns: Sequence[str]) -> Comparison:
     """The best completion against the worst; raises BadRow or LeftOut.
 
     A completion without text or without that rating takes no part.
@@ -88,7 +111,8 @@ def from_ultrafeedback(row: Row, preferred_by: str) -> Comparison:
     def rating(answer: Rated) -> float:
         return answer.ratings[preferred_by] or 0.0
 
-    best, worst = max(answers, key=rating), min(answers, key=rating)
+    best = max(answers, key=lambda each: (rating(each), has_all(each, "chosen", columns)))
+    worst = min(answers, key=lambda each: (rating(each), not has_all(each, "rejected", columns)))
     if rating(best) == rating(worst):
         raise LeftOut(f"tie by `{preferred_by}`")
     return compared(best, worst)
@@ -142,7 +166,10 @@ def helpsteer_ratings(row: Row) -> list[str]:
 def _turns(text: str) -> list[Message]:
     opening, *parts = HELPSTEER_TURN.split(text)
     turns = [{"role": "user", "content": opening}] if opening or not parts else []
-    return turns + [
+    turns += [
         {"role": HELPSTEER_ROLES[speaker], "content": content}
         for speaker, content in zip(parts[::2], parts[1::2], strict=True)
     ]
+    if any(HELPSTEER_MARK in each["content"] for each in turns):
+        raise BadRow(f"`{HELPSTEER_MARK}` that begins no turn")
+    return turns

@@ -9,19 +9,23 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.preferences.comparison import LONGEST
-from vcsoup_dist.preferences.json_array import Malformed, array_items, is_array
+from vcsoup_dist.preferences.canonical import LONGEST
+from vcsoup_dist.preferences.json_array import BOM, READ, Malformed, array_items, is_array
 from vcsoup_dist.preferences.pair import BadRow, Row
 
 CUT = 500  # characters of a bad row that are kept for its reader
 LONGEST_LINE = 8 * LONGEST  # bytes; room for a few long texts with their escapes
 ROWS_PER_BATCH = 256
+ARRAY_OF_ROWS = re.compile(rb"\s*\[\s*\{")
+WRAPPED_ROWS = re.compile(rb'\s*\{\s*"(data|rows|train|examples|instances)"\s*:\s*\[\s*\{')
+OPEN_BRACE = re.compile(rb"\s*\{[ \t]*\r?\n")
 ENDINGS: dict[str, Literal["json", "parquet"]] = {
     **{f".{kind}{packed}": "json" for kind in ("jsonl", "json") for packed in ("", ".gz", ".zst")},
     ".parquet": "parquet",
@@ -76,11 +80,30 @@ def _damage() -> tuple[type[Exception], ...]:
 
 def _json(path: Path) -> Iterator[tuple[int, Row | BadRow]]:
     with _open(path) as file:
+        _check_layout(path, file)
         if _holds_array(path, file):
             for number, item in enumerate(array_items(file), start=1):
                 yield number, item if isinstance(item, dict) else BadRow("no JSON object")
         else:
             yield from _lines(file)
+
+
+def _check_layout(path: Path, file: io.BufferedReader) -> None:
+    """Say what is one JSON text but neither JSON Lines nor an array of rows; raises UserError."""
+    start = file.peek(READ)[:READ].removeprefix(BOM)
+    if ".jsonl" in path.suffixes and ARRAY_OF_ROWS.match(start):
+        raise UserError(f"{path}: one JSON array, not a row per line; call the file .json")
+    if found := WRAPPED_ROWS.match(start):
+        name = found[1].decode()
+        raise UserError(
+            f"{path}: one JSON object that holds its rows as `{name}`; write that array by itself "
+            f"(jq -c '.{name}[]' makes it JSON Lines)"
+        )
+    if OPEN_BRACE.match(start):
+        raise UserError(
+            f"{path}: JSON objects of several lines each; write a row per line (jq -c . does), or "
+            "an array to a .json file"
+        )
 
 
 def _holds_array(path: Path, file: io.BufferedReader) -> bool:

@@ -10,7 +10,8 @@ from typing import Any
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
-from vcsoup_dist.preferences.comparison import Comparison, canonical
+from vcsoup_dist.preferences.canonical import Comparison, canonical
+from vcsoup_dist.preferences.first_rows import watched
 from vcsoup_dist.preferences.formats import check_preferred_by, detect_format, to_pair
 from vcsoup_dist.preferences.neighbours import pair_neighbours
 from vcsoup_dist.preferences.pair import BadRow, LeftOut, Pair, Row
@@ -36,8 +37,24 @@ def read_pairs(
 
     `source` is a file of a kind that `row_files` knows, or a folder or hub id that `datasets` can
     load. `tally` gets the number of `returned_prompts`, see `neighbours`. Raises UserError where
-    the dataset cannot be read at all, or does not have what `preferred_by` names.
+    the dataset cannot be read at all, or does not have what `preferred_by` or `columns` name, or
+    the columns of any format.
     """
+    found = _read(
+        source, format, preferred_by, subset, split, columns, Counter() if tally is None else tally
+    )
+    return watched(source.source, found, columns)
+
+
+def _read(
+    source: Located,
+    format: str,
+    preferred_by: str | None,
+    subset: str | None,
+    split: str,
+    columns: Sequence[str],
+    tally: Counter[str],
+) -> Iterator[tuple[int, Read]]:
     path = Path(source.source)
     rows = iter(read_file(path) if path.is_file() else _hub(source, subset, split))
     for number, row in rows:
@@ -54,7 +71,6 @@ def read_pairs(
         return
     if known == "helpsteer":
         assert preferred_by is not None
-        tally = Counter() if tally is None else tally
         yield from _paired(rows, preferred_by, columns, tally)
         return
     for number, row in rows:
@@ -83,7 +99,7 @@ def _settle(source: Located, row: Row | BadRow, format: str, preferred_by: str |
 def _paired(
     rows: Rows, preferred_by: str, columns: Sequence[str], tally: Counter[str]
 ) -> Iterator[tuple[int, Read]]:
-    for number, found in pair_neighbours(_rated(rows), preferred_by, tally):
+    for number, found in pair_neighbours(_rated(rows), preferred_by, columns, tally):
         try:
             yield number, canonical(found, columns) if isinstance(found, Comparison) else found
         except BadRow as bad:
@@ -103,7 +119,8 @@ def _rated(rows: Rows) -> Iterator[tuple[int, Rated | BadRow]]:
 def _shown(bad: BadRow, row: Any) -> BadRow:
     """A bad row with as much of its text as its reader needs."""
     text = bad.text or (str(row) if not isinstance(row, BadRow) else "")
-    return BadRow(bad.reason, text.encode(errors="replace").decode()[:CUT])
+    bad.text = text.encode(errors="replace").decode()[:CUT]
+    return bad.with_traceback(None)  # which would keep the row
 
 
 def _hub(source: Located, subset: str | None, split: str) -> Iterator[tuple[int, Row]]:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import write_atomically
 from vcsoup_dist.preferences.id_set import IdSet
-from vcsoup_dist.preferences.pair import BadRow, LeftOut, Pair, prompt_id
+from vcsoup_dist.preferences.pair import BadRow, LeftOut, Pair
 from vcsoup_dist.preferences.rows import Read
 from vcsoup_dist.scoring.pair_files import (
     HELD_OUT,
@@ -91,19 +91,21 @@ def write_pairs(
         rejected = files.enter_context(AppendedTable(folder / REJECTED_ROWS, REJECTED))
         held_out = files.enter_context(AppendedTable(folder / HELD_OUT, schema))
         for pair in unseen(heldout, rejected) if heldout else ():
-            heldout_prompts.add(int(prompt_id(pair.prompt), 16))
-            held_out.add(pair_row(pair))
+            row = pair_row(pair)
+            heldout_prompts.add(int(row["prompt_id"], 16))
+            held_out.add(row)
             counts["heldout"] += 1
         for pair in unseen(train, rejected):
-            prompt = int(prompt_id(pair.prompt), 16)
+            row = pair_row(pair)
+            prompt = int(row["prompt_id"], 16)
             if prompt in heldout_prompts:
                 leaked_prompts.add(prompt)
                 counts["leaked"] += 1
             elif heldout is None and prompt < heldout_share * 2**64:
-                held_out.add(pair_row(pair))
+                held_out.add(row)
                 counts["heldout"] += 1
             else:
-                shard.append(pair_row(pair))
+                shard.append(row)
                 counts["train"] += 1
                 if len(shard) == shard_pairs:
                     flush()
@@ -161,12 +163,16 @@ def _judge(source: Source, max_bad_rows: float, folder: Path) -> None:
     bad = source.rejected.total()
     if not bad:
         return
+    # A dataset of ratings is no better for having several rows a pair, or many ties.
+    judged = source.read - source.joined - source.left_out.total()
     reason, times = source.rejected.most_common(1)[0]
     found = (
-        f"{source.name}: {bad} of {source.read} rows ({bad / source.read:.1%}) cannot be used; "
+        f"{source.name}: {bad} of {judged} rows ({bad / judged:.1%}) cannot be used; "
         f"most often ({times}): {reason}, first in row {source.first_row[reason]}"
     )
-    if bad > max_bad_rows * source.read:
+    if judged < source.read:
+        found += f" ({source.read - judged} other rows are ties and the like, or halves of pairs)"
+    if bad > max_bad_rows * judged:
         raise UserError(
             f"{found}; see {folder / REJECTED_ROWS}, and mend them or raise scoring.max_bad_rows "
             f"({max_bad_rows:g})"

@@ -1,13 +1,15 @@
-"""What every format is read into: two answers in order, and the numbers beside them."""
+"""What every format is read into, two answers in order, and the pair that this becomes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
 from typing import Any
 
-from vcsoup_dist.preferences.messages import check_prompt, column
+from vcsoup_dist.preferences.messages import MissingColumn, check_prompt
 from vcsoup_dist.preferences.pair import BadRow, LeftOut, Message, Pair, pair_id
 
 LONGEST = 1 << 22  # characters of a text, about a million tokens; beyond it the file is broken
@@ -47,15 +49,17 @@ def canonical(found: Comparison, columns: Sequence[str] = ()) -> Pair:
 
 def is_number(value: Any) -> bool:
     """Whether a value of a row can be a score or a rating."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, Real | Decimal) and not isinstance(value, bool)
 
 
 def number(row: Mapping[str, Any], name: str) -> float:
     """The finite number that a row has under `name`; raises BadRow."""
-    value = column(row, name)
+    value = row.get(name)
+    if value is None:
+        raise MissingColumn(name, row, (each for each in row if is_number(row[each])))
     try:
         found = float(value) if is_number(value) else math.nan
-    except OverflowError:
+    except (OverflowError, ValueError):  # an integer too large, a signalling NaN
         found = math.nan
     if not math.isfinite(found):
         raise BadRow(f"score column `{name}` is no number")
