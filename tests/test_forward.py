@@ -23,7 +23,7 @@ from vcsoup_dist.forward.answers import (
     sum_per_sequence,
 )
 from vcsoup_dist.forward.attention import NAMES, choose_attention, register_kernels
-from vcsoup_dist.forward.hidden import can_pack
+from vcsoup_dist.forward.hidden import can_pack, longest_together
 from vcsoup_dist.forward.logprobs import Transform
 from vcsoup_dist.forward.packing import budget_batches, pack
 from vcsoup_dist.forward.template import (
@@ -229,6 +229,34 @@ def test_positions_that_depend_on_the_pack_are_refused_beyond_the_original_conte
     check_architecture(config, 64)
     with pytest.raises(UserError, match="training.max_length: .*set it to 64 or less"):
         check_architecture(config, 65)
+
+
+LONG_ROPE = {"short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 4.0, 8.0]}
+
+
+def test_long_positions_too_are_refused_beyond_the_original_context():
+    config = transformers.Phi3Config(
+        **SMALL,
+        max_position_embeddings=128,
+        original_max_position_embeddings=32,
+        rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, **LONG_ROPE},
+    )
+    check_architecture(config, 32)
+    with pytest.raises(UserError, match="training.max_length: .*set it to 32 or less"):
+        check_architecture(config, 33)
+
+
+def test_the_length_up_to_which_sequences_go_together_is_found_wherever_a_config_has_it():
+    plain = transformers.LlamaConfig(**SMALL, max_position_embeddings=64)
+    assert longest_together(plain) is None
+    assert longest_together(transformers.GPT2Config()) is None  # it has no rotary positions
+    by_layer = transformers.Gemma3TextConfig(**SMALL, max_position_embeddings=64)
+    assert longest_together(by_layer) is None
+    by_layer.rope_parameters["full_attention"] |= {
+        "rope_type": "longrope",
+        "original_max_position_embeddings": 16,
+    }
+    assert longest_together(by_layer) == 16
 
 
 def test_a_head_whose_scale_is_not_known_is_refused():

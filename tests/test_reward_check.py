@@ -93,7 +93,8 @@ def test_values_of_one_model_are_shown_together_with_the_example_and_its_rewards
             "wrong .*loses the response's end of",
         ),
         ({"spread": 1e-9}, {}, "wrong .*reward of good is the same after another prompt"),
-        ({}, {"output": 7}, "wrong .*no output 7"),
+        ({}, {"output": 7}, "wrong .*values.good: no output 7"),
+        ({}, {"max_length": 8}, "note .*response alone is longer than 8 tokens"),
     ],
 )
 def test_what_is_often_wrong_is_found(tmp_path, capsys, model, settings, message):
@@ -105,6 +106,13 @@ def test_what_is_often_wrong_is_found(tmp_path, capsys, model, settings, message
         check(tmp_path, good=reward)
     shown = " ".join(capsys.readouterr().out.split())
     assert re.search(message, shown), shown
+
+
+def test_a_function_that_gives_both_answers_the_same_reward_is_noted(tmp_path, capsys):
+    (tmp_path / "rewards.py").write_text("def one(prompt, response):\n    return 1")
+    check(tmp_path, same={"callable": "rewards.py:one"})
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "note the reward of same is the same for both answers" in shown
 
 
 def test_a_reward_of_the_response_alone_is_not_blamed_for_ignoring_the_prompt(tmp_path, capsys):

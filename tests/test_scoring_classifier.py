@@ -12,12 +12,14 @@ import pytest
 import torch
 import transformers
 from conftest import WORDS, save_tiny_model, save_tiny_tokenizer, sentence
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from tokenizers import processors
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import ClassifierReward
+from vcsoup_dist.scoring.heads import are_rounded
 from vcsoup_dist.scoring.rewards import load_reward, score_all
 from vcsoup_dist.scoring.texts import prompt_text
 from vcsoup_dist.scoring.ways import Packed, PaddedLastToken, padded_batches
@@ -135,6 +137,46 @@ def test_scores_equal_single_forwards_for_any_batches(tmp_path: Path, name: str,
     np.testing.assert_allclose(alone[:, 0], expected[:3, 1], atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_positions_that_depend_on_the_longest_text_are_those_of_a_text_alone(tmp_path, kind):
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0}
+    if kind == "longrope":
+        factors = {"short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 4.0, 8.0]}
+        config = transformers.Phi3Config(
+            **SIZES, num_key_value_heads=2, max_position_embeddings=128,
+            original_max_position_embeddings=32, rope_parameters=rope | factors,
+        )  # fmt: skip
+    else:
+        config = transformers.LlamaConfig(
+            **SIZES, num_key_value_heads=2, max_position_embeddings=32, rope_parameters=rope
+        )
+    scorer = load(save_classifier(tmp_path, config, 0))
+    texts = draw_texts(16)
+    encoded = scorer.encode(texts)
+    lengths = [len(text.ids) for text in encoded]
+    assert min(lengths) < 32 and (max(lengths) > 40 or kind == "dynamic")
+    expected = logits_of_ids(tmp_path, [text.ids for text in encoded])[:, 0]
+    assert "packed (segments), texts of more than 32 tokens apart" in scorer.description
+    for tokens_per_batch in (1, 90, 8192):
+        scorer.tokens_per_batch = tokens_per_batch
+        np.testing.assert_allclose(rewards_of(scorer, texts)[:, 0], expected, atol=1e-5)
+
+
+def logits_of_ids(folder: Path, rows: list[list[int]]) -> np.ndarray:
+    """Logits [texts, outputs] by transformers alone, one text of token ids at a time."""
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    model.config.pad_token_id = None  # then it pools the very last token
+    with torch.no_grad():
+        return np.array([model(torch.tensor([ids])).logits[0].double().numpy() for ids in rows])
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_bf16_rewards_of_an_encoder_do_not_tie(tmp_path: Path, name: str):
+    scorer = load(save_classifier(tmp_path, CONFIGS[name], 0), dtype="bf16")
+    assert not are_rounded(scorer.choice.outputs)
+    assert len(set(rewards_of(scorer, draw_texts(100))[:, 0])) > 90
+
+
 @pytest.mark.parametrize("truncate", ["start", "end"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral, sliding window"])
 def test_cut_texts_score_the_same_alone_and_with_those_they_share_a_prompt_with(
@@ -177,6 +219,7 @@ def test_a_model_whose_texts_leak_into_each_other_is_run_one_by_one(llama, monke
         monkeypatch.setattr(way, "run", leak(way.run))
     scorer = load(llama, dtype=dtype)
     assert "one text at a time" in scorer.description
+    assert "not packed (segments), which changes its outputs; not padded" in scorer.description
     tolerance = {"fp32": 1e-5, "bf16": 0.1}[dtype]
     np.testing.assert_allclose(rewards_of(scorer, texts)[:, 0], expected, atol=tolerance)
 
@@ -218,10 +261,18 @@ def test_one_model_gives_the_rewards_of_several_values(llama: Path):
     np.testing.assert_allclose(rewards_of(scorer, texts), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("unknown", [3, -1, "LABEL_9"])
-def test_an_output_that_is_not_there_is_refused_with_those_that_are(llama: Path, unknown):
-    with pytest.raises(UserError, match="no output .* outputs 0 to 2 and names .*LABEL_2"):
-        load(llama, output=unknown)
+@pytest.mark.parametrize("unknown", [3, "LABEL_9"])
+def test_an_output_that_is_not_there_is_refused_by_its_value_with_those_that_are(llama, unknown):
+    rewards = [ClassifierReward(classifier=str(llama), output=output) for output in (0, unknown)]
+    wanted = "values.cheap: no output .* outputs 0 to 2 and names .*LABEL_2"
+    with pytest.raises(UserError, match=wanted):
+        load_reward(rewards, Located(str(llama), None, None), values=["good", "cheap"])
+
+
+@pytest.mark.parametrize("wrong", [-1, True, 1.0])
+def test_an_output_is_an_index_or_a_name(wrong):
+    with pytest.raises(ValidationError, match="output"):
+        ClassifierReward(classifier="m", output=wrong)
 
 
 def test_softmax_of_a_single_output_is_refused(tmp_path: Path):
@@ -290,8 +341,33 @@ def test_truncated_texts_are_counted_and_equal_the_cut_text_scored_alone(llama: 
 
 
 def test_a_length_beyond_the_model_is_refused(llama: Path):
-    with pytest.raises(UserError, match="max_length 101 is more than the model's 100"):
-        load(llama, max_length=101)
+    with pytest.raises(UserError, match="max_length 129 is more than the 128 positions of the mod"):
+        load(llama, max_length=129)
+
+
+def test_a_length_overrules_the_tokenizers_limit(llama: Path):
+    assert "at most 100 tokens (the tokenizer's limit)" in load(llama).description
+    assert "at most 128 tokens (max_length)" in load(llama, max_length=128).description
+
+
+def test_positions_that_count_from_the_pad_token_are_fewer_than_the_table(tmp_path: Path):
+    pad = 2
+    config = transformers.RobertaConfig(**SIZES, max_position_embeddings=20, type_vocab_size=1)
+    scorer = load(save_classifier(tmp_path, config, pad), text="pair")
+    scored = scorer.score(scorer.encode(draw_texts(12)))
+    assert scorer.limit.tokens == 20 - pad - 1 and scored.truncated > 6 and not scored.failures
+
+
+def test_a_limit_below_one_is_none(tmp_path: Path):
+    config = transformers.XLNetConfig(
+        vocab_size=len(WORDS) + 5, d_model=32, n_layer=1, n_head=4, d_inner=48, num_labels=3
+    )
+    assert config.max_position_embeddings == -1
+    folder = save_classifier(tmp_path, config, 0)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.model_max_length = -1
+    tokenizer.save_pretrained(folder)
+    assert "no limit of tokens" in load(folder).description
 
 
 def test_a_model_without_a_trained_head_is_refused_by_name(tmp_path: Path):

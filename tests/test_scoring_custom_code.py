@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import ClassifierReward
+from vcsoup_dist.scoring.heads import are_rounded
 from vcsoup_dist.scoring.rewards import load_reward
 
 MARKER = 3  # token id of <|assistant|>, which the code looks for in every text
@@ -131,6 +132,46 @@ def test_its_heads_are_rewards_by_whatever_way_is_right_for_it(tmp_path: Path, p
     expected = expected_rewards(folder)[:, [2, 0, 3]]
     found = scorer.score(scorer.encode(TEXTS)).rewards
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+SMALL_MEAN = """
+import torch
+from transformers import LlamaModel, LlamaPreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+
+class GatedRewards(LlamaPreTrainedModel):
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = LlamaModel(config)
+        self.regression_layer = torch.nn.Linear(config.hidden_size, 3, bias=False)
+        self.gating = torch.nn.Linear(config.hidden_size, 3)
+        self.post_init()
+
+    def forward(self, input_ids, attention_mask=None):
+        hidden = self.model(input_ids, attention_mask=attention_mask)[0]
+        return SequenceClassifierOutput(logits=0.0001 * self.regression_layer(hidden.mean(dim=1)))
+"""
+
+LONG = "yes and no or yes and no or yes {prompt} {response}"
+
+
+@pytest.mark.parametrize("settings", [{}, {"dtype": "bf16"}, {"max_length": 8, "text": LONG}])
+def test_neither_a_small_scale_nor_a_short_limit_hides_that_padding_changes_outputs(
+    tmp_path: Path, settings: dict
+):
+    folder = save_model(tmp_path / "model", "-1")
+    (folder / "modeling_gated.py").write_text(SMALL_MEAN)
+    scorer = load(folder, {"output": 1}, trust_remote_code=True, **settings)
+    assert "one text at a time" in scorer.description
+    assert "not padded, which changes its outputs" in scorer.description
+
+
+def test_code_that_rounds_to_bf16_is_known_by_its_outputs(tmp_path: Path):
+    folder = save_model(tmp_path / "model", "attention_mask.sum(dim=1) - 1")
+    for dtype in ("fp32", "bf16"):
+        scorer = load(folder, {"head": "rewards"}, trust_remote_code=True, dtype=dtype)
+        assert are_rounded(scorer.choice.outputs) == (dtype == "bf16")
 
 
 def test_code_without_consent_is_refused_by_the_key_and_never_run(tmp_path: Path):

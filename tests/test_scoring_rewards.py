@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,10 @@ from vcsoup_dist.scoring.columns import column_scores
 from vcsoup_dist.scoring.rewards import Scored, load_reward, model_key, score_all
 
 CODE = """
+import sys
+
+import numpy as np
+
 from beside import UNIT
 
 def length(prompt, response):
@@ -25,7 +30,16 @@ def fails(prompt, response):
     return 1 / len(response)
 
 def text(prompt, response):
-    return "high"
+    return "12"
+
+def nothing(prompt, response):
+    return None
+
+def leaves(prompt, response):
+    return np.float32(1.5) if response else sys.exit("empty")
+
+def agrees(prompt, response):
+    return response == "four"
 
 def infinite(prompt, response):
     return float("inf")
@@ -38,8 +52,9 @@ NAMES = ["answer A", "answer B"]
 
 @pytest.fixture
 def code(tmp_path: Path, monkeypatch) -> Path:
-    monkeypatch.setattr("sys.path", [*__import__("sys").path])
-    monkeypatch.delitem(__import__("sys").modules, "beside", raising=False)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "beside", raising=False)
+    monkeypatch.delitem(sys.modules, "vcsoup_reward_code", raising=False)
     (tmp_path / "beside.py").write_text("UNIT = 2\n")
     (tmp_path / "code.py").write_text(CODE)
     return tmp_path / "code.py"
@@ -80,7 +95,9 @@ def test_a_function_of_a_module_is_imported_by_name(code: Path, monkeypatch):
     [
         ("fails", {1: "ZeroDivisionError: division by zero"}),
         ("infinite", {0: "its reward is inf", 1: "its reward is inf"}),
-        ("text", dict.fromkeys((0, 1), "ValueError: could not convert string to float: 'high'")),
+        ("text", dict.fromkeys((0, 1), "TypeError: it returned a str, not a number")),
+        ("nothing", dict.fromkeys((0, 1), "TypeError: it returned a NoneType, not a number")),
+        ("leaves", {1: "SystemExit: empty"}),
     ],
 )
 def test_a_text_that_a_function_fails_on_has_no_reward_and_a_reason(code: Path, name, failures):
@@ -103,6 +120,34 @@ def test_rewards_share_a_model_where_they_differ_in_what_is_read_from_it_alone()
     assert model_key(base | {"dtype": "bf16"}) != model_key(base)
     function = {"callable": "a:b", "sign": 1}
     assert model_key(function) != model_key({"callable": "a:c", "sign": 1})
+
+
+def test_yes_and_no_are_numbers_too(code: Path):
+    assert scored_by(code, "agrees").rewards.tolist() == [[1.0], [0.0]]
+
+
+def test_a_dataclass_with_postponed_annotations_can_stand_in_the_file(code: Path):
+    code.write_text(
+        "from __future__ import annotations\nfrom dataclasses import KW_ONLY, dataclass\n"
+        "@dataclass\nclass Words:\n    text: str\n    _: KW_ONLY\n    scale: float = 2.0\n"
+        "def count(prompt, response):\n    return Words(response).scale\n"
+    )
+    assert scored_by(code, "count").rewards.tolist() == [[2.0], [2.0]]
+
+
+def test_what_lies_beside_the_file_wins_over_what_is_installed(code: Path, tmp_path_factory):
+    other = tmp_path_factory.mktemp("installed")
+    (other / "beside.py").write_text("UNIT = 4\n")
+    sys.path.insert(0, str(other))
+    assert scored_by(code, "length").rewards.tolist() == [[2.0], [0.0]]
+    assert sys.path[0] == str(other)
+
+
+def test_a_file_that_leaves_python_is_a_clear_error(code: Path):
+    code.write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(UserError, match="cannot import it: SystemExit: 3"):
+        load(code, "length")
+    assert "vcsoup_reward_code" not in sys.modules
 
 
 @pytest.mark.parametrize("name", ["nosuch", "NUMBER"])

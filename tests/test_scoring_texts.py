@@ -134,9 +134,18 @@ def test_slots_inside_the_texts_are_left_as_they_are():
 def test_a_prompt_of_one_turn_is_its_own_text():
     assert prompt_text(PROMPT[:1]) == "w1 w2 w3"
     assert prompt_text(PROMPT) == "w1 w2 w3\n\nAssistant: w4\n\nHuman: w5 w6"
-    assert prompt_text([{"role": "system", "content": "s"}, *PROMPT[:1]]) == (
-        "\n\nSystem: s\n\nHuman: w1 w2 w3"
+    assert prompt_text([{"role": "system", "content": "s"}, *PROMPT[:1]]) == ("s\n\nw1 w2 w3")
+    assert prompt_text([{"role": "system", "content": "s"}, *PROMPT]) == (
+        "s\n\nw1 w2 w3\n\nAssistant: w4\n\nHuman: w5 w6"
     )
+
+
+def test_a_template_that_takes_no_empty_turn_still_has_its_prompts_cut():
+    tokenizer = bos_tokenizer()
+    refusal = "{% if not messages[0]['content'] %}{{ raise_exception('empty turn') }}{% endif %}"
+    tokenizer.chat_template = refusal + tokenizer.chat_template
+    text = encode_text(tokenizer, "chat_template", PROMPT, "w7 w8", 8)
+    assert len(text.ids) == 8 and words_of(tokenizer, text).endswith("w7 w8 </s>")
 
 
 def test_a_chat_template_that_refuses_a_prompt_is_named():

@@ -9,6 +9,11 @@ class UserError(Exception):
     """
 
 
+def reason_of(error: BaseException) -> str:
+    """What foreign code raised, in one line: its type, and the start of what it says."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 EXIT_PREEMPTED = 75
 """Exit code of a command, and of a rank, that saved and stopped on request (EX_TEMPFAIL)."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -23,6 +24,8 @@ from pydantic import (
 )
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_]*$"
+MOST_VALUES = 20
+"""The most whose signs in base 3 fit in 32 bits, as the filter keeps them."""
 
 Method = Literal["vc_soup", "rewarded_soup", "all_positive", "random"]
 """What a comparison may list: the method itself; no filter at all (Rewarded Soups with DPO); pairs
@@ -58,13 +61,15 @@ class Data(Section):
     """What decides which response is chosen. `pku`: `better` or `safer`, so that one file serves
     two values; `helpsteer`, `ultrafeedback`: the name of a rating, such as `helpfulness`. What is
     rated is there for a reward from columns too, as `chosen_<name>` and `rejected_<name>`."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub dataset."""
     subset: str | None = None
     """Configuration name (or `data_dir`) of a hub dataset."""
     split: str = "train"
     """Split of a hub dataset."""
     heldout: str | None = None
-    """Held-out pairs: a file, or another split of the hub dataset or folder. Absent:
-    `heldout_share`."""
+    """Held-out pairs: a file, or another split of the hub dataset or folder, which a bare name
+    without a file's ending is. Absent: `heldout_share`."""
     heldout_share: float = Field(0.05, gt=0, lt=1)
     """Share of the prompts (chosen by their hash) that is held out when `heldout` is absent."""
     limit: int | None = Field(None, ge=1)
@@ -80,11 +85,16 @@ class Data(Section):
         return self
 
     @model_validator(mode="after")
+    def _pairs_as_they_are(self) -> Data:
+        for key in ("preferred_by", "revision"):
+            if self.path is None and getattr(self, key) is not None:
+                raise ValueError(f"{key}: `pairs_of` takes other values' pairs as they are")
+        return self
+
+    @model_validator(mode="after")
     def _preferred_by_of_the_format(self) -> Data:
         if self.preferred_by is None:
             return self
-        if self.path is None:
-            raise ValueError("preferred_by: `pairs_of` takes other values' pairs as they are")
         if self.format in ("trl", "hh"):
             raise ValueError(
                 f"preferred_by: format `{self.format}` says itself what is chosen; remove the key"
@@ -96,19 +106,47 @@ class Data(Section):
         return self
 
 
+def _countable(amount: float) -> float:
+    if 0 < amount < SMALLEST_AMOUNT:
+        raise ValueError(f"Ray counts in steps of {SMALLEST_AMOUNT:g}; give 0 or at least that")
+    return amount
+
+
+SMALLEST_AMOUNT = 0.0001
+RESERVED_RESOURCES = {
+    "CPU": "give `cpus_per_actor`",
+    "GPU": "give `gpus_per_actor`",
+    "memory": "actors are placed by CPUs, GPUs and resources of your own alone",
+    "object_store_memory": "actors put nothing into the object store",
+    "bundle": "Ray keeps that name for itself",
+}
+"""Names that Ray refuses as those of custom resources, and what to do instead."""
+
+Amount = Annotated[float, Field(ge=0), AfterValidator(_countable)]
+"""Of something that Ray sets aside for an actor."""
+
+
 class ActorPool(Section):
     """Ray actors that hold one reward, and what Ray sets aside for each of them."""
 
     actors: int = Field(1, ge=1)
     """Ray actors per reward model."""
-    cpus_per_actor: float = Field(1, ge=0)
+    cpus_per_actor: Amount = 1
     """CPUs for each actor."""
-    gpus_per_actor: float = Field(0, ge=0, le=1)
+    gpus_per_actor: Annotated[Amount, Field(le=1)] = 0
     """A GPU, or a share of one, for each actor; 0 scores on the CPU."""
-    resources_per_actor: dict[str, Annotated[float, Field(gt=0)]] = {}
+    resources_per_actor: dict[str, Annotated[Amount, Field(gt=0)]] = {}
     """Custom resources of the cluster's nodes for each actor, by name."""
     placement: Literal["pack", "spread"] = "pack"
     """Ray's preference: few nodes, or many."""
+
+    @field_validator("resources_per_actor")
+    @classmethod
+    def _custom_resources(cls, resources: dict[str, float]) -> dict[str, float]:
+        for name in resources:
+            if name in RESERVED_RESOURCES:
+                raise ValueError(f"`{name}` is no custom resource; {RESERVED_RESOURCES[name]}")
+        return resources
 
 
 class _AnyReward(Section):
@@ -147,6 +185,14 @@ class ClassifierReward(_AnyReward):
     """Consent to run the Python code that comes with the model."""
     pool: ActorPool | None = None
     """Actors of this reward model; absent: as `scoring` says."""
+
+    @field_validator("output", mode="before")
+    @classmethod
+    def _index_or_name(cls, output: Any) -> Any:
+        index = isinstance(output, int) and not isinstance(output, bool) and output >= 0
+        if not index and not isinstance(output, str):
+            raise ValueError(f"must be an index, 0 or more, or a name, not {output!r}")
+        return output
 
     @field_validator("text")
     @classmethod
@@ -380,9 +426,9 @@ class Evaluation(Section):
     """Prompts generated together."""
     actors: int = Field(1, ge=1)
     """Ray actors; each holds one soup and all rewards."""
-    cpus_per_actor: float = Field(1, ge=0)
+    cpus_per_actor: Amount = 1
     """CPUs that Ray sets aside for each actor."""
-    gpus_per_actor: float = Field(0, ge=0)
+    gpus_per_actor: Amount = 0
     """GPUs for each actor; several hold a large soup together, 0 runs on the CPU."""
     dtype: Literal["bf16", "fp32"] = "bf16"
     """What the soups compute in."""
@@ -499,6 +545,11 @@ class Recipe(Section):
                 raise ValueError(
                     f"policies: `{name}` has no data to train on; give values.{name}.data"
                 )
+        if len(self.values) > MOST_VALUES:
+            raise ValueError(
+                f"values: {len(self.values)} are more than the {MOST_VALUES} whose signs the "
+                "filter tells apart; take some out"
+            )
         if not self.trained_values():
             raise ValueError("values: at least one value needs `data` to train a policy on")
         for name, value in self.values.items():

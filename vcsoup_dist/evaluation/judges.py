@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import CallableReward, ClassifierReward
-from vcsoup_dist.scoring.rewards import model_key
+from vcsoup_dist.scoring.rewards import by_model
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,4 @@ def share_models(
 
     rewards, sources: of each value.
     """
-    groups: dict[str, dict[str, ClassifierReward | CallableReward]] = {}
-    for value, reward in rewards.items():
-        key = model_key(reward.model_dump(mode="json", exclude={"pool"}))
-        groups.setdefault(key, {})[value] = reward
-    return [Judge(group, sources[next(iter(group))]) for group in groups.values()]
+    return [Judge(group, sources[next(iter(group))]) for group in by_model(rewards)]

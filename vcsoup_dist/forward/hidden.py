@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,6 +22,25 @@ def can_pack(model: Any) -> bool:
     layers = getattr(model.config.get_text_config(), "layer_types", None)
     known = set(layers or ()) <= LAYER_TYPES
     return causal and known and bool(getattr(model, "_supports_attention_backend", False))
+
+
+def longest_together(config: Any) -> int | None:
+    """Tokens up to which sequences of a model may share a forward; None where all may.
+
+    transformers takes frequencies of rotary positions (RoPE) of the types `longrope` and `dynamic`
+    from the largest position in a forward: beyond this length a sequence changes its neighbours.
+    """
+    config = config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [each for each in rope.values() if isinstance(each, Mapping)] or [rope]  # by layer type
+    limits = []
+    for kind in kinds:
+        if kind.get("rope_type") == "longrope":
+            original = kind.get("original_max_position_embeddings")
+            limits.append(original or config.original_max_position_embeddings)
+        elif kind.get("rope_type") == "dynamic":
+            limits.append(config.max_position_embeddings)
+    return min(limits, default=None)
 
 
 def hidden_states(model: Any, pack: Pack) -> torch.Tensor:

@@ -18,7 +18,7 @@ from vcsoup_dist.scoring.reward_check import (
     check_columns,
     check_function,
 )
-from vcsoup_dist.scoring.rewards import model_key
+from vcsoup_dist.scoring.rewards import by_model
 from vcsoup_dist.workspace import Product
 
 Rewards = dict[str, Any]
@@ -64,20 +64,14 @@ def _groups(recipe: Recipe, plan: Sequence[Product]) -> Iterator[tuple[Rewards, 
     rewards |= {
         f"{name} (judge)": value.judge for name, value in recipe.values.items() if value.judge
     }
-    groups: dict[str, Rewards] = {}
-    for name, reward in rewards.items():
-        where = sources[name]
-        settings = reward.model_dump(mode="json", exclude={"pool", "attention"})
-        key = f"{where and where.source} {model_key(settings)}"
-        groups.setdefault(key, {})[name] = reward
-    for group in groups.values():
+    for group in by_model(rewards):
         yield group, sources[next(iter(group))]
 
 
 def _check(rewards: Rewards, source: Located | None, example: Pair) -> Checked:
-    name, first = next(iter(rewards.items()))
+    first = next(iter(rewards.values()))
     if isinstance(first, ColumnsReward):
-        return check_columns(name, first, example)
+        return check_columns(rewards, example)
     assert source is not None
     if isinstance(first, CallableReward):
         return check_function(rewards, source, example)

@@ -12,7 +12,7 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import ClassifierReward
 from vcsoup_dist.scoring.heads import choose_columns, take_columns
-from vcsoup_dist.scoring.loading import load_classifier, longest_text
+from vcsoup_dist.scoring.loading import length_limit, load_classifier
 from vcsoup_dist.scoring.probing import PROBES, choose_way
 from vcsoup_dist.scoring.rewards import Scored, Text, failures_of
 from vcsoup_dist.scoring.texts import RewardText, encode_text
@@ -30,6 +30,7 @@ class Classifier:
         *,
         device: str,
         tokens_per_batch: int | None,
+        values: Sequence[str] = (),
     ) -> None:
         self.reward = reward = rewards[0]
         self.tokens_per_batch = tokens_per_batch or TOKENS_PER_BATCH[torch.device(device).type]
@@ -37,21 +38,25 @@ class Classifier:
         self.model.to(device).eval().requires_grad_(False)
         config, name = self.model.config, source.source
         config.use_cache = False
-        self.max_length = longest_text(reward.max_length, config, self.tokenizer, name)
+        self.limit = length_limit(reward.max_length, self.model, self.tokenizer, name)
+        # Probes that `max_length` cuts would all have one length.
+        longest = length_limit(None, self.model, self.tokenizer, name).tokens
         padding = self.tokenizer.pad_token_id
-        self.way, outputs = choose_way(
+        self.choice = choose_way(
             self.model,
             sorted({each.head for each in rewards}),
-            [self._encode(*probe) for probe in PROBES],
+            [self._encode(*probe, longest) for probe in PROBES],
             name=name,
             padding=0 if padding is None else padding,
             attention=reward.attention,
         )
-        self.columns = choose_columns(rewards, outputs, config.id2label, name)
-        limit = "no limit of" if self.max_length is None else f"at most {self.max_length}"
+        self.columns = choose_columns(rewards, self.choice.outputs, config.id2label, name, values)
+        tokens, whose = self.limit.tokens, self.limit.whose
+        limit = "no limit of tokens" if tokens is None else f"at most {tokens} tokens ({whose})"
         self.description = (
-            f"{name}: {self.way.name}, {self.tokens_per_batch} tokens per batch, {reward.dtype} on "
-            f"{device}, {limit} tokens per text"
+            f"{name}: {self.choice.way.name}, {self.tokens_per_batch} tokens per batch, "
+            f"{reward.dtype} on {device}, {limit} per text"
+            f"{''.join(f'; {reason}' for reason in self.choice.refused)}"
         )
 
     def encode(self, texts: Sequence[Text]) -> list[RewardText | str]:
@@ -59,7 +64,7 @@ class Classifier:
         encoded: list[RewardText | str] = []
         for prompt, response in texts:
             try:
-                text = self._encode(prompt, response)
+                text = self._encode(prompt, response, self.limit.tokens)
                 encoded.append(text if text.ids else "it has no tokens")
             except UserError as error:  # such as of a template that takes no system prompt
                 encoded.append(str(error))
@@ -74,7 +79,7 @@ class Classifier:
         rewards = np.full((len(encoded), len(self.columns)), np.nan)
         done: list[int] = []
         parts = []
-        for batch, found in self.way.run(texts, self.tokens_per_batch):
+        for batch, found in self.choice.way.run(texts, self.tokens_per_batch):
             if isinstance(found, str):
                 failures[usable[batch[0]]] = found
             else:
@@ -89,8 +94,10 @@ class Classifier:
             sum(text.response_truncated for text in texts),
         )
 
-    def _encode(self, prompt: Sequence[dict[str, str]], response: str) -> RewardText:
+    def _encode(
+        self, prompt: Sequence[dict[str, str]], response: str, max_length: int | None
+    ) -> RewardText:
         settings = self.reward
         return encode_text(
-            self.tokenizer, settings.text, prompt, response, self.max_length, settings.truncate
+            self.tokenizer, settings.text, prompt, response, max_length, settings.truncate
         )

@@ -7,11 +7,11 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat, cast
 
 import numpy as np
 
-from vcsoup_dist.errors import UserError
+from vcsoup_dist.errors import UserError, reason_of
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import CallableReward
 from vcsoup_dist.scoring.rewards import Scored, Text, failures_of
@@ -37,34 +37,47 @@ class FunctionReward:
         for i, (prompt, response) in enumerate(encoded):
             try:
                 # A copy, so that the function cannot change what the next one sees.
-                values[i] = float(self.function([dict(message) for message in prompt], response))
-            except Exception as error:  # the function is the user's and may raise anything
-                raised[i] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                values[i] = _number(self.function([dict(message) for message in prompt], response))
+            except (Exception, SystemExit) as error:  # the user's function may raise anything
+                raised[i] = reason_of(error)
         rewards = np.outer(values, self.signs)
         failures = failures_of(rewards) | raised
         return Scored(rewards, dict(sorted(failures.items())))
+
+
+def _number(returned: object) -> float:
+    if not isinstance(returned, SupportsFloat):  # float() would read a text, too
+        raise TypeError(f"it returned a {type(returned).__name__}, not a number")
+    return float(returned)
 
 
 def _find(reference: str, code: Path) -> Callable[[list[dict[str, str]], str], Any]:
     module, _, name = reference.partition(":")
     try:
         loaded = _from_file(code) if module.endswith(".py") else importlib.import_module(module)
-    except Exception as error:  # importing runs the user's code
-        raise UserError(
-            f"{reference}: cannot import it: {type(error).__name__}: {error}"
-        ) from error
+    except (Exception, SystemExit) as error:  # importing runs the user's code
+        raise UserError(f"{reference}: cannot import it: {reason_of(error)}") from error
     function = getattr(loaded, name, None)
     if not callable(function):
         raise UserError(f"{reference}: {code} has no function `{name}`")
-    assert callable(function)
-    return function  # type: ignore[no-any-return]
+    return cast(Callable[[list[dict[str, str]], str], Any], function)
 
 
 def _from_file(code: Path) -> Any:
-    if str(code.parent) not in sys.path:
-        sys.path.append(str(code.parent))  # for what the file imports from beside it
-    spec = importlib.util.spec_from_file_location(f"vcsoup_reward_{code.stem}", code)
+    name, folder = f"vcsoup_reward_{code.stem}", str(code.parent)
+    spec = importlib.util.spec_from_file_location(name, code)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[name] = module  # where dataclasses look up their annotations
+    sys.path.insert(0, folder)  # for what the file imports from beside it
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
+    finally:
+        if folder in sys.path:  # the file may have changed it
+            sys.path.remove(folder)
+    if folder not in sys.path:
+        sys.path.append(folder)  # for what a function imports when it is called
     return module

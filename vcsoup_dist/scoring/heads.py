@@ -13,6 +13,9 @@ from vcsoup_dist.recipe import ClassifierReward
 
 LOGITS = "logits"
 
+LAST_LAYERS = ("score", "classifier", "classification_head", "logits_proj")
+"""What transformers calls the last layers of its classifiers."""
+
 Outputs = Mapping[str, torch.Tensor]
 """Head -> its outputs [texts, outputs]."""
 
@@ -25,6 +28,31 @@ class Column:
     index: int
     softmax: bool
     sign: int
+
+
+def is_from_transformers(model: Any) -> bool:
+    """Whether a model's class is one of transformers, and no code that comes with the model."""
+    return type(model).__module__.startswith("transformers.")
+
+
+def compute_head_in_fp32(model: Any) -> None:
+    """Let the last layer of a transformers classifier compute in fp32.
+
+    bf16 logits would tie answers that differ by less than 1 in 256. Code that comes with a model
+    stays as it is, since it may not take the other dtype.
+    """
+    if not is_from_transformers(model):
+        return
+    for name in LAST_LAYERS:
+        if isinstance(layer := getattr(model, name, None), torch.nn.Module):
+            layer.float().register_forward_pre_hook(
+                lambda module, inputs: tuple(each.float() for each in inputs)
+            )
+
+
+def are_rounded(outputs: Outputs) -> bool:
+    """Whether outputs were rounded to bf16, so that close ones tie."""
+    return all(bool((rows == rows.bfloat16()).all()) for rows in outputs.values())
 
 
 def read_heads(returned: Any, heads: Sequence[str], texts: int, name: str) -> Outputs:
@@ -54,14 +82,19 @@ def _fields(returned: Any) -> str:
 
 
 def choose_columns(
-    rewards: Sequence[ClassifierReward], outputs: Outputs, labels: Mapping[int, str], name: str
+    rewards: Sequence[ClassifierReward],
+    outputs: Outputs,
+    labels: Mapping[int, str],
+    name: str,
+    values: Sequence[str] = (),
 ) -> list[Column]:
     """Where the reward of each value stands; `labels`: the model's id2label.
 
-    Raises UserError where a head has no such output.
+    Raises UserError where a head has no such output, by the name in `values` if there are any.
     """
     columns = []
-    for reward in rewards:
+    for i, reward in enumerate(rewards):
+        owner = f"{name}, values.{values[i]}" if values else name
         count = outputs[reward.head].shape[1]
         # Labels are of the logits; a head of another size has no names.
         named = labels if len(labels) == count else {}
@@ -69,11 +102,11 @@ def choose_columns(
         if index is None:
             known = f"names {dict(sorted(named.items()))}" if named else "no names"
             raise UserError(
-                f"{name}: no output {reward.output!r}; its `{reward.head}` has the outputs 0 to "
+                f"{owner}: no output {reward.output!r}; its `{reward.head}` has the outputs 0 to "
                 f"{count - 1} and {known}"
             )
         if reward.softmax and count == 1:
-            raise UserError(f"{name}: `softmax` of its only output is always 1; leave it out")
+            raise UserError(f"{owner}: `softmax` of its only output is always 1; leave it out")
         columns.append(Column(reward.head, index, reward.softmax, reward.sign))
     return columns
 

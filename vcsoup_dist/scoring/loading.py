@@ -5,12 +5,13 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vcsoup_dist.errors import UserError
+from vcsoup_dist.errors import UserError, reason_of
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import ClassifierReward
 
@@ -59,10 +60,12 @@ def _load(name: str, revision: str | None, dtype: str, trusted: bool) -> tuple[A
 def _loading_errors(name: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # transformers', safetensors', and those of a model's own code
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # transformers', safetensors', and those of a model's own code
         raise UserError(
-            f"{name}: cannot load it as a sequence classifier: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:500]}"
+            f"{name}: cannot load it as a sequence classifier: {reason_of(error)}"
         ) from error
 
 
@@ -121,10 +124,44 @@ def _value_head(source: Located) -> str | None:
     return None
 
 
-def longest_text(wanted: int | None, config: Any, tokenizer: Any, name: str) -> int | None:
-    """Tokens that a text may have: the recipe's `max_length`, or else the model's own limit."""
-    limits = [getattr(config, "max_position_embeddings", None), tokenizer.model_max_length]
-    own = min((limit for limit in limits if limit and limit < NO_LIMIT), default=None)
-    if wanted is not None and own is not None and wanted > own:
-        raise UserError(f"{name}: max_length {wanted} is more than the model's {own} tokens")
-    return wanted or own
+@dataclass(frozen=True)
+class Limit:
+    """How many tokens a text may have."""
+
+    tokens: int | None
+    """None: any number."""
+    whose: str
+    """What says so."""
+
+
+def length_limit(wanted: int | None, model: Any, tokenizer: Any, name: str) -> Limit:
+    """The recipe's `max_length`, or else the smaller one of the model's limit and its tokenizer's.
+
+    Raises UserError where the recipe wants more than the model can; the tokenizer's number is but
+    a default.
+    """
+    table = _positions(model)
+    if wanted is not None:
+        if table is not None and wanted > table:
+            raise UserError(
+                f"{name}: max_length {wanted} is more than the {table} positions of the model"
+            )
+        return Limit(wanted, "max_length")
+    usual = tokenizer.model_max_length
+    if 0 < usual < NO_LIMIT and (table is None or usual < table):
+        return Limit(usual, "the tokenizer's limit")
+    return Limit(table, "the model's positions")
+
+
+def _positions(model: Any) -> int | None:
+    """Tokens for which a model has positions; None where it does not say."""
+    for name, module in model.named_modules():
+        # RoBERTa and its kin count positions from the pad token's id + 1.
+        if (
+            isinstance(module, torch.nn.Embedding)
+            and name.endswith("position_embeddings")
+            and module.padding_idx is not None
+        ):
+            return module.num_embeddings - module.padding_idx - 1
+    count = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return count if count and 0 < count < NO_LIMIT else None

@@ -4,35 +4,52 @@ from __future__ import annotations
 
 import copy
 import inspect
-import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from vcsoup_dist.errors import UserError
+from vcsoup_dist.errors import UserError, reason_of
 from vcsoup_dist.forward.attention import choose_attention
-from vcsoup_dist.forward.hidden import can_pack
+from vcsoup_dist.forward.hidden import can_pack, longest_together
 from vcsoup_dist.recipe import Attention
-from vcsoup_dist.scoring.heads import LOGITS, Outputs
+from vcsoup_dist.scoring.heads import LOGITS, Outputs, compute_head_in_fp32, is_from_transformers
 from vcsoup_dist.scoring.rewards import Text
 from vcsoup_dist.scoring.texts import RewardText
-from vcsoup_dist.scoring.ways import ByModel, Packed, PaddedLastToken, Way, reason_of
+from vcsoup_dist.scoring.ways import Apart, ByModel, Packed, PaddedLastToken, Way
 
-log = logging.getLogger("vcsoup")
-
-# Absolute and relative, of outputs: between another order of summing and another text's influence.
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+# Of an output's spread over the probes: between another order of summing and another text's
+# influence.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 UNLIMITED = 1 << 30  # tokens
 
-QUESTION = [{"role": "user", "content": "What does the big dog do when it sees a small red cat?"}]
-PROBES: Sequence[Text] = (
-    (QUESTION, "It runs."),
-    (QUESTION, "The old dog likes the cat, and both of them go down to the river and drink."),
-    ([{"role": "user", "content": "the new tree"}], "no"),
+QUESTION = "What does the big dog do when it sees a small red cat?"
+STORY = "a red cat and a new tree , the old river , no dog , "
+PROBES: Sequence[Text] = tuple(
+    ([{"role": "user", "content": prompt}], response)
+    for prompt, response in (
+        (QUESTION, "It runs."),
+        (QUESTION, "The old dog likes the cat, and both of them go down to the river and drink."),
+        ("the new tree", "no"),
+        ("yes", "a cat"),
+        ("no and no", f"{STORY * 3} and the cat"),
+        (f"{STORY * 2} is it small or big ?", "the cat likes the big river"),
+        ("the dog runs or the cat runs or the dog sees the new cat", "yes yes yes yes"),
+    )
 )
-"""Texts of different lengths, two of which begin alike."""
+"""Texts of different lengths and endings, the first two of which begin alike."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The way in which a model is run."""
+
+    way: Way
+    outputs: Outputs
+    """Those of the probes."""
+    refused: Sequence[str]
+    """Which faster ways are not right for the model, and why."""
 
 
 @torch.inference_mode()
@@ -44,12 +61,14 @@ def choose_way(
     name: str,
     padding: int,
     attention: Attention,
-) -> tuple[Way, Outputs]:
-    """The fastest way that gives the probes the outputs they get alone, and these.
+) -> Choice:
+    """The fastest way that gives the probes the outputs they get alone.
 
     name: what errors call the model; padding: a token id. Raises UserError where the model fails on
     the probes, or `attention` asks for what it cannot have.
     """
+    dtype = model.dtype
+    compute_head_in_fp32(model)
     alone = ByModel(
         name="one text at a time",
         model=model,
@@ -79,47 +98,56 @@ def choose_way(
             f"{name}: its outputs of plain texts are NaN or infinite; are its files whole, and is "
             "`dtype` right for it?"
         )
-    way = _first_right(_faster(alone, pools_last_token, attention), probes, expected, alone)
-    if isinstance(way, ByModel) and not type(model).__module__.startswith("transformers."):
-        way = replace(way, forgiving=True)
-    return way, expected
-
-
-def _first_right(
-    ways: Iterator[Way], probes: Sequence[RewardText], expected: Outputs, alone: ByModel
-) -> Way:
-    """The first of the ways that gives the expected outputs, else `alone`."""
-    tolerance = TOLERANCE[alone.model.dtype]
-    for way in ways:
+    limit = longest_together(model.config)
+    refused: list[str] = []
+    way: Way = alone
+    outputs = expected
+    for faster in _faster(alone, pools_last_token, attention, refused):
         try:
-            found = _outputs(way, probes)
+            found = _outputs(faster if limit is None else Apart(faster, limit), probes)
         except Exception as error:  # such as of attention that cannot be packed
-            log.info("%s: not run %s: %s", alone.source, way.name, reason_of(error))
+            refused.append(f"not {faster.name}: {reason_of(error)}")
             continue
-        if all(
-            torch.allclose(found[head], rows, rtol=tolerance, atol=tolerance)
-            for head, rows in expected.items()
-        ):
-            return way
-        log.info("%s: not run %s, which changes its outputs", alone.source, way.name)
-    return alone
+        if all(_alike(found[head], rows, dtype) for head, rows in expected.items()):
+            way, outputs = faster, found
+            break
+        refused.append(f"not {faster.name}, which changes its outputs")
+    if isinstance(way, ByModel) and not is_from_transformers(model):
+        way = replace(way, forgiving=True)
+    if limit is not None and way.name != alone.name:
+        way = Apart(way, limit)
+    return Choice(way, outputs, refused)
 
 
-def _faster(alone: ByModel, pools_last_token: bool, attention: Attention) -> Iterator[Way]:
-    """Ways to try, the fastest first; the model's attention is set for the one just given."""
+def _alike(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether outputs [probes, outputs] differ by roundings alone, whatever their scale."""
+    spread = expected.amax(dim=0) - expected.amin(dim=0)
+    rounding = torch.finfo(dtype).eps * expected.abs().amax(dim=0)
+    return bool(((found - expected).abs() <= TOLERANCE[dtype] * spread + rounding).all())
+
+
+def _faster(
+    alone: ByModel, pools_last_token: bool, attention: Attention, refused: list[str]
+) -> Iterator[Way]:
+    """Ways to try, the fastest first; the model's attention is set for the one just given.
+
+    refused: why the ways before were not right.
+    """
     model = alone.model
     if pools_last_token:
         head = copy.deepcopy(model.score).float()
         if can_pack(model):
             usual = model.config._attn_implementation
-            kernel = choose_attention(attention, model.device, model.dtype, model.config)
+            kernel = choose_attention(attention, model.device, model.base_model.dtype, model.config)
             model.set_attn_implementation(kernel)
             yield Packed(f"packed ({kernel.removeprefix('vcsoup_')})", model, head)
             model.set_attn_implementation(usual)
+        else:
+            refused.append("not packed: it has no attention kernel that can be replaced")
     if attention != "auto":
         raise UserError(
             f"{alone.source}: attention `{attention}` is for packed texts, which this model is not "
-            "right for; leave out `attention`"
+            f"right for{''.join(f' ({reason})' for reason in refused)}; leave out `attention`"
         )
     if pools_last_token:
         yield PaddedLastToken("padded", model, head, alone.padding)

@@ -16,14 +16,19 @@ from vcsoup_dist.preferences.pair import Pair
 from vcsoup_dist.recipe import CallableReward, ClassifierReward, ColumnsReward
 from vcsoup_dist.scoring.classifier import Classifier
 from vcsoup_dist.scoring.function import FunctionReward
-from vcsoup_dist.scoring.heads import LOGITS
+from vcsoup_dist.scoring.heads import LOGITS, are_rounded
+from vcsoup_dist.scoring.loading import Limit
 from vcsoup_dist.scoring.reward_findings import (
     Finding,
-    example_findings,
+    length_findings,
     padding_findings,
+    prompt_findings,
+    rounding_findings,
     start_findings,
     template_findings,
+    tie_findings,
 )
+from vcsoup_dist.scoring.rewards import Scored
 from vcsoup_dist.scoring.texts import encode_text
 
 SHOWN = 600  # characters of the example's text
@@ -54,7 +59,9 @@ def check_classifier(
     logging.set_verbosity_error()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     values, settings = list(rewards), next(iter(rewards.values()))
-    classifier = Classifier(list(rewards.values()), source, device=device, tokens_per_batch=None)
+    classifier = Classifier(
+        list(rewards.values()), source, device=device, tokens_per_batch=None, values=values
+    )
     tokenizer, config = classifier.tokenizer, classifier.model.config
     texts = [(example.prompt, example.chosen), (example.prompt, example.rejected)]
     encoded = classifier.encode([*texts, (OTHER_PROMPT, example.chosen)])
@@ -68,20 +75,25 @@ def check_classifier(
         "pad token": _token(tokenizer, tokenizer.pad_token_id),
         "start token": _start(tokenizer, ids),
         "end token": _token(tokenizer, tokenizer.eos_token_id),
-        "length limit": _limit(settings, classifier.max_length),
-        "run": classifier.way.name,
+        "length limit": _limit(settings, classifier.limit),
+        "run": "; ".join([classifier.choice.way.name, *classifier.choice.refused]),
         "example": f"{len(ids)} tokens: {_shown(tokenizer, ids)}",
         "its rewards": _rewards(values, scored.rewards),
     }
     with_prompt = settings.text != "response"
     encode = partial(encode_text, tokenizer, settings.text, max_length=None)
-    findings = [Finding(True, f"no reward: {reason}") for reason in scored.failures.values()]
+    findings = _pair_findings(scored, values)
+    cut = length_findings(encoded[:2], classifier.limit.tokens)  # then no prompt is left, either
+    findings += cut
+    findings += rounding_findings(
+        settings.dtype == "bf16" and are_rounded(classifier.choice.outputs)
+    )
     findings += padding_findings(tokenizer)
     findings += start_findings(ids, tokenizer)
     findings += template_findings(tokenizer, encode, with_prompt)
-    if not scored.failures:
+    if with_prompt and not cut and not scored.failures:
         chosen, swapped = scored.rewards[0].tolist(), scored.rewards[2].tolist()
-        findings += example_findings(chosen, swapped, values, with_prompt)
+        findings += prompt_findings(chosen, swapped, values)
     return Checked(source.source, facts, findings)
 
 
@@ -89,23 +101,32 @@ def check_function(
     rewards: Mapping[str, CallableReward], source: Located, example: Pair
 ) -> Checked:
     """Call a function on a pair; raises UserError where it cannot be imported."""
-    settings = list(rewards.values())
+    settings, values = list(rewards.values()), list(rewards)
     function = FunctionReward(settings, source)
     texts = [(example.prompt, example.chosen), (example.prompt, example.rejected)]
     scored = function.score(function.encode(texts))
-    findings = [Finding(True, f"no reward: {reason}") for reason in scored.failures.values()]
-    facts = {"function": source.source, "its rewards": _rewards(list(rewards), scored.rewards)}
-    return Checked(settings[0].callable, facts, findings)
+    facts = {"function": source.source, "its rewards": _rewards(values, scored.rewards)}
+    return Checked(settings[0].callable, facts, _pair_findings(scored, values))
 
 
-def check_columns(value: str, reward: ColumnsReward, example: Pair) -> Checked:
-    """The columns' values of a pair."""
-    scores = reward.sign * np.array([[example.columns[name]] for name in reward.columns])
+def check_columns(rewards: Mapping[str, ColumnsReward], example: Pair) -> Checked:
+    """The columns' values of a pair; the rewards name the same ones."""
+    columns = next(iter(rewards.values())).columns
+    signs = [reward.sign for reward in rewards.values()]
+    scores = np.outer([example.columns[name] for name in columns], signs)
+    values = list(rewards)
     return Checked(
-        f"columns {' and '.join(reward.columns)}",
-        {"its rewards": _rewards([value], scores)},
-        [],
+        f"columns {' and '.join(columns)}",
+        {"its rewards": _rewards(values, scores)},
+        tie_findings(scores[0].tolist(), scores[1].tolist(), values),
     )
+
+
+def _pair_findings(scored: Scored, values: Sequence[str]) -> list[Finding]:
+    """Of the rewards of chosen and rejected, the first two that were scored."""
+    findings = [Finding(True, f"no reward: {reason}") for reason in scored.failures.values()]
+    chosen, rejected, *_ = scored.rewards.tolist()
+    return findings or tie_findings(chosen, rejected, values)
 
 
 def _outputs(rewards: Mapping[str, ClassifierReward], config: Any) -> dict[str, str]:
@@ -136,10 +157,11 @@ def _start(tokenizer: Any, ids: Sequence[int]) -> str:
     return f"{_token(tokenizer, start)}, {used}"
 
 
-def _limit(reward: ClassifierReward, limit: int | None) -> str:
-    if limit is None:
+def _limit(reward: ClassifierReward, limit: Limit) -> str:
+    if limit.tokens is None:
         return "none; give `max_length` where memory is short"
-    return f"{limit} tokens; what is longer loses the {reward.truncate} of its prompt"
+    lost = f"what is longer loses the {reward.truncate} of its prompt"
+    return f"{limit.tokens} tokens ({limit.whose}); {lost}"
 
 
 def _shown(tokenizer: Any, ids: Sequence[int]) -> str:

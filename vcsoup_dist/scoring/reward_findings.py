@@ -16,6 +16,14 @@ TURNS = ("zebra", "violin", "harbour")
 """Words of a dialogue's first question, of its answer and of its last question."""
 ANSWER = ("orchid", "walnut")
 """First and last word of the response to it."""
+PARTS = (
+    "the first question",
+    "the answer to it",
+    "the last question",
+    "the response's start",
+    "the response's end",
+)
+"""What the words above stand for."""
 FILLING = "and so on " * 40
 
 
@@ -73,15 +81,6 @@ def template_findings(tokenizer: Any, encode: Encode, with_prompt: bool) -> list
     return []
 
 
-PARTS = (
-    "the first question",
-    "the answer to it",
-    "the last question",
-    "the response's start",
-    "the response's end",
-)
-
-
 def _plain(tokenizer: Any, word: str) -> list[int]:
     return list(tokenizer(word, add_special_tokens=False)["input_ids"])
 
@@ -90,15 +89,40 @@ def _read(tokenizer: Any, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids)))
 
 
-def example_findings(
-    chosen: Sequence[float], swapped: Sequence[float], values: Sequence[str], with_prompt: bool
-) -> list[Finding]:
-    """A reward that does not look at the prompt, from two rewards of one answer by value.
-
-    `swapped`: after another prompt.
-    """
-    if not with_prompt:
+def rounding_findings(rounded: bool) -> list[Finding]:
+    """Outputs of bf16, of which close ones tie."""
+    if not rounded:
         return []
+    return [
+        Finding(
+            False,
+            "its outputs are rounded to bf16, so that rewards tie which differ by less than 1 in "
+            "256; `dtype: fp32` tells them apart",
+        )
+    ]
+
+
+def length_findings(texts: Sequence[RewardText | str], limit: int | None) -> list[Finding]:
+    """Responses of the example, `texts` in tokens, that were cut."""
+    if any(isinstance(text, RewardText) and text.response_truncated for text in texts):
+        return [Finding(False, f"the example's response alone is longer than {limit} tokens: cut")]
+    return []
+
+
+def tie_findings(
+    chosen: Sequence[float], rejected: Sequence[float], values: Sequence[str]
+) -> list[Finding]:
+    """Rewards by value that do not tell the example's two answers apart."""
+    tied = [value for value, a, b in zip(values, chosen, rejected, strict=True) if a == b]
+    if not tied:
+        return []
+    return [Finding(False, f"the reward of {', '.join(tied)} is the same for both answers")]
+
+
+def prompt_findings(
+    chosen: Sequence[float], swapped: Sequence[float], values: Sequence[str]
+) -> list[Finding]:
+    """Rewards by value that do not look at the prompt; `swapped`: after another one."""
     deaf = [value for value, a, b in zip(values, chosen, swapped, strict=True) if a == b]
     if not deaf:
         return []

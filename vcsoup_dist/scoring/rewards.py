@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
@@ -24,6 +25,10 @@ Text = tuple[Sequence[Message], str]
 
 OF_ONE_VALUE = {"output", "softmax", "head", "sign"}
 """Keys in which the rewards of one model may differ."""
+
+
+Served = TypeVar("Served", bound=BaseModel)
+"""A kind of rewards in the recipe."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,12 @@ def load_reward(
     *,
     device: str = "cpu",
     tokens_per_batch: int | None = None,
+    values: Sequence[str] = (),
 ) -> Reward:
     """Load the rewards of V values, which share a model, from where the plan found it.
 
-    `tokens_per_batch`: None takes what is usual for the device. Raises UserError naming the model
-    or function.
+    `tokens_per_batch`: None takes what is usual for the device; `values`: what errors call the
+    rewards. Raises UserError naming the model or function.
     """
     first = rewards[0]
     if isinstance(first, CallableReward):
@@ -74,13 +80,24 @@ def load_reward(
     from vcsoup_dist.scoring.classifier import Classifier
 
     classifiers = [each for each in rewards if isinstance(each, ClassifierReward)]
-    return Classifier(classifiers, source, device=device, tokens_per_batch=tokens_per_batch)
+    return Classifier(
+        classifiers, source, device=device, tokens_per_batch=tokens_per_batch, values=values
+    )
 
 
 def model_key(reward: Mapping[str, Any]) -> str:
     """Equal for rewards, as JSON-able settings, that one loaded model can serve."""
     shared = {key: value for key, value in reward.items() if key not in OF_ONE_VALUE}
     return json.dumps(shared if "classifier" in reward else dict(reward), sort_keys=True)
+
+
+def by_model(rewards: Mapping[str, Served]) -> list[dict[str, Served]]:
+    """Rewards by what they are called, those together that one loaded model can serve."""
+    groups: dict[str, dict[str, Served]] = {}
+    for name, reward in rewards.items():
+        key = model_key(reward.model_dump(mode="json", exclude={"pool"}))
+        groups.setdefault(key, {})[name] = reward
+    return list(groups.values())
 
 
 def score_all(reward: Reward, texts: Sequence[Text], names: Sequence[str]) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ from vcsoup_dist.forward.packing import common_prefix
 from vcsoup_dist.forward.template import encode_answer, encode_prompt
 from vcsoup_dist.preferences.pair import Message
 
-MARKERS = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: ", "system": "\n\nSystem: "}
+MARKERS = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: "}
 Truncate = Literal["start", "end"]
 SLOT = re.compile(r"(\{prompt\}|\{response\})")
 
@@ -38,9 +38,13 @@ def prompt_text(prompt: Sequence[Message]) -> str:
     """A prompt as plain text: its only message, or a dialogue whose first marker is left out.
 
     So a template `\\n\\nHuman: {prompt}\\n\\nAssistant: {response}` is right for one turn and many.
+    A system message stands above the first question, as chat templates put it that have no other
+    place for it: dialogues of that kind know two speakers alone.
     """
-    text = "".join(MARKERS[each["role"]] + each["content"] for each in prompt)
-    return text.removeprefix(MARKERS["user"])
+    system = "".join(f"{each['content']}\n\n" for each in prompt if each["role"] == "system")
+    turns = [each for each in prompt if each["role"] != "system"]
+    dialogue = "".join(MARKERS[each["role"]] + each["content"] for each in turns)
+    return system + dialogue.removeprefix(MARKERS["user"])
 
 
 def encode_text(
@@ -109,8 +113,13 @@ def _chat(tokenizer: Any, prompt: Sequence[Message], response: str) -> RewardTex
 
 def _without_closing_marks(tokenizer: Any, text: RewardText) -> RewardText:
     """The same text; what the template puts between prompt and response is neither's to cut."""
-    contents = ("", "x")
-    first, second = (encode_prompt(tokenizer, [{"role": "user", "content": c}]) for c in contents)
+    from jinja2 import TemplateError
+
+    prompts = [[{"role": "user", "content": content}] for content in ("", "x")]
+    try:
+        first, second = (encode_prompt(tokenizer, prompt) for prompt in prompts)
+    except TemplateError:  # such as of one that takes no empty turn: what it puts there is unknown
+        return text
     marks = common_prefix(first[::-1], second[::-1])
     prompt = range(text.prompt.start, max(text.prompt.start, text.prompt.stop - marks))
     return replace(text, prompt=prompt)

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from vcsoup_dist.errors import UserError
+from vcsoup_dist.errors import UserError, reason_of
 from vcsoup_dist.forward.hidden import hidden_states
 from vcsoup_dist.forward.packing import budget_batches, pack_branches
 from vcsoup_dist.forward.pooling import last_tokens
@@ -133,9 +133,28 @@ class ByModel:
         return read_heads(self.model(**inputs), self.heads, len(texts), self.source)
 
 
-def reason_of(error: Exception) -> str:
-    """What a model's code raised, in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+@dataclass(frozen=True)
+class Apart:
+    """A way over texts that are longer than `limit`, and then over the others.
+
+    For models in whose forward a longer text changes the others: `hidden.longest_together`.
+    """
+
+    way: Way
+    limit: int
+
+    @property
+    def name(self) -> str:
+        """See `Way`."""
+        return f"{self.way.name}, texts of more than {self.limit} tokens apart"
+
+    def run(self, texts: Sequence[RewardText], tokens_per_batch: int) -> Batches:
+        """See `Way`."""
+        longer = [len(text.ids) > self.limit for text in texts]
+        for side in (True, False):
+            members = [i for i, is_longer in enumerate(longer) if is_longer == side]
+            for batch, found in self.way.run([texts[i] for i in members], tokens_per_batch):
+                yield [members[i] for i in batch], found
 
 
 def _apply(head: torch.nn.Module, pooled: torch.Tensor) -> Outputs:

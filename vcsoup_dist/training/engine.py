@@ -11,7 +11,7 @@ import torch
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.forward.answers import AnswerLogps
 from vcsoup_dist.forward.attention import NAMES, choose_attention
-from vcsoup_dist.forward.hidden import can_pack
+from vcsoup_dist.forward.hidden import can_pack, longest_together
 from vcsoup_dist.progress import log
 from vcsoup_dist.training.deepspeed_config import fill_deepspeed_config, forward_only
 from vcsoup_dist.training.distributed import is_first, local_device
@@ -89,16 +89,11 @@ def check_architecture(config: Any, max_length: int) -> None:
             f"{type(model).__name__} is no decoder with a replaceable attention kernel in every "
             "layer, so it cannot be trained on packs"
         )
-    text = config.get_text_config()
-    rope = getattr(text, "rope_parameters", None) or {}  # GPT-2 has none
-    if rope.get("rope_type") not in ("longrope", "dynamic"):
-        return
-    # These pick their frequencies by the longest sequence of a pack.
-    context = rope.get("original_max_position_embeddings") or text.max_position_embeddings
-    if max_length > context:
+    limit = longest_together(config)
+    if limit is not None and max_length > limit:
         raise UserError(
-            f"training.max_length: positions of {type(model).__name__} beyond {context} depend on "
-            f"what else is in the pack; set it to {context} or less"
+            f"training.max_length: positions of {type(model).__name__} beyond {limit} depend on "
+            f"what else is in the pack; set it to {limit} or less"
         )
 
 
