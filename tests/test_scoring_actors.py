@@ -18,7 +18,8 @@ from test_scoring_classifier import CONFIGS, save_classifier
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes, Located
-from vcsoup_dist.launch.ray_cluster import _children, ray_cluster
+from vcsoup_dist.launch.processes import children
+from vcsoup_dist.launch.ray_cluster import ray_cluster
 from vcsoup_dist.plan.products import make_plan
 from vcsoup_dist.recipe import ActorPool, Launch
 from vcsoup_dist.recipe_file import load_recipe
@@ -271,8 +272,8 @@ def test_nothing_outlives_a_driver_that_is_killed(tmp_path):
 
 
 def descendants(pid: int) -> list[int]:
-    children = _children(pid)
-    return children + [each for child in children for each in descendants(child)]
+    found = children(pid)
+    return found + [each for child in found for each in descendants(child)]
 
 
 def alive(pid: int) -> bool:

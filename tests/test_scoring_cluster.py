@@ -87,10 +87,10 @@ class Other:
 
 # Last, since the node does not come back.
 def test_a_node_that_is_lost_in_mid_run_costs_no_score(tmp_path, cluster):
-    expected = pool_of(tmp_path / "expected", "gated", SHARDS, ONE_EACH)
+    expected = pool_of(tmp_path / "expected", "one_of_three", SHARDS, ONE_EACH)
     (tmp_path / "expected" / "open").touch()
     list(run_pools([expected], lambda pairs: None))
-    pool = pool_of(tmp_path / "lost", "gated", SHARDS, ONE_EACH)
+    pool = pool_of(tmp_path / "lost", "one_of_three", SHARDS, ONE_EACH)
     lost = []
 
     def lose_a_node(pairs: float) -> None:

@@ -8,44 +8,84 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from ray.cluster_utils import Cluster
 from scoring_world import score_bytes, start_score, write_recipe
 from test_scoring_actors import alive, descendants
 
+from vcsoup_dist.files import write_atomically
+
 SCORING = {"shard_pairs": 2, "actors": 2, "cpus_per_actor": 0.5}
+LIMIT = 120  # seconds for one command
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, tiny_model) -> dict[str, bytes]:
+def on_cluster() -> Iterator[Mapping[str, str]]:
+    """Environment of commands that use a running cluster, where their own would take seconds."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    yield os.environ | {"RAY_ADDRESS": cluster.address}
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def alone() -> Mapping[str, str]:
+    """Environment of commands that start Ray themselves."""
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, tiny_model, on_cluster) -> Path:
+    """Run directory whose scores all others must give."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    score_by(folder, tiny_model, "slow")
-    finish(start_score(folder))
-    return score_bytes(folder / "run")
+    score_by(folder, tiny_model, "gated")
+    finish(start_score(folder, env=on_cluster))
+    return folder / "run"
 
 
 def score_by(folder: Path, model: Path, function: str) -> None:
     """A recipe of one value; all functions but `deadly` give the same rewards."""
     write_recipe(folder, model, {"a": {"callable": f"rewards.py:{function}"}}, SCORING)
+    (folder / "closed").touch()
+
+
+def close(folder: Path, run: Path, first: int) -> None:
+    """Have `gated` wait in the shards from `first` on; `run` has the same pairs."""
+    prompts = [
+        messages[-1]["content"]
+        for file in sorted(run.rglob("train-*.parquet"))[first:]
+        for messages in pq.read_table(file)["prompt"].to_pylist()
+    ]
+    write_atomically(folder / "closed", "\n".join(prompts))
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     """What it printed."""
-    printed, _ = process.communicate(timeout=300)
+    try:
+        printed, _ = process.communicate(timeout=LIMIT)
+    finally:
+        process.kill()
     assert process.returncode == code, printed
     return printed
 
 
-def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> bool:
-    """Wait until a condition holds, or the process has ended; whether it still runs."""
-    while process.poll() is None:
-        if condition():
-            return True
+def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(process.communicate()[0])
         time.sleep(0.005)
-    return False
+
+
+def wait_for_the_end(pids: set[int]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while left := [pid for pid in pids if alive(pid)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
 
 
 def score_files(folder: Path) -> int:
@@ -63,72 +103,101 @@ def has_started(pid: int, name: str) -> bool:
     return False
 
 
-def test_a_run_killed_at_ten_points_loses_and_doubles_nothing(tmp_path, tiny_model, undisturbed):
-    score_by(tmp_path, tiny_model, "slow")
-    total = len([name for name in undisturbed if "shard-" in name])
-    at_work = tmp_path / "at-work"
-    points: list[Callable[[int], bool]] = [
-        lambda pid: (tmp_path / "run" / "recipe.yaml").exists(),
-        lambda pid: (tmp_path / "run" / "pairs" / "a").exists(),
+def test_a_run_killed_at_ten_points_loses_and_doubles_nothing(
+    tmp_path, tiny_model, undisturbed, alone, on_cluster
+):
+    score_by(tmp_path, tiny_model, "gated")
+    expected = score_bytes(undisturbed)
+    total = len([name for name in expected if "shard-" in name])
+    run = tmp_path / "run"
+    # The run waits at its first closed shard, so that no point can be missed.
+    starting: list[Callable[[int], bool]] = [
+        lambda pid: (run / "recipe.yaml").exists(),
+        lambda pid: (run / "pairs" / "a").exists(),
         lambda pid: has_started(pid, "gcs_server"),
         lambda pid: has_started(pid, "raylet"),
-        lambda pid: at_work.exists(),
-        *[
-            lambda pid, count=count: score_files(tmp_path) >= count
-            for count in (1, total // 4, total // 2, 3 * total // 4, total - 1)
-        ],
+        lambda pid: (tmp_path / "at-work").exists(),
+    ]
+    counts = (1, total // 4, total // 2, 3 * total // 4, total - 1)
+    points = [(0, alone, reached) for reached in starting]
+    points += [
+        (count, on_cluster, lambda pid, count=count: score_files(tmp_path) == count)
+        for count in counts
     ]
     family: set[int] = set()
     kept: dict[str, bytes] = {}
-    for reached in points:
-        process = start_score(tmp_path)
-        assert wait_for(process, lambda: reached(process.pid))  # noqa: B023
+    for first_closed, environment, reached in points:
+        close(tmp_path, undisturbed, first_closed)
+        process = start_score(tmp_path, env=environment)
+        wait_for(process, lambda: reached(process.pid))  # noqa: B023
         family |= set(descendants(process.pid))
         process.kill()
         process.communicate()
         found = {
             name.removeprefix("work/").replace("/output/", "/"): content
-            for name, content in score_bytes(tmp_path / "run").items()
+            for name, content in score_bytes(run).items()
         }
-        assert kept.items() <= found.items() <= undisturbed.items()
+        assert kept.items() <= found.items() <= expected.items()
         kept = found
-    finish(start_score(tmp_path))
-    assert score_bytes(tmp_path / "run") == undisturbed
+    (tmp_path / "closed").write_text("")
+    finish(start_score(tmp_path, env=on_cluster))
+    assert score_bytes(run) == expected
     ids = [
         row
-        for file in sorted((tmp_path / "run" / "scores" / "a" / "a").glob("*.parquet"))
+        for file in sorted((run / "scores" / "a" / "a").glob("*.parquet"))
         for row in pq.read_table(file)["id"].to_pylist()
     ]
     assert len(ids) == len(set(ids)) == 40
-    deadline = time.monotonic() + 60
-    while left := [pid for pid in family if alive(pid)]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
+    wait_for_the_end(family)
+
+
+@pytest.mark.parametrize("point", ["raylet", "at-work"])
+def test_a_run_that_is_asked_to_stop_says_so_and_the_same_command_goes_on(
+    tmp_path, tiny_model, undisturbed, alone, on_cluster, point
+):
+    score_by(tmp_path, tiny_model, "gated")
+    close(tmp_path, undisturbed, 1)
+    process = start_score(tmp_path, env=alone)
+    if point == "raylet":
+        wait_for(process, lambda: has_started(process.pid, "raylet"))
+    else:
+        wait_for(process, lambda: score_files(tmp_path) == 1)
+    family = set(descendants(process.pid))
+    process.terminate()
+    printed = finish(process, code=75)
+    line = "vcsoup: stopped on request; the same command goes on from here"
+    assert printed.splitlines()[-1] == line
+    if point == "at-work":
+        assert "SIGTERM" not in printed and "Traceback" not in printed
+    wait_for_the_end(family)
+    (tmp_path / "closed").write_text("")
+    finish(start_score(tmp_path, env=on_cluster))
+    assert score_bytes(tmp_path / "run") == score_bytes(undisturbed)
 
 
 def test_actors_that_exit_or_are_killed_in_mid_shard_cost_no_score(
-    tmp_path, tiny_model, undisturbed
+    tmp_path, tiny_model, undisturbed, on_cluster
 ):
     score_by(tmp_path, tiny_model, "disturbed")
     pid = tmp_path / "kill-me"
-    process = start_score(tmp_path)
-    assert wait_for(process, lambda: pid.exists() and pid.read_text() != "")
+    process = start_score(tmp_path, env=on_cluster)
+    wait_for(process, lambda: pid.exists() and pid.read_text() != "")
     (tmp_path / "killed").touch()
     os.kill(int(pid.read_text()), signal.SIGKILL)
     printed = finish(process)
     assert "another takes its place" in printed
-    assert score_bytes(tmp_path / "run") == undisturbed
+    assert score_bytes(tmp_path / "run") == score_bytes(undisturbed)
 
 
 def test_a_poisonous_shard_leaves_all_others_and_the_same_command_tries_it_again(
-    tmp_path, tiny_model
+    tmp_path, tiny_model, on_cluster
 ):
     score_by(tmp_path, tiny_model, "deadly")
     rows = (tmp_path / "a.jsonl").read_text().splitlines()
     row = json.loads(rows[7])
     rows[7] = json.dumps(row | {"chosen": "poison"})
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
-    printed = finish(start_score(tmp_path), code=2)
+    printed = finish(start_score(tmp_path, env=on_cluster), code=2)
     scores = tmp_path / "run" / "scores"
     assert "1 of " in printed and "the scoring actor died 3 times at it" in printed
     assert not scores.exists()
@@ -138,7 +207,7 @@ def test_a_poisonous_shard_leaves_all_others_and_the_same_command_tries_it_again
     made = {name: (tmp_path / "run" / name).stat().st_mtime_ns for name in kept}
     # What killed it is mended, without a change of the reward: say, the machine's memory.
     (tmp_path / "cured").touch()
-    finish(start_score(tmp_path))
+    finish(start_score(tmp_path, env=on_cluster))
     assert (scores / "a" / "a" / "product.json").exists() and not quarantine.exists()
     after = {path.name: path.stat().st_mtime_ns for path in (scores / "a" / "a").glob("*.parquet")}
     assert len(after) == len(made) + 1
@@ -156,18 +225,24 @@ cp -r run copy && umount run && cp -r copy/scores run
 
 
 def test_a_disk_that_is_full_in_mid_run_ends_it_with_a_line_and_loses_nothing(
-    tmp_path, tiny_model, undisturbed
+    tmp_path, tiny_model, undisturbed, alone
 ):
     score_by(tmp_path, tiny_model, "fills_the_disk")
     (tmp_path / "run").mkdir()
     (tmp_path / "fill").touch()
     command = f"{sys.executable} -m vcsoup_dist.cli score recipe.yaml --run-dir run"
-    done = subprocess.run(
+    process = subprocess.Popen(
         ["unshare", "-rm", "sh", "-c", SCRIPT.format(command=command)],
-        cwd=tmp_path, capture_output=True, text=True,
+        cwd=tmp_path, env=alone, text=True, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
-    if done.returncode == 77 or "unshare:" in done.stderr:
+    try:
+        _, printed = process.communicate(timeout=2 * LIMIT)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    if process.returncode == 77 or "unshare:" in printed:
         pytest.skip("this system lets us mount no file system")
-    assert done.returncode == 0, done.stderr
-    assert "No space left on device" in done.stderr and "nothing is lost" in done.stderr
-    assert score_bytes(tmp_path / "run") == undisturbed
+    assert process.returncode == 0, printed
+    assert "No space left on device" in printed and "nothing is lost" in printed
+    assert score_bytes(tmp_path / "run") == score_bytes(undisturbed)

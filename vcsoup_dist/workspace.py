@@ -32,6 +32,8 @@ import yaml
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import remove_leftovers, sync, sync_tree, write_atomically
 from vcsoup_dist.identity import Located
+from vcsoup_dist.launch.death import holding_alone
+from vcsoup_dist.launch.processes import openers
 from vcsoup_dist.recipe import Recipe
 
 log = logging.getLogger("vcsoup")
@@ -267,18 +269,20 @@ def _wait_for_workers(lock: Any, product: Product) -> None:
             return
         except BlockingIOError as error:
             if time.monotonic() > deadline:
+                pids = ", ".join(str(pid) for pid in openers(Path(lock.name)))
+                who = f"pid {pids}" if pids else "none to be seen on this machine"
                 raise UserError(
                     f"{product.name}: ranks or actors of a former run still write to it after "
-                    f"{WORKERS_TIMEOUT:.0f} s; end them first"
+                    f"{WORKERS_TIMEOUT:.0f} s ({who}); end them first"
                 ) from error
             time.sleep(0.1)
 
 
-def hold_while_working(workers_lock: Path) -> int:
+def hold_while_working(workers_lock: Path) -> None:
     """Take a rank's or actor's share of a product's lock until the process ends."""
     handle = os.open(workers_lock, os.O_RDWR)
     fcntl.flock(handle, fcntl.LOCK_SH)
-    return handle
+    holding_alone(handle)
 
 
 def command_of(product: Product) -> str:

@@ -21,13 +21,15 @@ from vcsoup_dist.evaluation.judges import Judge
 from vcsoup_dist.evaluation.prompts import Prompt
 from vcsoup_dist.files import write_atomically
 from vcsoup_dist.identity import Located
-from vcsoup_dist.launch.death import die_with_parent
+from vcsoup_dist.launch.death import die_when_told, die_with_parent
 from vcsoup_dist.launch.room import check_room
 from vcsoup_dist.recipe import Evaluation
+from vcsoup_dist.scoring.actor_errors import is_out_of_memory, mendable, one_line
 from vcsoup_dist.scoring.rewards import Reward, Text, load_reward, score_all
 from vcsoup_dist.souping.virtual import load_soup, reweight
 from vcsoup_dist.workspace import hold_while_working
 
+LESS = "lower evaluation.batch or scoring.tokens_per_batch, or give it more memory"
 RETRIES = 2  # of one soup, when its actor dies
 
 ANSWERS = "answers.parquet"
@@ -59,6 +61,7 @@ class EvaluationActor:
         self, judges: Sequence[Judge], settings: Evaluation, tokens_per_batch: int | None, gpu: bool
     ) -> None:
         die_with_parent(int(os.environ["RAY_RAYLET_PID"]))
+        die_when_told()
         import torch
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -186,11 +189,13 @@ def _result(reference: Any, name: str) -> int:
     try:
         return int(ray.get(reference) or 0)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
+        if (line := mendable(error.cause, name)) is not None:
+            raise line from None
+        if is_out_of_memory(error.cause):
+            raise UserError(f"{name}: {one_line(error.cause)}; {LESS}") from error
         raise
     except ray.exceptions.RayActorError as error:
         raise UserError(
-            f"{name}: its actor died {RETRIES + 1} times; out of memory? lower "
-            f"evaluation.batch, or give it more ({' '.join(str(error).split())[:300]})"
+            f"{name}: its actor died {RETRIES + 1} times; out of memory? {LESS} "
+            f"({' '.join(str(error).split())[:300]})"
         ) from error

@@ -11,8 +11,11 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.launch.processes import children, name_of
+from vcsoup_dist.launch.ray_signals import our_signals, stops_as_interrupts
 from vcsoup_dist.recipe import Launch
 
 OBJECT_STORE = 256 << 20  # bytes; only paths and counts travel between actors
@@ -27,7 +30,6 @@ def ray_cluster(launch: Launch) -> Iterator[None]:
     OMP_NUM_THREADS = `launch.threads`. Nothing that was started here outlives this process, even
     when it is killed.
     """
-    import ray
 
     address = launch.ray_address or os.environ.get("RAY_ADDRESS") or "local"
     # Within `ray job submit` our variables join the job's, and overrule those of the same name.
@@ -38,23 +40,32 @@ def ray_cluster(launch: Launch) -> Iterator[None]:
         "logging_level": "ERROR",
         "runtime_env": {"env_vars": _actor_environment(launch.threads)},
     }
-    if address == "local":
-        with _local_ray(settings):
-            yield
-        return
+    origin = "launch.ray_address" if launch.ray_address else "RAY_ADDRESS"
+    cluster = _local_ray(settings) if address == "local" else _remote_ray(settings, origin)
+    with stops_as_interrupts(), cluster:
+        yield
+
+
+@contextmanager
+def _remote_ray(settings: dict[str, Any], origin: str) -> Iterator[None]:
+    import ray
+
+    address = settings["address"]
     try:
         _knock(address)
-        ray.init(**settings)
+        with our_signals():
+            ray.init(**settings)
     except (OSError, ValueError, RuntimeError) as error:  # ConnectionError is an OSError
         raise UserError(
-            f"launch.ray_address: no Ray cluster lets us in at {address}; is it running, with the "
+            f"{origin}: no Ray cluster lets us in at {address}; is it running, with the "
             "same RAY_AUTH_MODE (`token` is the default of `ray start`, and not of programs)? "
             f"({' '.join(str(error).split())[:300]})"
         ) from error
     try:
         yield
     finally:
-        ray.shutdown()
+        with our_signals():
+            ray.shutdown()
 
 
 def _knock(address: str) -> None:
@@ -65,7 +76,7 @@ def _knock(address: str) -> None:
 
 
 @contextmanager
-def _local_ray(settings: dict[str, object]) -> Iterator[None]:
+def _local_ray(settings: dict[str, Any]) -> Iterator[None]:
     import ray
 
     base = tempfile.gettempdir()
@@ -75,7 +86,7 @@ def _local_ray(settings: dict[str, object]) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         with _end_with_us(folder) as agents_are:
-            ray.init(
+            _start(
                 **settings,
                 num_cpus=max(cores, 2),
                 include_dashboard=False,
@@ -85,14 +96,28 @@ def _local_ray(settings: dict[str, object]) -> Iterator[None]:
             )
             agents_are(
                 agent
-                for raylet in _children(os.getpid())
-                if _name(raylet) == "raylet"
-                for agent in _children(raylet)
+                for raylet in children(os.getpid())
+                if name_of(raylet) == "raylet"
+                for agent in children(raylet)
             )
             yield
     finally:
-        ray.shutdown()
+        with our_signals():
+            ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(**settings: Any) -> None:
+    import ray
+
+    try:
+        with our_signals():
+            ray.init(**settings)
+    except Exception as error:  # Ray's own are of many kinds, down to a bare Exception
+        raise UserError(
+            f"Ray cannot be started on this machine: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:500]}"
+        ) from error
 
 
 @contextmanager
@@ -139,22 +164,3 @@ def _actor_environment(threads: int) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(imports),
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # an actor without a GPU sees none
     }
-
-
-def _children(pid: int) -> list[int]:
-    """Processes whose parent is `pid`."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / "stat").read_text()
-            except OSError:  # it ended meanwhile
-                continue
-            # "pid (name) state parent ..."; the name may hold spaces and brackets.
-            if int(stat.rpartition(")")[2].split()[1]) == pid:
-                found.append(int(entry.name))
-    return found
-
-
-def _name(pid: int) -> str:
-    return Path(f"/proc/{pid}/comm").read_text().strip()

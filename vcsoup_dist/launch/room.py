@@ -49,5 +49,6 @@ def check_room(section: str, demand: Mapping[str, float]) -> None:
     named = dict.fromkeys(keys.get(name, "resources_per_actor") for name in demand)
     raise UserError(
         f"{', '.join(f'{section}.{key}' for key in named)}: no machine of the Ray cluster has "
-        f"{asked} for one actor"
+        f"{asked} for one actor. A cluster that starts nodes by itself must have one of that kind "
+        "from the beginning (`min_workers: 1` of its node type)"
     )

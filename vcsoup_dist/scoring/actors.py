@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -11,13 +13,20 @@ from typing import Any
 
 import numpy as np
 
+from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
-from vcsoup_dist.launch.death import die_with_parent
+from vcsoup_dist.launch.death import die_when_told, die_with_parent
 from vcsoup_dist.recipe import CallableReward, ClassifierReward
 from vcsoup_dist.scoring.pair_files import PairSlice, read_slice
 from vcsoup_dist.scoring.rewards import Reward, Scored, Text, load_reward
 from vcsoup_dist.scoring.score_files import ScoreShard, write_scores
-from vcsoup_dist.workspace import hold_while_working
+from vcsoup_dist.workspace import DISK_ERRORS, hold_while_working
+
+PAUSES = (1.0, 5.0, 15.0)  # seconds before another try to load what a file system failed to give
+WILL_NOT_PASS = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+    *DISK_ERRORS,
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,7 @@ class ScoringActor:
         gpu: bool,
     ) -> None:
         die_with_parent(int(os.environ["RAY_RAYLET_PID"]))
+        die_when_told()
         self.settings = rewards
         self.source = source
         self.tokens_per_batch = tokens_per_batch
@@ -87,12 +97,25 @@ class ScoringActor:
         return str(ray.get_runtime_context().get_node_id())
 
     def load(self) -> str:
-        """Load the reward; returns its description."""
+        """Load the reward; returns its description.
+
+        What a file system fails to give is asked for again after each of `PAUSES`.
+        """
         # Not in __init__, whose errors Ray gives back as text only.
         if isinstance(self.settings[0], ClassifierReward):
             import torch
 
             torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        for pause in PAUSES:
+            try:
+                return self._load()
+            except (UserError, OSError) as error:
+                if not may_pass(error):
+                    raise
+            time.sleep(pause)
+        return self._load()
+
+    def _load(self) -> str:
         self.reward = load_reward(
             self.settings, self.source, device=self.device, tokens_per_batch=self.tokens_per_batch
         )
@@ -138,6 +161,15 @@ class ScoringActor:
             (pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)
         ]
         return [pair.id for pair in pairs], self.reward.encode(texts)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether an error, or what it was raised from, is a file system's or network's hiccup."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__
+    # Without a number it is no system's: libraries raise OSError for what a model lacks.
+    return cause is not None and cause.errno is not None and cause.errno not in WILL_NOT_PASS
 
 
 def score_shard(ids: list[str], scored: Scored, column: int) -> ScoreShard:

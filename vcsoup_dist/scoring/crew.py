@@ -1,9 +1,13 @@
 """The actors of one pool at work: who has which shard, and who is to blame for a death.
 
-An actor that dies is replaced, without limit, and Ray is not asked to restart it: a new one may run
-wherever there is room, and its shards go to whoever is free meanwhile. An actor has one shard at
-work and encodes the following one, so a death makes suspects of both. A suspect runs alone from
-then on; only deaths of an actor that had nothing else are counted against a shard.
+An actor that dies is replaced, without limit, by a new one wherever there is room. Ray is not asked
+to restart it: its shards would wait with it, where now they go to whoever is free, and nobody would
+tell us who died at what. Where actors in the same place fail to load the reward again and again,
+as on a broken machine, the pool goes on without that place.
+
+An actor has one shard at work and encodes the following one, so a death makes suspects of both. A
+suspect runs alone from then on; only deaths of an actor that had nothing else are counted against a
+shard.
 """
 
 from __future__ import annotations
@@ -20,18 +24,19 @@ import ray
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
-from vcsoup_dist.launch.room import demand_of
+from vcsoup_dist.launch.room import Room, demand_of
 from vcsoup_dist.recipe import ActorPool, CallableReward, ClassifierReward
+from vcsoup_dist.scoring.actor_errors import is_out_of_memory, mendable, one_line
 from vcsoup_dist.scoring.actors import ScoringActor, ShardTask, Unscored
 from vcsoup_dist.scoring.groups import too_many_unscored
 from vcsoup_dist.scoring.quarantine import SetAside, write_quarantine
-from vcsoup_dist.workspace import DISK_ERRORS
 
 log = logging.getLogger("vcsoup")
 
 COLOURS = re.compile(r"\x1b\[\d+m")
 ATTEMPTS = 3  # at one shard, or at loading the reward
 HOPELESS = 10  # shards set aside, and fewer finished: the others are not tried
+LESS = "lower scoring.tokens_per_batch or scoring.shard_pairs, or give it more memory"
 
 
 @dataclass(frozen=True)
@@ -67,14 +72,16 @@ class _Seat:
     loaded: bool = False
     task: ShardTask | None = None
     following: ShardTask | None = None
+    announced: ShardTask | None = None
+    """The last shard that the actor was told to encode ahead; another may have taken it since."""
     alone: bool = False
-    """Whether `task` was given without another that follows it."""
+    """Whether `task` is all that the actor has been at since it was given."""
 
 
 class Crew:
-    """The actors of a pool; they are started by `__init__`, and more only to replace the dead."""
+    """The actors of a pool: `fitting` from the start, and up to `size` as `grow` finds room."""
 
-    def __init__(self, pool: Pool, size: int) -> None:
+    def __init__(self, pool: Pool, size: int, fitting: int) -> None:
         self.pool = pool
         self.size = size
         self.demand = demand_of(pool.actors)
@@ -90,14 +97,25 @@ class Crew:
         """Product -> its pairs that this run has finished."""
         self.unscored: Counter[str] = Counter()
         """Those of them that have no reward."""
-        self.described = False
-        for _ in range(size):
+        self.has_loaded = False
+        """Whether any actor ever loaded the reward: it is not the reward then that is broken."""
+        for _ in range(fitting):
             self._hire(failures=0)
 
     @property
     def waiting_for_room(self) -> int:
         """Actors that Ray has not found a place for yet."""
         return sum(seat.node is None for seat in self.seats)
+
+    @property
+    def lacks_actors(self) -> bool:
+        """Whether shards wait that nobody has, and more actors may be hired for them."""
+        return bool(self.queue) and len(self.seats) < self.size
+
+    def grow(self, room: Room) -> None:
+        """Hire while the cluster has room: nodes may have joined it."""
+        while self.lacks_actors and room.take(self.demand):
+            self._hire(failures=0)
 
     def is_done(self) -> bool:
         """Whether no shard is left to score."""
@@ -149,9 +167,9 @@ class Crew:
             self.pending[seat.actor.load.remote()] = seat
         elif not seat.loaded:
             seat.loaded = True
-            if not self.described:
+            if not self.has_loaded:
                 log.info("%s", result)
-                self.described = True
+                self.has_loaded = True
         else:
             task, seat.task = seat.task, None
             assert task is not None
@@ -181,36 +199,38 @@ class Crew:
     def _failed(self, seat: _Seat, error: Any) -> None:
         """An exception in an actor, whose process may be spoilt by it (CUDA's are)."""
         cause = error.cause
-        if isinstance(cause, UserError):
-            raise cause
-        if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
-            what = seat.task.name if seat.task else self.pool.name
-            where = f" ({cause.filename})" if cause.filename else ""
-            raise UserError(
-                f"{what}: cannot be written: {cause.strerror}{where}; nothing is lost, mend it and "
-                "run the same command again"
-            )
-        if seat.following is not None:
-            self.queue.appendleft(seat.following)
-        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+        what = seat.task.name if seat.task else self.pool.name
+        line = mendable(cause, what)
+        if line is not None and (seat.task is not None or not self.has_loaded):
+            raise line
+        reason = one_line(cause)
         if seat.task is None:
             self._replace(seat, reason)
-        else:
-            self._blame(seat.task, reason, COLOURS.sub("", str(error)))
-            self._replace(seat, "")
+            return
+        if is_out_of_memory(cause):
+            reason = f"{reason}; {LESS}"
+        if seat.following is not None:
+            self.queue.appendleft(seat.following)
+        self._blame(seat.task, reason, COLOURS.sub("", str(error)))
+        self._replace(seat, reason)
 
     def _died(self, seat: _Seat, error: Exception) -> None:
-        words = " ".join(str(error).split())
-        advice = "lower scoring.tokens_per_batch or scoring.shard_pairs, or give it more memory"
-        if seat.task is None:
-            advice = "give it more memory"
-        reason = f"the scoring actor died {ATTEMPTS} times at it; out of memory? {advice}"
+        words = " ".join(COLOURS.sub("", str(error)).split())
+        if getattr(error, "actor_init_failed", False):
+            # Such as an import that fails; Ray gives the exception as text only.
+            reason = f"the scoring actor cannot be started: {words[-300:]}"
+        else:
+            reason = f"the scoring actor died {ATTEMPTS} times at it"
+            if "memory" in words:  # which Ray names where a process was killed
+                reason += f"; out of memory? {LESS if seat.task else 'give it more memory'}"
+            if seat.task is None:
+                reason += f" ({words[:300]})"
         log.warning("%s: a scoring actor died, another takes its place", self.pool.name)
         if seat.task is not None and seat.alone:
             self._blame(seat.task, reason, words)
         else:
             self.suspects += [each for each in (seat.task, seat.following) if each is not None]
-        self._replace(seat, f"{reason} ({words[:300]})")
+        self._replace(seat, reason)
 
     def _blame(self, task: ShardTask, reason: str, details: str) -> None:
         self.attempts[task] += 1
@@ -228,20 +248,28 @@ class Crew:
                 seat.following = None
 
     def _replace(self, seat: _Seat, reason: str) -> None:
-        """Another actor in the place of one that failed or died; `reason`: where it had no shard.
+        """Another actor in the place of one that failed or died; `reason`: why.
 
-        Raises UserError where no actor comes so far as to load the reward.
+        Where no actor in this place comes so far as to load the reward, the others go on without
+        it. Raises UserError where that is no better in any other place.
         """
         failures = 0 if seat.loaded else seat.failures + 1
-        if failures == ATTEMPTS:
-            raise UserError(f"{self.pool.name}: loading the reward: {reason}")
         self._dismiss(seat)
-        outstanding = len(self.queue) + len(self.suspects)
-        outstanding += sum(
-            (each.task is not None) + (each.following is not None) for each in self.seats
-        )
-        if len(self.seats) < min(self.size, outstanding):
+        if failures == ATTEMPTS:
+            if all(each.failures and not each.loaded for each in self.seats):
+                raise UserError(f"{self.pool.name}: loading the reward: {reason}")
+            log.warning(
+                "%s: going on with %d actors; another place fails to load the reward: %s",
+                self.pool.name, len(self.seats), reason,
+            )  # fmt: skip
+            self.size = len(self.seats)
+        elif len(self.seats) < min(self.size, self._outstanding()):
             self._hire(failures)
+
+    def _outstanding(self) -> int:
+        """Shards that are not finished."""
+        at_work = [each for seat in self.seats for each in (seat.task, seat.following)]
+        return len(self.queue) + len(self.suspects) + sum(each is not None for each in at_work)
 
     def _feed(self) -> None:
         """Give every free actor a shard; end those for which there is none."""
@@ -252,19 +280,22 @@ class Crew:
                 self._give(seat)
 
     def _give(self, seat: _Seat) -> None:
-        # Suspects first: what is wrong with all shards should show soon.
-        if self.suspects:
-            if seat.following is not None:
-                self.queue.appendleft(seat.following)
-            seat.task, seat.following = self.suspects.popleft(), None
-        elif seat.following is not None:
-            seat.task, seat.following = seat.following, self._next()
+        encoding, seat.following = seat.following, None
+        if self.suspects and encoding is None:
+            # First: what is wrong with all shards should show soon.
+            seat.task = self.suspects.popleft()
+        elif encoding is not None:
+            # A suspect is next, in an actor that encodes nothing else.
+            seat.task = encoding
+            seat.following = None if self.suspects else self._next()
         elif self.queue:
             seat.task, seat.following = self._next(), self._next()
         else:
             other = self._followers()[0]
             seat.task, other.following = other.following, None
-        seat.alone = seat.following is None
+        in_vain = seat.announced not in (None, seat.task)
+        seat.alone = seat.following is None and not in_vain
+        seat.announced = seat.following
         self.pending[seat.actor.score.remote(seat.task, seat.following)] = seat
 
     def _next(self) -> ShardTask | None:

@@ -78,7 +78,7 @@ def group_products(
         made_from = product.made_from["reward"]
         reward: Any = recipe.values[str(product.value)].reward
         if "columns" in made_from:
-            key: Any = product.name
+            key: Any = product.value
         else:
             where = reward.model_dump_json(include={"pool", "attention"})
             key = (model_key(made_from), where)

@@ -41,6 +41,7 @@ def run_pools(
     try:
         while waiting or running:
             _start_what_fits(waiting, running)
+            _grow(running)
             for reference, crew in _results(running):
                 if reference in crew.pending:  # its actor may have been ended meanwhile
                     crew.take(reference, advance)
@@ -64,10 +65,7 @@ def _start_what_fits(waiting: deque[Pool], running: list[Crew]) -> None:
     """Start pools whose actors all fit beside those at work; one by itself with what fits."""
     while waiting:
         pool = waiting[0]
-        room = Room()
-        for crew in running:
-            for seat in crew.seats:
-                room.take(crew.demand, seat.node)
+        room = _room_beside(running)
         wanted = min(pool.actors.actors, len(pool.tasks))
         fitting = sum(room.take(demand_of(pool.actors)) for _ in range(wanted))
         if fitting < wanted and running:
@@ -76,7 +74,23 @@ def _start_what_fits(waiting: deque[Pool], running: list[Crew]) -> None:
             log.warning(
                 "%s: the Ray cluster has room for %d of %d actors", pool.name, fitting, wanted
             )
-        running.append(Crew(waiting.popleft(), max(fitting, 1)))
+        running.append(Crew(waiting.popleft(), wanted, max(fitting, 1)))
+
+
+def _grow(running: Sequence[Crew]) -> None:
+    """Let crews that started with too few actors take the room of nodes that joined since."""
+    if any(crew.lacks_actors for crew in running):
+        room = _room_beside(running)
+        for crew in running:
+            crew.grow(room)
+
+
+def _room_beside(running: Sequence[Crew]) -> Room:
+    room = Room()
+    for crew in running:
+        for seat in crew.seats:
+            room.take(crew.demand, seat.node)
+    return room
 
 
 def _results(running: Sequence[Crew]) -> list[tuple[Any, Crew]]:

@@ -51,11 +51,12 @@ def read(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
                 max_bad_rows=recipe.scoring.max_bad_rows,
             )
         log.info(
-            "%s: %d pairs to train on, %d held out; left out of %d rows: %d unusable, "
-            "%d that make no pair, %d duplicates, %d whose prompt is held out",
+            "%s: %d pairs to train on, %d held out; the rest of %d rows: %d the other half of a "
+            "pair, %d unusable, %d that make no pair, %d duplicates, %d whose prompt is held out",
             product.name, manifest["train"], manifest["heldout"], manifest["rows"],
-            sum(manifest["rejected"].values()), sum(manifest["left_out"].values()),
-            manifest["duplicates"], manifest["heldout_in_train_pairs"],
+            manifest["joined"], sum(manifest["rejected"].values()),
+            sum(manifest["left_out"].values()), manifest["duplicates"],
+            manifest["heldout_in_train_pairs"],
         )  # fmt: skip
 
 

@@ -1,0 +1,37 @@
+"""What a person is told about an exception in an actor that its machine is to blame for."""
+
+from __future__ import annotations
+
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.workspace import DISK_ERRORS
+
+
+def mendable(cause: BaseException, what: str) -> UserError | None:
+    """The line for an exception that no other try would mend, or None.
+
+    `what`: what the actor was at.
+    """
+    if isinstance(cause, UserError):
+        return cause
+    if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
+        where = f" ({cause.filename})" if cause.filename else ""
+        return UserError(
+            f"{what}: cannot be written: {cause.strerror}{where}; nothing is lost, mend it and "
+            "run the same command again"
+        )
+    return None
+
+
+def is_out_of_memory(cause: BaseException) -> bool:
+    """Whether Python or PyTorch could not get memory, on the machine or its GPU."""
+    # By name and words: PyTorch need not be loaded here to tell.
+    return (
+        isinstance(cause, MemoryError)
+        or type(cause).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(cause)
+    )
+
+
+def one_line(cause: BaseException) -> str:
+    """Kind and message of an exception, not too long."""
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
