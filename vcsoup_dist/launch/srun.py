@@ -84,10 +84,15 @@ def run_on_slurm(module: str, job: Path, threads: int, logs: Path) -> None:
                 too_early = True
                 step.terminate()
 
-        with handing_on(hand_on):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-            ended = _pass_on(step)
-            code = step.wait()
+        try:
+            with handing_on(hand_on):
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+                ended = _pass_on(step)
+                code = step.wait()
+        finally:
+            if step.poll() is None:  # the command was interrupted
+                step.terminate()
+                step.wait()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     if code and too_early:
