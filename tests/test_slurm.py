@@ -313,6 +313,17 @@ def wait_for_end(number: str) -> dict[str, str]:
     return job(number)
 
 
+def start_now(number: str) -> None:
+    """Start a requeued job, before which Slurm lets two minutes pass."""
+
+    def starts() -> bool:
+        time.sleep(2)  # within a second of the requeue a launch is refused, and fails the job
+        subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"])
+        return job(number)["JobState"] == "RUNNING"
+
+    wait_for(starts)
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -365,8 +376,7 @@ def test_stopped_in_both_ways_and_killed_it_goes_on_to_the_same_bytes(jobs, loca
         log = jobs.log(f"vcsoup-train-{number}-n1-{restart}.log")
         assert "stopped on request" in log and f"job {number} goes back into the queue" in log
         assert int(job(number)["Restarts"]) == restart + 1
-        # Slurm itself lets two minutes pass.
-        subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"], check=True)
+        start_now(number)
     wait_for(lambda: steps() > 46)
     os.kill(rank_of_step(root, 1), signal.SIGKILL)
     ended = wait_for_end(number)
