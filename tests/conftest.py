@@ -11,6 +11,8 @@ import pytest
 
 # Tests run two ranks, also where there is one GPU.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# Threads of several tiny models at a time only get in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 WORDS = [
     *("the", "a", "cat", "dog", "house", "tree", "river", "runs", "sees", "likes"),

@@ -68,7 +68,7 @@ def test_each_stage_imports_only_its_own_frameworks(folder):
     assert not {"torch", "ray", "deepspeed", "transformers"} & merge
     train = imported_by("import vcsoup_dist.training.rank, vcsoup_dist.training.loop", folder)
     assert "torch" in train and "ray" not in train
-    score = imported_by("import vcsoup_dist.scoring.actors, vcsoup_dist.scoring.classifier", folder)
+    score = imported_by("import vcsoup_dist.scoring.pools, vcsoup_dist.scoring.classifier", folder)
     assert "ray" in score and "deepspeed" not in score
 
 
@@ -143,10 +143,21 @@ def test_a_mistake_is_a_line_and_exit_code_2(folder, arguments, line):
     assert "Traceback" not in printed
 
 
+def test_check_says_what_a_local_files_rows_lack(folder):
+    rated = {"prompt": "q", "response": "r", "helpfulness": 1}
+    (folder / "pairs.jsonl").write_text(json.dumps(rated) + "\n")
+    printed = vcsoup("check", "recipe.yaml", folder=folder, code=2)
+    assert "the key `preferred_by` is missing; the data offers: helpfulness" in printed
+    assert "Traceback" not in printed
+    (folder / "pairs.jsonl").write_text(json.dumps({"question": "q", "chosen": "a"}) + "\n")
+    printed = vcsoup("check", "recipe.yaml", folder=folder, code=2)
+    assert "no column `prompt`; their columns are: question, chosen" in printed
+
+
 def test_a_missing_model_or_data_file_is_named_by_its_key(folder):
     (folder / "pairs.jsonl").unlink()
     printed = vcsoup("check", "recipe.yaml", folder=folder, code=2)
-    assert "vcsoup: values.long.data.path: no such file or folder: pairs.jsonl" in printed
+    assert "vcsoup: values.long.data.path: no such file: pairs.jsonl" in printed
     (folder / "base" / "config.json").unlink()
     printed = vcsoup("check", "recipe.yaml", folder=folder, code=2)
     assert "vcsoup: model: base is no model directory (it has no config.json)" in printed

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vcsoup_dist.consistency import policies
-from vcsoup_dist.consistency.cosine import consistency, norm
-from vcsoup_dist.consistency.gaps import gap_vectors, reward_scale, sign_patterns
-
-NORMALISATIONS = ["zscore", "gap_std", "robust", "none"]
+from vcsoup_dist.consistency.gaps import (
+    consistency,
+    count_patterns,
+    gap_vectors,
+    named_patterns,
+    norm,
+    sign_patterns,
+    turned_by,
+)
+from vcsoup_dist.consistency.moments import moments
 
 numbers = st.floats(-1e6, 1e6).filter(lambda x: x == 0 or abs(x) > 1e-6)
 gap_arrays = st.tuples(st.integers(1, 30), st.integers(1, 5)).flatmap(
@@ -37,18 +44,58 @@ def test_cosine_is_that_of_plain_arithmetic(gaps):
             assert math.isclose(c, expected, abs_tol=1e-9) and -1 <= c <= 1
 
 
+whole_gaps = st.tuples(st.integers(1, 30), st.integers(1, 6)).flatmap(
+    lambda shape: arrays(np.int64, shape, elements=st.integers(-5, 5))
+)
+
+
+@given(whole_gaps, st.sampled_from([1.0, 0.1, 1 / 3, 7e-200]), st.data())
+@example(np.array([[1, 2, -3], [1, -2, 1], [3, -2, -1]]), 0.1, None)
+@example(np.array([[1, 0], [0, -1], [2, 2], [-1, 1], [-3, -3]]), 1.0, None)
+def test_thresholds_decide_as_exact_arithmetic_does_at_their_very_edge(whole, unit, draw):
+    n = whole.shape[1]
+    if draw is not None:
+        whole = whole[:, draw.draw(st.permutations(range(n)))]
+    cosines = consistency(whole * unit)
+    everything = np.ones(len(whole), dtype=bool)
+    for square in (0, Fraction(1, n), Fraction(n - 1, n), Fraction(1, 4), 1):
+        expected = []
+        for total, length in zip(
+            whole.sum(axis=1).tolist(), np.square(whole).sum(axis=1).tolist(), strict=True
+        ):
+            expected.append(length > 0 and total >= 0 and total**2 >= square * n * length)
+        kept = policies.by_threshold(cosines, everything, math.sqrt(square))
+        assert kept.tolist() == expected
+
+
+@given(gap_arrays, st.data())
+def test_the_order_of_the_values_changes_no_bit(gaps, data):
+    other = gaps[:, data.draw(st.permutations(range(gaps.shape[1])))]
+    for layout in (np.ascontiguousarray, np.asfortranarray):
+        np.testing.assert_array_equal(consistency(layout(other)), consistency(gaps))
+        np.testing.assert_array_equal(norm(layout(other)), norm(gaps))
+
+
+@given(whole_gaps, st.integers(1, 9))
+def test_gaps_of_one_direction_have_one_cosine(whole, times):
+    np.testing.assert_array_equal(consistency(whole * 1.0), consistency(whole * float(times)))
+
+
 @given(gap_arrays)
-def test_a_cosine_of_sqrt_n_minus_1_over_n_leaves_no_negative_gap(gaps):
+def test_at_sqrt_n_minus_1_over_n_no_gap_is_negative_but_by_rounding(gaps):
     n = gaps.shape[1]
-    high = consistency(gaps) >= math.sqrt((n - 1) / n) + 1e-9
-    assert (gaps[high] >= 0).all()
+    everything = np.ones(len(gaps), dtype=bool)
+    kept = gaps[policies.by_threshold(consistency(gaps), everything, math.sqrt((n - 1) / n))]
+    assert (kept >= -1e-11 * np.abs(kept).max(axis=1, keepdims=True, initial=0)).all()
 
 
 @given(gap_arrays)
-def test_all_positive_gaps_have_a_cosine_above_one_over_sqrt_n(gaps):
+def test_1_over_sqrt_n_loses_no_pair_whose_gaps_are_all_positive(gaps):
     positive = np.abs(gaps)
     assume((positive > 0).all())
-    assert (consistency(positive) > 1 / math.sqrt(gaps.shape[1]) - 1e-9).all()
+    everything = np.ones(len(gaps), dtype=bool)
+    threshold = 1 / math.sqrt(gaps.shape[1])
+    assert policies.by_threshold(consistency(positive), everything, threshold).all()
 
 
 def test_the_bounds_of_the_cosine_are_tight():
@@ -67,58 +114,63 @@ def test_cosine_does_not_see_magnitude_however_small_or_large(gaps, exponent):
 
 
 @given(st.integers(0, 2**32), st.integers(8, 30), st.integers(1, 4), st.floats(0.01, 100),
-       st.sampled_from(NORMALISATIONS[:3]), st.floats(0.01, 100), st.floats(-10, 10))  # fmt: skip
+       st.booleans(), st.floats(0.01, 100), st.floats(-10, 10))  # fmt: skip
 def test_normalised_gaps_depend_neither_on_a_rewards_unit_nor_on_its_zero(
-    seed, pairs, values, spread, normalisation, unit, zero
+    seed, pairs, values, spread, of_gaps, unit, zero
 ):
-    chosen, rejected = spread * np.random.default_rng(seed).standard_normal((2, pairs, values))
-    scale = reward_scale(chosen, rejected, normalisation)
-    assume((scale > 1e-3 * np.abs([chosen, rejected]).max(axis=(0, 1))).all())
-    moved = [unit * rewards + zero for rewards in (chosen, rejected)]
-    moved_scale = reward_scale(*moved, normalisation)
-    np.testing.assert_allclose(moved_scale, unit * scale, rtol=1e-6)
-    np.testing.assert_allclose(
-        gap_vectors(*moved, moved_scale), gap_vectors(chosen, rejected, scale), rtol=1e-5, atol=1e-5
-    )
+    sides = spread * np.random.default_rng(seed).standard_normal((2, pairs, values))
+    moved = unit * sides + zero
+    found = []
+    for chosen, rejected in (sides, moved):
+        of = chosen - rejected if of_gaps else np.concatenate([chosen, rejected])
+        found.append(gap_vectors(chosen, rejected, moments(of).std()))
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-5)
 
 
-def test_scales_are_the_named_statistics():
-    chosen, rejected = np.array([[1.0], [4.0], [7.0]]), np.array([[0.0], [2.0], [100.0]])
-    pooled = [1, 4, 7, 0, 2, 100]
-    mean = sum(pooled) / 6
-    expected = {
-        "zscore": math.sqrt(sum((x - mean) ** 2 for x in pooled) / 6),
-        "gap_std": math.sqrt(sum((g - (1 + 2 - 93) / 3) ** 2 for g in (1, 2, -93)) / 3),
-        "robust": 1.4826 * 2.5,  # deviations from 3: 2, 1, 4, 3, 1, 97
-        "none": 1.0,
-    }
-    for name, value in expected.items():
-        assert reward_scale(chosen, rejected, name)[0] == pytest.approx(value)
+@given(small_gaps, st.data())
+def test_pairs_are_turned_where_their_own_value_prefers_the_other_answer(gaps, draw):
+    own = draw.draw(st.integers(0, gaps.shape[1] - 1))
+    gaps[0, -1] = np.nan
+    found, turned = turned_by(gaps, own)
+    for before, after, was_turned in zip(gaps, found, turned, strict=True):
+        if np.isnan(before).any():
+            assert not was_turned
+        else:
+            assert was_turned == (before[own] < 0) and after[own] == abs(before[own])
+            assert after.tolist() == [-x if was_turned else x for x in before]
+            assert not np.signbit(after[after == 0]).any()
+    unturned, nothing = turned_by(gaps, None)
+    assert unturned is gaps and not nothing.any()
 
 
 @given(small_gaps)
 def test_sign_patterns_count_every_pair_once(gaps):
     names = ["".join("+" if x > 0 else "-" if x < 0 else "0" for x in g) for g in gaps]
-    assert sign_patterns(gaps) == {name: names.count(name) for name in sorted(set(names))}
+    counted = named_patterns(count_patterns(sign_patterns(gaps)), gaps.shape[1])
+    assert counted == {name: names.count(name) for name in sorted(set(names))}
+    assert list(counted) == sorted(counted)
+
+
+def test_twenty_signs_fit_in_a_pattern():
+    ends = np.array([[1.0] * 20, [-1.0] * 20, [np.nan] * 20])
+    assert named_patterns(count_patterns(sign_patterns(ends)), 20) == {
+        "+" * 20: 1, "-" * 20: 1, "0" * 20: 1
+    }  # fmt: skip
 
 
 @given(small_gaps, st.floats(-1, 1), st.floats(0.01, 1), st.floats(0, 3), st.randoms())
 def test_policies_keep_what_brute_force_keeps_in_any_order_of_the_pairs(
     gaps, threshold, ratio, min_norm, draw
 ):
-    ids = [f"{i:016x}" for i in range(len(gaps))]
-    draw.shuffle(ids)
+    ids = np.array([draw.getrandbits(64) for _ in gaps], np.uint64)
     cosines = consistency(gaps)
-    candidates = policies.eligible(cosines, norm(gaps), min_norm)
-    usable = [
-        i for i, g in enumerate(gaps) if any(g) and math.sqrt(sum(x * x for x in g)) >= min_norm
-    ]
-    assert np.flatnonzero(candidates).tolist() == usable
+    candidates = ~np.isnan(cosines) & (norm(gaps) >= min_norm)
+    usable = np.flatnonzero(candidates).tolist()
 
     kept = policies.by_threshold(cosines, candidates, threshold)
-    assert np.flatnonzero(kept).tolist() == [i for i in usable if cosines[i] >= threshold]
+    assert np.flatnonzero(kept).tolist() == [i for i in usable if cosines[i] >= threshold - 1e-12]
 
-    kept = policies.all_positive(gaps, candidates)
+    kept = policies.all_positive(sign_patterns(gaps), candidates, gaps.shape[1])
     assert np.flatnonzero(kept).tolist() == [i for i in usable if all(x > 0 for x in gaps[i])]
 
     kept = policies.best_share(cosines, ids, candidates, ratio)
@@ -129,14 +181,16 @@ def test_policies_keep_what_brute_force_keeps_in_any_order_of_the_pairs(
     drawn = policies.random_subset(ids, candidates, count)
     assert drawn.sum() == count and not (drawn & ~candidates).any()
     order = draw.sample(range(len(ids)), len(ids))
-    again = policies.random_subset([ids[i] for i in order], candidates[order], count)
-    assert {ids[i] for i in np.flatnonzero(drawn)} == {ids[order[i]] for i in np.flatnonzero(again)}
+    again = policies.random_subset(ids[order], candidates[order], count)
+    assert set(ids[drawn]) == set(ids[order][again])
+    again = policies.best_share(cosines[order], ids[order], candidates[order], ratio)
+    assert set(ids[kept]) == set(ids[order][again])
 
 
 def test_a_random_subset_is_no_prefix_of_the_ids_and_prefers_no_cosine():
     draw = np.random.default_rng(0)
     gaps = draw.standard_normal((4000, 2))
-    ids = [f"{i:016x}" for i in range(4000)]
+    ids = np.arange(4000, dtype=np.uint64)
     kept = policies.random_subset(ids, np.ones(4000, dtype=bool), 1000)
     assert abs(consistency(gaps)[kept].mean() - consistency(gaps).mean()) < 0.06
     assert 200 < kept[:1000].sum() < 300

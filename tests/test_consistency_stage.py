@@ -12,12 +12,10 @@ import pytest
 import yaml
 
 from vcsoup_dist.consistency import stage as consistency_stage
-from vcsoup_dist.consistency.candidates import Candidates
-from vcsoup_dist.consistency.filtering import choose
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes
 from vcsoup_dist.plan.products import make_plan
-from vcsoup_dist.recipe import Consistency
+from vcsoup_dist.recipe import MOST_VALUES
 from vcsoup_dist.recipe_file import load_recipe
 from vcsoup_dist.scoring import stage as scoring_stage
 from vcsoup_dist.scoring.score_files import read_scores
@@ -73,7 +71,8 @@ def run(tmp_path_factory, tiny_model: Path) -> Path:
 
 
 def rows_of(run: Path, method: str, value: str, file: str = "pairs") -> list[dict]:
-    return pq.read_table(run / "filtered" / method / value / f"{file}.parquet").to_pylist()
+    files = sorted((run / "filtered" / method / value).glob(f"{file}*.parquet"))
+    return [row for each in files for row in pq.read_table(each).to_pylist()]
 
 
 def report_of(run: Path, method: str, value: str) -> dict:
@@ -137,6 +136,93 @@ def test_borrowed_pairs_are_turned_to_what_the_values_own_reward_prefers(run: Pa
     assert len(lent) == len(found) + len(ties) and ties
 
 
+Comparison = tuple[str, frozenset[str]]
+
+
+def comparison(row: dict) -> Comparison:
+    """What a pair compares, whichever is preferred."""
+    answers = frozenset(row[side][0]["content"] for side in ("chosen", "rejected"))
+    return row["prompt"][0]["content"], answers
+
+
+@pytest.fixture(scope="module")
+def shared_answers(tmp_path_factory, tiny_model: Path) -> Path:
+    """A run in which two datasets order the same answers differently, and split them differently.
+
+    One comparison is in `b` in both orders, and some prompts have another one there.
+    """
+    folder = tmp_path_factory.mktemp("shared")
+    write_scored_pairs(folder / "a.jsonl", 7)
+    rows = [json.loads(line) for line in (folder / "a.jsonl").read_text().splitlines()]
+    turned = [
+        {
+            "prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"],
+            "u+": row["u-"], "u-": row["u+"], "v+": row["v-"], "v-": row["v+"],
+        }
+        for row in rows
+    ]  # fmt: skip
+    mixed = [pair[i % 2] for i, pair in enumerate(zip(rows, turned, strict=True))]
+    twice = next(i for i, row in enumerate(rows) if row["v+"] != row["v-"])
+    mixed += [rows[twice], turned[twice]]
+    mixed += [row | {"chosen": "another answer"} for row in rows[::4]]
+    (folder / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mixed))
+    u, v = {"columns": ["u+", "u-"]}, {"columns": ["v+", "v-"], "sign": -1}
+    values = {
+        "a": {"reward": u, "judge": JUDGE, "data": {"path": "a.jsonl", "heldout_share": 0.4}},
+        "b": {"reward": v, "judge": JUDGE, "data": {"path": "b.jsonl", "heldout_share": 0.1}},
+        "c": {"reward": v, "judge": JUDGE, "data": {"pairs_of": ["a", "b"]}},
+    }
+    return make(folder, tiny_model, values=values, methods=["rewarded_soup", "vc_soup"])
+
+
+def test_answers_that_two_datasets_order_differently_are_borrowed_once(shared_answers: Path):
+    for file in ("pairs", "heldout"):
+        found = [comparison(row) for row in rows_of(shared_answers, "rewarded_soup", "c", file)]
+        lent = [
+            comparison(row)
+            for value in "ab"
+            for row in rows_of(shared_answers, "rewarded_soup", value, file)
+        ]
+        assert len(set(found)) == len(found) > 0 and len(set(lent)) < len(lent)
+        assert set(found) <= set(lent)
+    own = [comparison(row) for row in rows_of(shared_answers, "rewarded_soup", "b")]
+    assert len(own) == len(set(own)) + 1  # its own value keeps both orders
+    dropped = report_of(shared_answers, "rewarded_soup", "c")["dropped"]
+    held_out = held_out_prompts(shared_answers, "ab")
+    answers = [
+        row["answers_id"]
+        for row in training_rows(shared_answers, "ab")
+        if row["prompt_id"] not in held_out
+    ]
+    assert dropped["answers compared before"] == len(answers) - len(set(answers)) > 0
+
+
+def training_rows(run: Path, datasets: str) -> list[dict]:
+    files = [file for name in datasets for file in sorted((run / "pairs" / name).glob("train-*"))]
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+def held_out_prompts(run: Path, datasets: str) -> set[str]:
+    files = [run / "pairs" / name / "heldout.parquet" for name in datasets]
+    return {prompt for file in files for prompt in pq.read_table(file)["prompt_id"].to_pylist()}
+
+
+def test_no_prompt_that_a_dataset_holds_out_is_borrowed_from_another(shared_answers: Path):
+    reason = "prompt held out in another dataset"
+    held_out = held_out_prompts(shared_answers, "a")
+    leaks = [row for row in training_rows(shared_answers, "b") if row["prompt_id"] in held_out]
+    report = report_of(shared_answers, "vc_soup", "c")
+    assert report["dropped"][reason] == len(leaks) > 0
+    heldout = rows_of(shared_answers, "vc_soup", "c", "heldout")
+    prompts = {row["prompt"][0]["content"] for row in heldout}
+    for method in ("rewarded_soup", "vc_soup"):
+        kept = rows_of(shared_answers, method, "c")
+        assert kept and not prompts & {row["prompt"][0]["content"] for row in kept}
+    page = (shared_answers / "filtered/vc_soup/c/report.md").read_text()
+    assert f"left out: {reason}" in page
+    assert report_of(shared_answers, "vc_soup", "b")["dropped"][reason] == 0
+
+
 def test_held_out_pairs_are_not_filtered_and_not_trained_on(run: Path):
     kept = {row["id"] for row in rows_of(run, "rewarded_soup", "a")}
     heldout = rows_of(run, "vc_soup", "a", "heldout")
@@ -151,12 +237,39 @@ def test_every_report_accounts_for_every_pair(run: Path):
             report, rows = report_of(run, method, value), rows_of(run, method, value)
             assert report["kept"] == len(rows) > 0
             assert report["kept"] + sum(report["dropped"].values()) == report["pairs"]
-            assert sum(report["sign_patterns"].values()) == report["pairs"]
+            usable = report["comparison"]["usable"]
+            assert sum(report["sign_patterns"].values()) == usable
+            assert usable == len(rows_of(run, "rewarded_soup", value))
+            assert usable < report["pairs"] if value == "c" else usable == report["pairs"]
             signs = [[int(np.sign(row[f"gap_{v}"])) for v in "abc"] for row in rows]
             names = ["".join("-0+"[sign + 1] for sign in pattern) for pattern in signs]
             counted = {name: names.count(name) for name in sorted(set(names))}
             assert report["sign_patterns_kept"] == counted
             assert report["turned_kept"] == sum(row["turned"] for row in rows)
+            assert report["unscored"] == 0
+
+
+def test_the_report_says_how_the_values_gaps_go_together(run: Path):
+    for value in "ac":
+        report = report_of(run, "vc_soup", value)
+        usable = rows_of(run, "rewarded_soup", value)
+        gaps = np.array([[row[f"gap_{v}"] for v in "abc"] for row in usable])
+        np.testing.assert_allclose(report["correlation"], np.corrcoef(gaps.T), atol=1e-12)
+        conflicts = np.array(report["conflicts"])
+        against = sum(
+            count for name, count in report["sign_patterns"].items() if set(name[:2]) == {"+", "-"}
+        )
+        assert conflicts[0, 1] == pytest.approx(against / len(usable))
+        assert report["comparison"]["policies"]
+
+
+def test_the_page_shows_the_most_and_least_consistent_pairs_in_full(run: Path):
+    eligible = [row for row in rows_of(run, "rewarded_soup", "a") if row["norm"] > 0]
+    ranked = sorted(eligible, key=lambda row: (row["consistency"], row["id"]))
+    best = sorted(eligible, key=lambda row: (-row["consistency"], row["id"]))
+    page = (run / "filtered/vc_soup/a/report.md").read_text()
+    places = [page.index(row["prompt"][0]["content"] + "\n") for row in best[:5] + ranked[:5]]
+    assert places == sorted(places)
 
 
 def test_methods_keep_what_their_names_say(run: Path):
@@ -175,7 +288,7 @@ def test_the_same_inputs_give_the_same_bytes(run: Path, tiny_model: Path, tmp_pa
     again = make(tmp_path, tiny_model, methods=["vc_soup"])
     files = [file.relative_to(again) for file in again.rglob("*") if file.is_file()]
     compared = [f for f in files if f.parts[0] in ("pairs", "scores", "filtered")]
-    assert {f.suffix for f in compared} == {".parquet", ".json", ".png"}
+    assert {f.suffix for f in compared} == {".parquet", ".json", ".png", ".md"}
     for file in compared:
         assert (run / file).read_bytes() == (again / file).read_bytes(), file
 
@@ -226,33 +339,14 @@ def test_rewards_that_cannot_filter_are_refused_by_name(
         make(tmp_path, tiny_model, methods=["all_positive"])
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"policy": "ratio", "ratio": 0.25},
-        {"policy": "random", "ratio": 0.25},
-        {"policy": "all_positive"},
-        {"policy": "threshold", "threshold": 0.5, "min_norm": 1.5},
-    ],
-)
-def test_every_policy_of_vc_soup_drops_what_it_says(settings):
-    draw = np.random.default_rng(0)
-    gaps = draw.integers(-2, 3, (200, 3)).astype(float)
-    repeated, none = np.arange(200) < 10, np.zeros(200, dtype=bool)
-    ids = [f"{i:016x}" for i in range(200)]
-    candidates = Candidates(ids, ["a"] * 200, none, gaps, {"repeated": repeated})
-    choice = choose("vc_soup", Consistency(**settings), candidates)
-    norms, cosines = np.linalg.norm(gaps, axis=1), gaps.sum(axis=1) / 3**0.5
-    min_norm = settings.get("min_norm", 0)
-    usable = ~repeated & (norms > 0) & (norms >= min_norm)
-    assert choice.dropped["repeated"] == 10
-    assert choice.dropped["zero gap"] == ((norms == 0) & ~repeated).sum()
-    assert choice.dropped["below min_norm"] == ((norms > 0) & (norms < min_norm) & ~repeated).sum()
-    assert choice.kept.sum() + sum(choice.dropped.values()) == 200
-    assert not (choice.kept & ~usable).any()
-    if "ratio" in settings:
-        assert choice.kept.sum() == int(0.25 * usable.sum() + 0.5)
-    elif settings["policy"] == "all_positive":
-        assert (choice.kept == usable & (gaps > 0).all(axis=1)).all()
-    else:
-        assert (choice.kept == usable & (cosines >= 0.5 * norms - 1e-12)).all()
+def test_more_values_than_a_sign_pattern_holds_are_refused(tmp_path: Path, tiny_model: Path):
+    u = {"reward": {"columns": ["u+", "u-"]}, "judge": JUDGE}
+    values = {f"w{i}": u for i in range(20)}
+    values["a"] = {**u, "data": {"path": "a.jsonl"}}
+    with pytest.raises(UserError, match="values: 21 are more than the 20"):
+        make(tmp_path, tiny_model, values=values, methods=["vc_soup"])
+    assert not (tmp_path / "run").exists()  # nothing was read or scored
+
+
+def test_the_signs_of_as_many_values_as_a_recipe_may_have_fit_in_32_bits():
+    assert 3**MOST_VALUES <= 2**32

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from decimal import Decimal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vcsoup_dist.errors import UserError
-from vcsoup_dist.identity import Located
-from vcsoup_dist.preferences import (
-    BadRow,
-    Pair,
-    detect_format,
-    from_hh,
-    pair_id,
-    prompt_id,
-    read_pairs,
-    to_pair,
-)
+from vcsoup_dist.preferences import canonical
+from vcsoup_dist.preferences.formats import detect_format, to_pair
+from vcsoup_dist.preferences.ordered import from_hh
+from vcsoup_dist.preferences.pair import BadRow, Pair, pair_id, prompt_id
 
 
 def user(text: str) -> dict[str, str]:
@@ -66,6 +56,33 @@ GOOD = {
         [user("why?")],
     ),
     "hh": ({"chosen": HH + " a", "rejected": HH + " b"}, TURNS),
+    "hh whose start is cut": (
+        {"chosen": HH.lstrip() + " a", "rejected": HH.lstrip() + " b"},
+        TURNS,
+    ),
+    "hh beside its prompt": ({"prompt": HH, "chosen": HH + " a", "rejected": HH + " b"}, TURNS),
+    "hh beside an empty prompt": (
+        {"prompt": "", "chosen": HH + " a", "rejected": HH + " b"},
+        TURNS,
+    ),
+    "hh beside no prompt": ({"prompt": None, "chosen": HH + " a", "rejected": HH + " b"}, TURNS),
+    "hh as prompt, bare answers": ({"prompt": HH, "chosen": " a", "rejected": " b"}, TURNS),
+    "hh as prompt without its start": (
+        {"prompt": HH.strip() + " ", "chosen": "a", "rejected": "b"},
+        TURNS,
+    ),
+    "hh as prompt without the last mark": (
+        {"prompt": HH.removesuffix("\n\nAssistant:"), "chosen": "a", "rejected": "b"},
+        TURNS,
+    ),
+    "hh as prompt, answer messages": (
+        {"prompt": HH, "chosen": [assistant("a")], "rejected": [assistant("b")]},
+        TURNS,
+    ),
+    "the word Human in a prompt": (
+        {"prompt": "Human: who is that?", "chosen": "a", "rejected": "b"},
+        [user("Human: who is that?")],
+    ),
 }
 
 
@@ -95,6 +112,16 @@ BAD = {
         "rejected": [user("y"), assistant("b")],
     },
     "not UTF-8": {"prompt": "x", "chosen": "a\ud800", "rejected": "b"},
+    "one answer is a text, the other is not": {
+        "prompt": "x",
+        "chosen": "a",
+        "rejected": [assistant("b")],
+    },
+    "both answers begin with the whole prompt": {
+        "prompt": "Tell me all that you know about onions.",
+        "chosen": "Tell me all that you know about onions.\nThey are round.",
+        "rejected": "Tell me all that you know about onions. No.",
+    },
 }
 
 
@@ -138,11 +165,37 @@ def test_bad_hh_dialogues_are_refused(chosen, rejected, reason):
         to_pair({"chosen": chosen, "rejected": rejected}, "hh")
 
 
-@pytest.mark.parametrize("score", ["3.5", True, None, float("nan"), float("inf"), 10**400, [1]])
+@pytest.mark.parametrize(
+    "score", ["3.5", True, None, float("nan"), float("inf"), 10**400, [1], Decimal("sNaN")]
+)
 def test_a_score_that_is_no_number_makes_a_bad_row(score):
     row = {"prompt": "x", "chosen": "a", "rejected": "b", "s": score}
     with pytest.raises(BadRow, match="column `s`"):
         to_pair(row, "trl", ["s"])
+
+
+def test_answers_may_repeat_what_a_short_prompt_or_one_of_them_alone_says():
+    short = {"prompt": "Hi", "chosen": "Hi there", "rejected": "Hi."}
+    long = "Tell me all that you know about onions."
+    one = {"prompt": long, "chosen": long + " Gladly.", "rejected": "No."}
+    for row in (short, one):
+        pair = to_pair(row, detect_format(row))
+        assert (pair.prompt, pair.chosen) == ([user(row["prompt"])], row["chosen"])
+
+
+def test_a_file_of_whole_dialogues_may_hold_prompts_with_bare_answers_too():
+    whole = {"prompt": HH, "chosen": HH + " a", "rejected": HH + " b"}
+    bare = {"prompt": HH, "chosen": " a", "rejected": " b"}
+    assert detect_format(whole) == "hh"
+    assert to_pair(whole, "hh") == to_pair(bare, "hh") == to_pair(bare, "trl")
+    with pytest.raises(BadRow, match="begin with the whole prompt"):
+        to_pair(whole, "trl")
+
+
+@pytest.mark.parametrize("score", [Decimal("1.5"), 1.5])
+def test_a_score_may_be_a_decimal(score):
+    row = {"prompt": "x", "chosen": "a", "rejected": "b", "s": score}
+    assert to_pair(row, "trl", ["s"]).columns == {"s": 1.5}
 
 
 def test_scores_are_read_from_named_columns_only():
@@ -159,14 +212,14 @@ words = st.text(st.characters(codec="utf-8"), min_size=1).filter(
 def test_hh_text_gives_back_the_turns_it_was_written_from(turns, chosen, rejected):
     names = ["Human", "Assistant"]
     text = "".join(f"\n\n{names[i % 2]}: {turn}" for i, turn in enumerate(turns))
-    prompt, *answers = from_hh(
+    found = from_hh(
         {
             "chosen": f"{text}\n\nAssistant: {chosen}",
             "rejected": f"{text}\n\nAssistant: {rejected}",
         }
     )
-    assert [message["content"] for message in prompt] == [turn.strip() for turn in turns]
-    assert answers == [chosen.strip(), rejected.strip()]
+    assert [message["content"] for message in found.prompt] == [turn.strip() for turn in turns]
+    assert [found.chosen, found.rejected] == [chosen.strip(), rejected.strip()]
 
 
 @given(words, words, words)
@@ -178,64 +231,21 @@ def test_an_id_depends_on_content_and_order_alone(prompt, chosen, rejected):
         assert pair_id(turned, chosen, rejected) != pair_id(turned, rejected, chosen)
 
 
-def test_an_id_is_the_hash_of_the_canonical_json():
-    text = '{"chosen":"é","prompt":[{"content":"why?","role":"user"}],"rejected":"b"}'
-    expected = xxhash.xxh3_128_hexdigest(text.encode())[:16]
-    assert pair_id([user("why?")], "é", "b") == expected
+@given(st.lists(st.text(st.characters(codec="utf-8"))), st.text(st.characters(codec="utf-8")))
+def test_an_id_is_the_hash_of_the_canonical_json(turns, answer):
+    prompt = [user(turn) for turn in turns]
+    for found, content in (
+        (pair_id(prompt, answer, "b"), {"prompt": prompt, "chosen": answer, "rejected": "b"}),
+        (prompt_id(prompt), prompt),
+    ):
+        text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        assert found == xxhash.xxh3_128_hexdigest(text.encode())[:16]
 
 
-def test_bad_lines_of_a_jsonl_file_do_not_hide_the_good_ones(tmp_path: Path):
-    good = json.dumps({"prompt": "x", "chosen": "a", "rejected": "b"}).encode()
-    lines = [good[:-3], good.replace(b'"a"', b'"\xff"'), b"", good, b"[1]", b"[" * 100_000, good]
-    file = tmp_path / "pairs.jsonl"
-    file.write_bytes(b"\n".join(lines))
-    found = list(read_pairs(Located(str(file), None, None)))
-    assert [number for number, _ in found] == [1, 2, 4, 5, 6, 7]
-    reasons = [row.reason if isinstance(row, BadRow) else "" for _, row in found]
-    assert reasons == ["malformed JSON", "not UTF-8", "", "no JSON object", "malformed JSON", ""]
-    assert all(len(row.text) <= 500 for _, row in found if isinstance(row, BadRow))
-
-
-def test_parquet_and_jsonl_of_the_same_rows_give_the_same_pairs(tmp_path: Path):
-    rows = [{"prompt": TURNS, "chosen": f"a{i}", "rejected": "b", "s": float(i)} for i in range(9)]
-    rows[4]["chosen"] = ""
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
-    by_kind = [
-        [
-            row.reason if isinstance(row, BadRow) else row
-            for _, row in read_pairs(Located(str(tmp_path / name), None, None), columns=["s"])
-        ]
-        for name in ("p.jsonl", "p.parquet")
-    ]
-    assert by_kind[0] == by_kind[1]
-    assert by_kind[0][4] == "empty response"
-
-
-def test_text_in_parquet_that_is_not_utf8_is_one_bad_row(tmp_path: Path):
-    binary = pa.array([b"a", b"\xff", b"c"], pa.binary())
-    text = pa.Array.from_buffers(pa.string(), 3, binary.buffers())
-    same = pa.array(["x"] * 3)
-    table = pa.table({"prompt": same, "chosen": text, "rejected": same})
-    pq.write_table(table, tmp_path / "p.parquet")
-    found = [row for _, row in read_pairs(Located(str(tmp_path / "p.parquet"), None, None))]
-    assert [isinstance(row, BadRow) for row in found] == [False, True, False]
-
-
-def test_a_folder_is_read_by_datasets_with_its_splits(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / ".cache")
-    for split, answer in (("train", "a"), ("test", "c")):
-        row = {"prompt": "x", "chosen": answer, "rejected": "b"}
-        (tmp_path / "part").mkdir(exist_ok=True)
-        (tmp_path / "part" / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
-    ((number, pair),) = read_pairs(Located(str(tmp_path), None, None), subset="part", split="test")
-    assert number == 1 and isinstance(pair, Pair) and pair.chosen == "c"
-    with pytest.raises(UserError, match="split nosuch"):
-        list(read_pairs(Located(str(tmp_path), None, None), subset="part", split="nosuch"))
-
-
-@pytest.mark.parametrize(("name", "what"), [("p.csv", "convert"), ("p.parquet", "unreadable")])
-def test_a_file_of_another_kind_is_one_clear_error(tmp_path: Path, name, what):
-    (tmp_path / name).write_text("prompt,chosen,rejected\n")
-    with pytest.raises(UserError, match=what):
-        list(read_pairs(Located(str(tmp_path / name), None, None)))
+def test_a_text_that_is_longer_than_any_model_reads_is_refused(monkeypatch):
+    monkeypatch.setattr(canonical, "LONGEST", 5)
+    row = {"prompt": "why?", "chosen": "short", "rejected": "b"}
+    assert to_pair(row, "trl").chosen == "short"
+    for column in row:
+        with pytest.raises(BadRow, match="over-long"):
+            to_pair({**row, column: "longer"}, "trl")

@@ -24,11 +24,13 @@ from vcsoup_dist.evaluation import plots
 from vcsoup_dist.evaluation.plot_labels import Label, place_labels
 from vcsoup_dist.evaluation.report import CHAPTERS, render
 from vcsoup_dist.evaluation.report_data import (
+    Agreement,
     Answer,
     PairsRead,
     PairsScored,
     Patterns,
     Plot,
+    Policy,
     Prompts,
     ReportData,
     Sample,
@@ -116,10 +118,14 @@ def report_of(summary: Summary) -> ReportData:
         front_plot=DOT,
         hypervolume_plot=DOT,
         edge_plot=DOT,
-        pairs=[PairsRead("helpful", 12345, 11000, 1000, 300, 38, {"empty response": 5, "odd": 2})],
-        scores=[PairsScored("helpful", "harmless", 11000, 17, -0.25, 1.5)],
+        pairs=[PairsRead("helpful", 12345, 11000, 1000, 300, 38, {"empty response": 5, "odd": 2},
+                          {"equal ratings": 21}, 9, 2)],
+        scores=[PairsScored("helpful", "harmless", 11000, 9, {"too odd": 8}, 17, -0.25, 1.5)],
         patterns=[Patterns("helpful", {"++": 6000, "+-": 4000, "--": 1000},
                            {"vc_soup": {"++": 5900, "+-": 100}, "random": {"++": 3300}})],
+        agreements=[Agreement("helpful", [[0, 0.375], [0.375, 0]], [[1.0, -0.25], [-0.25, None]],
+                              [Policy("no filter", 11000, 1.0, 0.545, False),
+                               Policy("c >= 0.35", 6000, 0.5454, None, True)])],
         consistency_plots=[Plot("Consistency of helpful", DOT)],
         trained=[Trained("vc_soup", "helpful", 1, {"steps": 120, "loss": 0.61234, "stopped": None}),
                  Trained("random", "helpful", 0, {"steps": 119, "KL": 1234.5})],
@@ -217,9 +223,15 @@ def test_counts_of_every_stage_are_on_the_page(summary):
     parsed = Page(render(report_of(summary)))
     rows = parsed.texts("tr")
     for expected in [
-        "helpful12,34511,0001,000300387",
+        "helpful12,34511,0001,000930038217",
         "helpfulempty response5",
-        "helpfulharmless11,00017−0.251.5",
+        "helpfulequal ratings21",
+        "helpfulharmless11,000917−0.251.5",
+        "helpfulharmlesstoo odd8",
+        "helpful37.5 %",
+        "harmless−0.25",
+        "no filter11,000100.0 %54.5 %",
+        "c ≥ 0.35 (the recipe)6,00054.5 %–",
         "++6,0005,9003,300",
         "−−1,00000",
         "all11,0006,000 (55 %)3,300 (30 %)",
@@ -263,14 +275,18 @@ def test_hostile_text_is_shown_and_never_obeyed():
     values = (hostile("value"), "harmless")
     summary = made_up(values=values, methods=(hostile("method"), "random"))
     data = report_of(summary)
+    filtered = hostile("filtered")
     data = replace(
         data,
         title=hostile("title"),
         facts={hostile("term"): hostile("fact")},
         notes=[hostile("note")],
-        pairs=[replace(data.pairs[0], dataset=hostile("data"), rejected={hostile("reason"): 1})],
-        scores=[replace(data.scores[0], value=hostile("scored"))],
-        patterns=[Patterns(hostile("kept"), {hostile("sign"): 1}, {hostile("filter"): {}})],
+        pairs=[replace(data.pairs[0], dataset=hostile("data"), rejected={hostile("reason"): 1},
+                       left_out={hostile("left"): 1})],
+        scores=[replace(data.scores[0], value=hostile("scored"), reasons={hostile("why"): 1})],
+        patterns=[Patterns(filtered, {hostile("sign"): 1}, {hostile("filter"): {}})],
+        agreements=[replace(data.agreements[0], value=filtered,
+                            policies=[Policy(hostile("policy"), 1, None, None, True)])],
         consistency_plots=[Plot(hostile("caption"), DOT)],
         trained=[Trained(hostile("who"), "v", 0, {hostile("metric"): hostile("number")})],
         prompts=[Prompts(hostile("prompts"), 1, 0, [hostile("seen")])],

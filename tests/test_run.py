@@ -153,7 +153,8 @@ def test_a_run_ends_with_a_front_a_report_and_loadable_soups(undisturbed):
 
 
 def test_borrowed_pairs_are_turned_to_what_the_values_own_reward_prefers(undisturbed):
-    rows = pq.read_table(undisturbed.root / "filtered/vc_soup/polite/pairs.parquet").to_pylist()
+    file = undisturbed.root / "filtered/vc_soup/polite/pairs-00000.parquet"
+    rows = pq.read_table(file).to_pylist()
     assert rows
     assert all(row["gap_polite"] > 0 for row in rows)
     assert {row["turned"] for row in rows} == {True, False}

@@ -10,81 +10,47 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import yaml
-from conftest import write_pairs
+from scoring_world import pool_of, score_bytes, write_recipe
+from test_scoring_classifier import CONFIGS, save_classifier
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes, Located
 from vcsoup_dist.launch.ray_cluster import _children, ray_cluster
 from vcsoup_dist.plan.products import make_plan
-from vcsoup_dist.recipe import CallableReward, Launch, Scoring
+from vcsoup_dist.recipe import ActorPool, Launch
 from vcsoup_dist.recipe_file import load_recipe
-from vcsoup_dist.scoring import stage
-from vcsoup_dist.scoring.actors import Pool, ShardTask, run_pools
-from vcsoup_dist.scoring.pair_files import (
-    AppendedTable,
-    PairSlice,
-    pairs_schema,
-    read_slice,
-    train_slices,
-)
-from vcsoup_dist.scoring.score_files import read_scores
+from vcsoup_dist.scoring import crew, stage
+from vcsoup_dist.scoring.crew import Pool
+from vcsoup_dist.scoring.pair_files import read_slice, train_slices
+from vcsoup_dist.scoring.pools import run_pools
+from vcsoup_dist.scoring.rewards import load_reward
+from vcsoup_dist.scoring.score_files import read_scores, write_summary
 from vcsoup_dist.workspace import Workspace
-
-REWARDS = """
-import os, pathlib, signal
-HERE = pathlib.Path(__file__).parent
-
-def words(prompt, response):
-    return len(response.split())
-
-def letters(prompt, response):
-    # Kills its process once, in the middle of a shard that others follow.
-    calls = HERE / "calls"
-    with open(calls, "ab") as file:
-        file.write(b".")
-        count = file.tell()
-    if count == 30 and not (HERE / "died").exists():
-        (HERE / "died").touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return -len(response)
-
-def deadly(prompt, response):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def not_a_number(prompt, response):
-    return float("nan")
-"""
-
 
 EXPECTED = {"a": lambda text: len(text.split()), "b": lambda text: -len(text)}
 
 
-def make_scores(folder: Path, model: Path) -> Path:
-    """Run the first two stages over two datasets under two functions, two actors each."""
-    (folder / "rewards.py").write_text(REWARDS)
-    for seed, name in enumerate(("a", "b")):
-        write_pairs(folder / f"{name}.jsonl", 40, seed)
-    values = {
-        "a": {"reward": {"callable": "rewards.py:words"}, "data": {"path": "a.jsonl"}},
-        "b": {"reward": {"callable": "rewards.py:letters"}, "data": {"path": "b.jsonl"}},
-    }
-    scoring = {"shard_pairs": 5, "actors": 2, "cpus_per_actor": 0.5}
-    recipe = {"name": "test", "model": str(model), "values": values, "scoring": scoring}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    loaded = load_recipe(folder / "recipe.yaml")
-    workspace = Workspace.open(folder / "run", loaded)
-    plan = make_plan(loaded, Hashes(folder / "run" / "hashes.json"))
+FUNCTIONS = {"a": {"callable": "rewards.py:words"}, "b": {"callable": "rewards.py:letters"}}
+
+
+def make_scores(recipe: Path) -> Path:
+    """Run the first two stages; the run directory."""
+    loaded = load_recipe(recipe)
+    run = recipe.parent / "run"
+    workspace = Workspace.open(run, loaded)
+    plan = make_plan(loaded, Hashes(run / "hashes.json"))
     for name, door in (("read", stage.read), ("score", stage.score)):
         due = [p for p in plan if p.stage == name and not workspace.is_made(p)]
         door(loaded, workspace, due)
-    return folder / "run"
+    return run
 
 
 def test_an_actor_killed_in_mid_run_costs_no_shard_and_doubles_none(tmp_path, tiny_model):
-    run = make_scores(tmp_path, tiny_model)
+    scoring = {"shard_pairs": 5, "actors": 2, "cpus_per_actor": 0.5}
+    run = make_scores(write_recipe(tmp_path, tiny_model, FUNCTIONS, scoring))
     assert (tmp_path / "died").exists()
     for dataset in "ab":
         shards = train_slices(run / "pairs" / dataset)
@@ -102,67 +68,154 @@ def test_an_actor_killed_in_mid_run_costs_no_shard_and_doubles_none(tmp_path, ti
     assert not [file for file in run.rglob("*") if file.name.startswith(".") and file.is_file()]
 
 
+def test_values_of_one_model_are_scored_by_one_pool_in_one_pass(tmp_path, tiny_model, caplog):
+    save_classifier(tmp_path / "judge", CONFIGS["llama"], pad=0)
+    one = {"classifier": "judge"}
+    rewards = {"a": one | {"output": 0}, "b": one | {"output": 2, "sign": -1}}
+    recipe = write_recipe(tmp_path, tiny_model, rewards, {"shard_pairs": 16})
+    with caplog.at_level("INFO", "vcsoup"):
+        run = make_scores(recipe)
+    assert caplog.text.count("tokens per batch") == 1  # each pool describes its reward once
+    (part, *_), name = train_slices(run / "pairs" / "a"), "shard-00000.parquet"
+    texts = [(p.prompt, text) for p in read_slice(part) for text in (p.chosen, p.rejected)]
+    for value in "ab":
+        settings = load_recipe(recipe).values[value].reward
+        judge = load_reward([settings], Located(str(tmp_path / "judge"), None, None))
+        expected = judge.score(judge.encode(texts)).rewards[:, 0]
+        scores = read_scores(run / "scores" / "a" / value / name)
+        np.testing.assert_allclose(scores.chosen, expected[0::2], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(scores.rejected, expected[1::2], rtol=1e-5, atol=1e-5)
+
+
+def test_only_the_files_that_a_killed_run_has_not_left_are_written(tmp_path, tiny_model):
+    rewards = {name: {"callable": "rewards.py:words"} for name in "ab"}
+    recipe = write_recipe(tmp_path, tiny_model, rewards, {"shard_pairs": 16})
+    run = make_scores(recipe)
+    expected = score_bytes(run)
+    draft = run / "work" / "scores" / "a" / "b"
+    draft.mkdir(parents=True)
+    (run / "scores" / "a" / "b").rename(draft / "output")
+    product = json.loads((draft / "output" / "product.json").read_text())
+    (draft / "fingerprint").write_text(product["fingerprint"])
+    (draft / "output" / "product.json").unlink()
+    (draft / "output" / "shard-00001.parquet").unlink()
+    made = {path.name: path.stat().st_mtime_ns for path in (draft / "output").glob("*.parquet")}
+    make_scores(recipe)
+    assert score_bytes(run) == expected
+    again = {path.name: path.stat().st_mtime_ns for path in (run / "scores/a/b").glob("*.parquet")}
+    assert again.items() >= made.items() and len(again) == len(made) + 1
+
+
 @pytest.fixture(scope="module")
 def cluster():
     with ray_cluster(Launch()):
         yield
 
 
-def pool_of(folder: Path, function: str) -> Pool:
-    """A pool of one shard of 3 pairs under a function of REWARDS."""
-    (folder / "rewards.py").write_text(REWARDS)
-    (folder / "lock").touch()
-    messages = [{"role": "user", "content": "x"}]
-    rows = [
-        {"id": f"{i:016x}", "prompt": messages, "chosen": "a", "rejected": "b"} for i in range(3)
-    ]
-    with AppendedTable(folder / "train.parquet", pairs_schema([])) as table:
-        for row in rows:
-            table.add(row)
-    task = ShardTask(
-        "scores/a/b, shard-00000.parquet",
-        PairSlice(folder / "train.parquet", 0, 3),
-        folder / "shard-00000.parquet",
-        folder / "shard.starts",
-        folder / "lock",
-    )
-    reward = CallableReward(callable=f"rewards.py:{function}")
-    source = Located(str(folder / "rewards.py"), None, None)
-    return Pool("reward of b", reward, source, [task], folder / "load.starts")
+def score(*pools: Pool) -> list[Pool]:
+    return list(run_pools(pools, lambda pairs: None))
 
 
 def test_several_pools_run_although_the_machine_has_room_for_none_beside_another(tmp_path, cluster):
-    pools = []
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        pools.append(pool_of(tmp_path / name, "words"))
+    actors = ActorPool(actors=4, cpus_per_actor=2)
+    pools = [pool_of(tmp_path / name, "words", actors=actors) for name in "ab"]
     told = []
-    done = list(run_pools(pools, Scoring(actors=4, cpus_per_actor=2), told.append))
-    assert done == pools and told == [3, 3]
+    assert list(run_pools(pools, told.append)) == pools
+    assert told == [3, 3]
     for name in "ab":
         assert pq.read_table(tmp_path / name / "shard-00000.parquet").num_rows == 3
 
 
-def test_an_actor_that_fits_on_no_machine_is_refused(tmp_path, cluster):
-    with pytest.raises(UserError, match="no machine of the Ray cluster has 1000 CPUs"):
-        list(run_pools([pool_of(tmp_path, "words")], Scoring(cpus_per_actor=1000), print))
+def test_fewer_actors_work_where_the_cluster_has_not_room_for_all(tmp_path, cluster, caplog):
+    actors = ActorPool(actors=3, cpus_per_actor=2)
+    pool = pool_of(tmp_path, "words", [["a"]] * 5, actors)
+    with caplog.at_level("WARNING", "vcsoup"):
+        assert score(pool) == [pool]
+    assert "room for 1 of 3 actors" in caplog.text and len(score_bytes(tmp_path)) == 5
 
 
 @pytest.mark.parametrize(
-    ("function", "message"),
+    ("actors", "message"),
     [
-        ("deadly", "scores/a/b, shard-00000.parquet: the scoring actor died 3 times"),
-        ("not_a_number", "not_a_number: .* the chosen answer of pair 0000000000000000 is nan"),
-        ("nosuch", "has no function `nosuch`"),
+        ({"cpus_per_actor": 1000}, "scoring.cpus_per_actor: no machine .* has 1000 CPU for one"),
+        ({"resources_per_actor": {"tpu": 2}}, r"scoring.resources_per_actor: .* 1 CPU and 2 tpu"),
     ],
 )
-def test_what_no_restart_mends_stops_the_run_with_its_line(tmp_path, cluster, function, message):
-    # Its actors stay until the cluster ends, so they take little room, and this test comes last.
-    pool = pool_of(tmp_path, function)
-    for _ in range(2):  # the second run counts its deaths anew, and says the same
+def test_an_actor_that_fits_on_no_machine_is_refused(tmp_path, cluster, actors, message):
+    with pytest.raises(UserError, match=message):
+        score(pool_of(tmp_path, "words", actors=ActorPool(**actors)))
+
+
+def test_a_shard_that_kills_its_actors_is_set_aside_and_costs_no_other(tmp_path, cluster):
+    # Its neighbours are encoded while it kills: none of them may take its blame.
+    shards = [["a", "b"]] * 3 + [["c", "poison"]] + [["d"]] * 3 + [["poison"]] + [["e"]] * 2
+    pool = pool_of(tmp_path, "deadly", shards, ActorPool(actors=2, cpus_per_actor=0.1))
+    message = "2 of 10 shards are set aside.*scores/a/b: .* the scoring actor died 3 times at it"
+    with pytest.raises(UserError, match=message) as raised:
+        score(pool)
+    assert str(pool.quarantine) in str(raised.value)
+    listed = json.loads(pool.quarantine.read_text())
+    assert sorted(each["shard"] for each in listed) == [
+        "scores/a/b: shard-00003.parquet",
+        "scores/a/b: shard-00007.parquet",
+    ]
+    kept = {f"shard-{i:05d}.parquet" for i in range(10)} - {
+        each["shard"].split()[-1] for each in listed
+    }
+    assert set(score_bytes(tmp_path)) == kept
+
+
+def test_a_shard_whose_pairs_cannot_be_read_is_set_aside_with_its_error(tmp_path, cluster):
+    pool = pool_of(tmp_path, "words", [["a"]] * 4)
+    pool.tasks[2].pairs.file.write_bytes(b"no parquet")
+    with pytest.raises(UserError, match="1 of 4 shards are set aside.*00002.parquet: ArrowInvalid"):
+        score(pool)
+    assert len(score_bytes(tmp_path)) == 3
+    details = json.loads(pool.quarantine.read_text())[0]["details"]
+    assert "in read_slice" in details and "\x1b" not in details
+
+
+def test_a_pool_is_given_up_when_nearly_every_shard_kills(tmp_path, cluster, monkeypatch):
+    monkeypatch.setattr(crew, "HOPELESS", 2)
+    pool = pool_of(tmp_path, "deadly", [["poison"]] * 4)
+    with pytest.raises(UserError, match="2 of 4 shards are set aside"):
+        score(pool)
+
+
+def test_a_pair_without_a_reward_is_counted_and_costs_no_other(tmp_path, cluster):
+    pool = pool_of(tmp_path, "not_a_number", [["a", "poison"], ["bb", "c"]])
+    assert score(pool) == [pool]
+    shard = read_scores(tmp_path / "shard-00000.parquet")
+    assert shard.failures == {1: "chosen: its reward is nan"}
+    assert np.isnan([shard.chosen[1], shard.rejected[1]]).all()
+    summary = write_summary(tmp_path, [each.outputs[0].file for each in pool.tasks], [])
+    assert (summary["rows"], summary["unscored"], summary["mean"]) == (4, 1, 7 / 6)
+    assert summary["first_unscored"]["id"] == shard.ids[1]
+
+
+@pytest.mark.parametrize(
+    ("function", "shards", "message"),
+    [
+        ("nosuch", [["a"]], "has no function `nosuch`"),
+        ("not_a_number", [["poison"]] * 2, "none of the first 1 pairs of scores/a/b has a reward"),
+        (
+            "not_a_number",
+            [["a", "poison"]] * 3,
+            "2 pairs have no reward, more than scoring.max_bad",
+        ),
+    ],
+)
+def test_a_broken_reward_ends_the_run_at_once(tmp_path, cluster, function, shards, message):
+    for _ in range(2):
         with pytest.raises(UserError, match=message):
-            list(run_pools([pool], Scoring(cpus_per_actor=0.1), lambda pairs: None))
-        assert not pool.tasks[0].scores.exists()
+            score(pool_of(tmp_path, function, shards))
+    assert len(score_bytes(tmp_path)) < 3
+
+
+def test_functions_run_on_the_main_thread(tmp_path, cluster):
+    # Where they may use signals, and connections that belong to the thread that made them.
+    score(pool_of(tmp_path, "on_main_thread"))
+    assert read_scores(tmp_path / "shard-00000.parquet").chosen.tolist() == [1, 1, 1]
 
 
 def test_an_address_where_no_cluster_listens_is_refused_at_once():

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.preferences import BadRow, Pair, pair_id
+from vcsoup_dist.preferences.pair import BadRow, LeftOut, Pair, pair_id
 from vcsoup_dist.scoring.pair_files import HELD_OUT, heldout_slices, read_slice, train_slices
 from vcsoup_dist.scoring.reading import Source, write_pairs
 
@@ -89,6 +89,34 @@ def test_too_many_bad_rows_are_refused_with_share_reason_and_row(tmp_path: Path)
     for part in ("data: 3 of 10 rows (30.0%)", "empty response, first in row 3", "max_bad_rows"):
         assert part in str(refused.value)
     write(tmp_path, source([*rows, *(pair(i) for i in range(1, 7))]), max_bad_rows=0.3)
+
+
+def test_bad_rows_are_judged_among_those_that_should_make_a_pair(tmp_path: Path):
+    rows = [BadRow("x"), *map(pair, range(9)), *[None] * 5, *[LeftOut("tie")] * 85]
+    with pytest.raises(UserError, match=r"1 of 10 rows \(10.0%\) .*\(90 other rows are ties"):
+        write(tmp_path, source(rows), max_bad_rows=0.05)
+    write(tmp_path, source(rows), max_bad_rows=0.1)
+
+
+def test_rows_that_make_no_pair_are_counted_but_not_judged(tmp_path: Path, caplog):
+    rows = [LeftOut("tie"), None, pair(0), LeftOut("alone"), LeftOut("tie"), BadRow("x"), pair(1)]
+    train = source([*rows, *(pair(i) for i in range(2, 5))])
+    train.tally["returned_prompts"] = 3
+    with caplog.at_level("INFO", "vcsoup"):
+        manifest = write(tmp_path, train, source([pair(9), LeftOut("tie")]), max_bad_rows=0.2)
+    assert manifest["left_out"] == {"alone": 1, "tie": 3}
+    assert (manifest["joined"], manifest["returned_prompts"]) == (1, 3)
+    placed = manifest["train"] + manifest["heldout"] + manifest["joined"]
+    assert placed + sum(manifest["left_out"].values()) + 1 == manifest["rows"] == 12
+    assert pq.read_table(tmp_path / "rejected_rows.parquet").num_rows == 1
+    said = [record.message for record in caplog.records]
+    assert "data: 3 of 10 rows make no pair: 2 tie, 1 alone" in said
+    assert sum("3 times a prompt comes back" in each for each in said) == 1
+
+
+def test_a_dataset_that_only_has_ties_says_so(tmp_path: Path):
+    with pytest.raises(UserError, match="of 2 rows none is left to train on; 2: tie by `x`"):
+        write(tmp_path, source([LeftOut("tie by `x`")] * 2))
 
 
 def test_a_dataset_without_training_pairs_is_refused(tmp_path: Path):

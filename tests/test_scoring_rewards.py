@@ -9,10 +9,10 @@ import pytest
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
-from vcsoup_dist.preferences import Pair
+from vcsoup_dist.preferences.pair import Pair
 from vcsoup_dist.recipe import CallableReward, ColumnsReward
 from vcsoup_dist.scoring.columns import column_scores
-from vcsoup_dist.scoring.rewards import load_reward
+from vcsoup_dist.scoring.rewards import Scored, load_reward, model_key, score_all
 
 CODE = """
 from beside import UNIT
@@ -45,36 +45,64 @@ def code(tmp_path: Path, monkeypatch) -> Path:
     return tmp_path / "code.py"
 
 
-def load(code: Path, name: str, sign: int = 1):
-    reward = CallableReward(callable=f"code.py:{name}", sign=sign)
-    return load_reward(reward, Located(str(code), None, None))
+def load(code: Path, name: str, *signs: int):
+    rewards = [CallableReward(callable=f"code.py:{name}", sign=sign) for sign in signs or (1,)]
+    return load_reward(rewards, Located(str(code), None, None))
+
+
+def scored_by(code: Path, name: str, *signs: int) -> Scored:
+    reward = load(code, name, *signs)
+    return reward.score(reward.encode(TEXTS))
 
 
 def test_a_function_of_a_file_scores_texts_and_cannot_change_them(code: Path):
-    assert load(code, "length").score(TEXTS).rewards.tolist() == [2.0, 0.0]
-    assert load(code, "length", sign=-1).score(TEXTS).rewards.tolist() == [-2.0, 0.0]
+    scored = scored_by(code, "length")
+    assert scored.rewards.tolist() == [[2.0], [0.0]] and not scored.failures
     assert TEXTS[0][0] == [{"role": "user", "content": "x"}]
+
+
+def test_a_function_gives_several_values_their_reward_by_one_call(code: Path):
+    assert scored_by(code, "length", 1, -1).rewards.tolist() == [[2.0, -2.0], [0.0, 0.0]]
 
 
 def test_a_function_of_a_module_is_imported_by_name(code: Path, monkeypatch):
     monkeypatch.syspath_prepend(code.parent)
-    reward = CallableReward(callable="code_module:length")
     code.rename(code.parent / "code_module.py")
-    scored = load_reward(reward, Located(str(code), None, None)).score(TEXTS)
-    assert scored.rewards.dtype == np.float64 and scored.rewards.tolist() == [2.0, 0.0]
+    reward = load_reward(
+        [CallableReward(callable="code_module:length")], Located(str(code), None, None)
+    )
+    rewards = score_all(reward, TEXTS, NAMES)
+    assert rewards.dtype == np.float64 and rewards.tolist() == [[2.0], [0.0]]
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "failures"),
     [
-        ("fails", "code.py:fails fails on answer B: ZeroDivisionError"),
-        ("text", "code.py:text fails on answer A: ValueError"),
-        ("infinite", "code.py:infinite: its reward of answer A is inf"),
+        ("fails", {1: "ZeroDivisionError: division by zero"}),
+        ("infinite", {0: "its reward is inf", 1: "its reward is inf"}),
+        ("text", dict.fromkeys((0, 1), "ValueError: could not convert string to float: 'high'")),
     ],
 )
-def test_what_goes_wrong_in_a_function_names_it_and_the_answer(code: Path, name, message):
-    with pytest.raises(UserError, match=message):
-        load(code, name).score(TEXTS, names=NAMES)
+def test_a_text_that_a_function_fails_on_has_no_reward_and_a_reason(code: Path, name, failures):
+    scored = scored_by(code, name)
+    assert scored.failures == failures
+    failed = ~np.isfinite(scored.rewards[:, 0])
+    assert np.flatnonzero(failed).tolist() == list(failures)
+
+
+def test_where_every_text_needs_a_reward_the_first_without_is_named(code: Path):
+    with pytest.raises(UserError, match="code.py:fails.*no reward of answer B: ZeroDivisionError"):
+        score_all(load(code, "fails"), TEXTS, NAMES)
+
+
+def test_rewards_share_a_model_where_they_differ_in_what_is_read_from_it_alone():
+    base = {"classifier": "m", "output": 0, "softmax": False, "head": "logits", "sign": 1}
+    base |= {"dtype": "fp32"}
+    others = [{"output": "x"}, {"softmax": True}, {"head": "rewards"}, {"sign": -1}]
+    assert {model_key(base | other) for other in others} == {model_key(base)}
+    assert model_key(base | {"dtype": "bf16"}) != model_key(base)
+    function = {"callable": "a:b", "sign": 1}
+    assert model_key(function) != model_key({"callable": "a:c", "sign": 1})
 
 
 @pytest.mark.parametrize("name", ["nosuch", "NUMBER"])

@@ -1,4 +1,4 @@
-"""Texts for reward models: each token once, the response whole, the prompt cut from its start."""
+"""Texts for reward models: each token once, the response whole, one end of the prompt cut."""
 
 from __future__ import annotations
 
@@ -89,26 +89,34 @@ def test_no_bos_is_doubled_even_where_a_template_brings_its_own(form):
 
 @pytest.mark.parametrize("tokenizer", [bos_tokenizer(), bert_tokenizer()], ids=["bos", "bert"])
 @pytest.mark.parametrize("form", FORMS)
-@given(st.integers(1, 30), st.integers(1, 30), st.integers(8, 40))
-def test_truncation_keeps_the_response_and_cuts_the_prompt_from_its_start(
-    tokenizer, form, prompt_words, response_words, max_length
+@given(
+    st.integers(1, 30), st.integers(1, 30), st.integers(8, 40), st.sampled_from(["start", "end"])
+)
+def test_truncation_keeps_the_response_and_cuts_one_end_of_the_prompt(
+    tokenizer, form, prompt_words, response_words, max_length, truncate
 ):
     draw = random.Random(prompt_words * 100 + response_words)
     question, answer = (draw.choices(WORDS, k=n) for n in (prompt_words, response_words))
     prompt = [{"role": "user", "content": " ".join(question)}]
     whole = encode_text(tokenizer, form, prompt, " ".join(answer), None)
-    text = encode_text(tokenizer, form, prompt, " ".join(answer), max_length)
+    text = encode_text(tokenizer, form, prompt, " ".join(answer), max_length, truncate)
     assert len(text.ids) == min(len(whole.ids), max_length)
     assert text.truncated == (len(whole.ids) > max_length)
     assert text.types is None or len(text.types) == len(text.ids)
     tokens = tokenizer.convert_ids_to_tokens(text.ids)
     kept = [token for token in tokens if token in WORDS]
-    both = ([] if form == "response" else question) + answer
-    assert kept == both[len(both) - len(kept) :]
+    asked = [] if form == "response" else question
+    of_prompt = max(0, len(kept) - len(answer))
+    start = 0 if truncate == "end" else len(asked) - of_prompt
+    assert kept == (asked[start : start + of_prompt] + answer)[-len(kept) :]
     assert text.response_truncated == (len(kept) < len(answer))
-    markers = [token for token in tokenizer.convert_ids_to_tokens(whole.ids) if token not in WORDS]
-    if form != "chat_template":  # there, marks around the answer count as its own
-        assert [token for token in tokens if token not in WORDS] == markers
+    marks, all_marks = (
+        [token for token in some if token not in WORDS]
+        for some in (tokens, tokenizer.convert_ids_to_tokens(whole.ids))
+    )
+    if form == "chat_template":  # there, the mark before the prompt counts as its own
+        marks, all_marks = ([m for m in some if m != "Human:"] for some in (marks, all_marks))
+    assert marks == all_marks
 
 
 def test_more_markers_than_room_leave_the_end():

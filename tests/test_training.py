@@ -94,6 +94,11 @@ def test_weights_by_consistency_are_in_proportion_to_1_plus_c_and_have_the_mean_
     assert weights == pytest.approx([4 / 3, 2 / 3])
 
 
+def test_a_pair_whose_gaps_are_all_zero_is_weighted_as_if_its_values_half_agreed():
+    weights = [each.weight for each in weighted([example("a", 1.0), example("b", float("nan"))])]
+    assert weights == pytest.approx([4 / 3, 2 / 3])
+
+
 def test_weights_by_consistency_need_the_column():
     with pytest.raises(UserError, match="training.pair_weights: these pairs have no column"):
         weighted([example("a")])

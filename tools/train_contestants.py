@@ -28,7 +28,8 @@ from train_trl_rank import TrlJob
 from vcsoup_dist.forward.answers import pair_tokens
 from vcsoup_dist.forward.template import DATE, encode_pair
 from vcsoup_dist.identity import Located
-from vcsoup_dist.preferences import Pair, read_pairs
+from vcsoup_dist.preferences.pair import Pair
+from vcsoup_dist.preferences.rows import read_pairs
 from vcsoup_dist.recipe import Launch, Training
 from vcsoup_dist.scoring.pair_files import pair_row, pairs_schema
 from vcsoup_dist.training.batches import step_pairs

@@ -107,6 +107,23 @@ def status(recipe: RecipeFile, run_dir: RunDir = None) -> None:
     show_status(loaded, workspace, plan)
 
 
+@app.command("reward-check")
+def reward_check(recipe: RecipeFile, run_dir: RunDir = None) -> None:
+    """Load every reward, say what was understood of it, and score the first pair.
+
+    Finds fresh heads, doubled start tokens, templates that lose text, rewards
+    that do not see the prompt; changes nothing.
+
+    Exit codes: 0 all is well; 2 a reward would give wrong scores, or none.
+
+    Example: vcsoup reward-check recipe.yaml
+    """
+    from vcsoup_dist.plan.reward_check import check_rewards
+
+    loaded, _, plan = _plan(recipe, run_dir, make=False)
+    check_rewards(loaded, plan)
+
+
 @app.command()
 def score(recipe: RecipeFile, run_dir: RunDir = None) -> None:
     """Read the preference pairs and score them with every reward, on Ray actors.

@@ -30,6 +30,7 @@ whose gaps are all positive (Reward Consistency); a random subset of `vc_soup`'s
 
 
 Objective = Literal["dpo", "ipo", "hinge", "robust", "simpo", "sft"]
+Attention = Literal["auto", "flash_attn", "torch_varlen", "segments"]
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
 WITHOUT_REFERENCE: tuple[Objective, ...] = ("simpo", "sft")
 
@@ -46,15 +47,24 @@ class Data(Section):
     """The preference pairs of one value: a file, a hub dataset, or other values' pairs."""
 
     path: str | None = None
-    """A `.jsonl` or `.parquet` file (relative to the recipe), or a Hugging Face dataset id."""
-    format: Literal["auto", "trl", "hh"] = "auto"
-    """`trl`: prompt/chosen/rejected as strings or message lists; `hh`: whole dialogues."""
+    """A `.jsonl` (JSON Lines), `.json` (these, or one array) or `.parquet` file, the first two also
+    as `.gz` or `.zst`, or a folder that `datasets` can load (relative to the recipe), or a Hugging
+    Face dataset id."""
+    format: Literal["auto", "trl", "hh", "pku", "helpsteer", "ultrafeedback"] = "auto"
+    """`trl`: prompt/chosen/rejected as strings or message lists; `hh`: whole dialogues; `pku`:
+    PKU-SafeRLHF's two responses; `helpsteer` and `ultrafeedback`: rated responses, of which each
+    prompt's best and worst make a pair. `auto` tells them apart by their columns."""
+    preferred_by: str | None = None
+    """What decides which response is chosen. `pku`: `better` or `safer`, so that one file serves
+    two values; `helpsteer`, `ultrafeedback`: the name of a rating, such as `helpfulness`. What is
+    rated is there for a reward from columns too, as `chosen_<name>` and `rejected_<name>`."""
     subset: str | None = None
     """Configuration name (or `data_dir`) of a hub dataset."""
     split: str = "train"
     """Split of a hub dataset."""
     heldout: str | None = None
-    """Held-out pairs: a file, or another split of the hub dataset. Absent: `heldout_share`."""
+    """Held-out pairs: a file, or another split of the hub dataset or folder. Absent:
+    `heldout_share`."""
     heldout_share: float = Field(0.05, gt=0, lt=1)
     """Share of the prompts (chosen by their hash) that is held out when `heldout` is absent."""
     limit: int | None = Field(None, ge=1)
@@ -68,6 +78,37 @@ class Data(Section):
         if (self.path is None) == (self.pairs_of is None):
             raise ValueError("give either `path` or `pairs_of`")
         return self
+
+    @model_validator(mode="after")
+    def _preferred_by_of_the_format(self) -> Data:
+        if self.preferred_by is None:
+            return self
+        if self.path is None:
+            raise ValueError("preferred_by: `pairs_of` takes other values' pairs as they are")
+        if self.format in ("trl", "hh"):
+            raise ValueError(
+                f"preferred_by: format `{self.format}` says itself what is chosen; remove the key"
+            )
+        if self.format == "pku" and self.preferred_by not in ("better", "safer"):
+            raise ValueError(
+                f"preferred_by: format `pku` offers better, safer; not `{self.preferred_by}`"
+            )
+        return self
+
+
+class ActorPool(Section):
+    """Ray actors that hold one reward, and what Ray sets aside for each of them."""
+
+    actors: int = Field(1, ge=1)
+    """Ray actors per reward model."""
+    cpus_per_actor: float = Field(1, ge=0)
+    """CPUs for each actor."""
+    gpus_per_actor: float = Field(0, ge=0, le=1)
+    """A GPU, or a share of one, for each actor; 0 scores on the CPU."""
+    resources_per_actor: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Custom resources of the cluster's nodes for each actor, by name."""
+    placement: Literal["pack", "spread"] = "pack"
+    """Ray's preference: few nodes, or many."""
 
 
 class _AnyReward(Section):
@@ -83,16 +124,29 @@ class ClassifierReward(_AnyReward):
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     output: int | str = 0
-    """Which output is the reward: its index, or its label in the model's `id2label`."""
+    """Which output is the reward: its index, or its label in the model's `id2label`. Values whose
+    rewards differ in `output`, `softmax`, `head` and `sign` alone share one model, run once."""
+    softmax: bool = False
+    """Take the output's probability among all outputs, for classifiers of several classes."""
+    head: str = Field("logits", pattern=r"^[A-Za-z_]\w*$")
+    """Field of what the model returns that holds its outputs [texts, outputs]; custom code may have
+    others, such as ArmoRM's `rewards`."""
     text: str = "chat_template"
     """`chat_template`; `pair` (prompt and response as two segments); `response` alone; or a
     template string with `{prompt}` and `{response}`."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """What the reward model computes in."""
+    attention: Attention = "auto"
+    """How attention runs over packed texts; `auto` takes the fastest that is installed."""
     max_length: int | None = Field(None, ge=8)
-    """Tokens; longer prompts lose their start, never the response. Absent: the model's own."""
+    """Tokens; what is longer loses tokens of the prompt, and of the response only where that alone
+    is too long. Absent: the model's own limit."""
+    truncate: Literal["start", "end"] = "start"
+    """Which end of the prompt is cut."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model."""
+    """Consent to run the Python code that comes with the model."""
+    pool: ActorPool | None = None
+    """Actors of this reward model; absent: as `scoring` says."""
 
     @field_validator("text")
     @classmethod
@@ -112,6 +166,8 @@ class CallableReward(_AnyReward):
     callable: str = Field(pattern=r"^[\w./-]+:[A-Za-z_]\w*$")
     """`package.module:function`, or `file.py:function` relative to the recipe. A change of that
     file or of a Python file beside it makes the scores anew; what lies elsewhere is not watched."""
+    pool: ActorPool | None = None
+    """Actors of this function; absent: as `scoring` says."""
 
 
 class ColumnsReward(_AnyReward):
@@ -150,21 +206,16 @@ class Value(Section):
     have overfitted."""
 
 
-class Scoring(Section):
-    """Stage 1."""
+class Scoring(ActorPool):
+    """Stage 1, and the actors of every reward that has no `pool` of its own."""
 
     shard_pairs: int = Field(512, ge=1)
     """Pairs per shard: the unit of work and of recovery."""
-    tokens_per_batch: int = Field(8192, ge=1)
-    """Token budget of one forward of a reward model."""
-    actors: int = Field(1, ge=1)
-    """Ray actors per reward model."""
-    cpus_per_actor: float = Field(1, ge=0)
-    """CPUs that Ray sets aside for each actor."""
-    gpus_per_actor: float = Field(0, ge=0)
-    """GPUs, or a share of one, for each actor; 0 scores on the CPU."""
+    tokens_per_batch: int | None = Field(None, ge=1)
+    """Token budget of one forward of a reward model. Absent: 1,024 on a CPU, 16,384 on a GPU."""
     max_bad_rows: float = Field(0.05, ge=0, le=1)
-    """Share of unusable rows above which a dataset is refused."""
+    """Share of rows that cannot be used above which a dataset is refused, and share of pairs
+    without a reward above which a reward is."""
 
 
 class Consistency(Section):
@@ -249,7 +300,7 @@ class Training(Section):
     hidden state per layer and token."""
     nvme_path: str | None = None
     """Folder on a local disk, for DeepSpeed configurations that swap to one: `zero3_nvme`."""
-    attention: Literal["auto", "flash_attn", "torch_varlen", "segments"] = "auto"
+    attention: Attention = "auto"
     """How attention runs over packed sequences; `auto` takes the fastest that is installed."""
     evaluate_every: int = Field(50, ge=1)
     """Steps between two evaluations on the held-out pairs."""

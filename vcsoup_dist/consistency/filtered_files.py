@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from vcsoup_dist.consistency.candidates import Candidates
-from vcsoup_dist.consistency.filtering import Choice
+from vcsoup_dist.consistency.blocks import Block, Ids, ids_as_numbers, read_ids, read_rewards
+from vcsoup_dist.consistency.candidates import Measure
+from vcsoup_dist.consistency.gaps import consistency, gap_vectors, norm, turned_by
+from vcsoup_dist.files import sync
 from vcsoup_dist.scoring.pair_files import MESSAGES
 
-PAIRS = "pairs.parquet"
+Mask = NDArray[np.bool_]
+
+ROWS = 8192  # of texts in memory at a time, and at least so many in a row group
+SORTED_BYTES = 1 << 28  # of held-out pairs in memory at a time, or so
+
+
+def part_name(index: int) -> str:
+    """File name of a part of the kept pairs."""
+    return f"pairs-{index:05d}.parquet"
 
 
 def filtered_schema(values: Sequence[str]) -> pa.Schema:
@@ -26,57 +42,152 @@ def filtered_schema(values: Sequence[str]) -> pa.Schema:
     )
 
 
-def write_filtered(
-    path: Path,
-    pairs: Sequence[Path],
-    candidates: Candidates,
-    choice: Choice,
-    values: Sequence[str],
-) -> None:
-    """Write the kept pairs, a row group per file of `pairs`, in the order of the candidates.
+@dataclass(frozen=True)
+class Part:
+    """Pairs of a block to take over."""
 
-    `pairs`: files of canonical pairs, together the candidates in their order.
+    block: Block
+    measure: Measure
+    kept: Mask
+    """[P]."""
+    values: tuple[str, ...]
+    """[N]."""
+
+
+@dataclass(frozen=True)
+class PartFile:
+    """A part and the file to write it to."""
+
+    part: Part
+    file: Path
+
+
+def write_part(task: PartFile) -> None:
+    """Write a part's pairs in their order, aside at first; a file that is there is complete."""
+    if task.file.exists():
+        return
+    aside = task.file.with_name(f".{task.file.name}.{secrets.randbits(63)}")
+    with pq.ParquetWriter(aside, filtered_schema(task.part.values)) as writer:
+        held: list[pa.Table] = []
+        for table in filtered_tables(task.part):
+            held.append(table)
+            if sum(each.num_rows for each in held) >= ROWS:
+                writer.write_table(pa.concat_tables(held))
+                held.clear()
+        if held:
+            writer.write_table(pa.concat_tables(held))
+    sync(aside)
+    os.replace(aside, task.file)
+
+
+def write_heldout(path: Path, parts: Sequence[Part]) -> None:
+    """Write the pairs of all parts in the order of their ids, which mixes their datasets.
+
+    They are read once, sorted a run at a time into a file beside it, and merged from there in lots:
+    each lies in one piece in every run, so that all is read once more.
     """
-    schema = filtered_schema(values)
-    first = 0
-    with pq.ParquetWriter(path, schema) as writer:
-        for file in pairs:
-            rows = pq.read_table(file, columns=["id", "prompt", "chosen", "rejected"])
-            kept = [i for i in range(rows.num_rows) if choice.kept[first + i]]
-            texts = rows.take(pa.array(kept, pa.int64())).to_pylist()
-            records = [
-                _record(row, first + i, candidates, choice, values)
-                for i, row in zip(kept, texts, strict=True)
+    aside = path.with_name(f".{path.name}.runs")
+    schema = filtered_schema(parts[0].values)
+    runs: list[Ids] = []
+    size = 0
+    with pa.ipc.new_file(aside, schema) as spill:
+        for run in _sorted_runs(parts):
+            size += run.nbytes
+            for batch in run.to_batches():
+                spill.write_batch(batch)
+                runs.append(ids_as_numbers(batch["id"]))
+    count = size // SORTED_BYTES + 1
+    ordered = np.sort(np.concatenate([np.zeros(0, np.uint64), *runs]))
+    edges = ordered[len(ordered) * np.arange(1, count) // count]
+    cuts = [[0, *np.searchsorted(run, edges).tolist(), len(run)] for run in runs]
+    with pa.memory_map(str(aside)) as mapped, pq.ParquetWriter(path, schema) as writer:
+        file = pa.ipc.open_file(mapped)
+        for lot in range(count):
+            pieces = [
+                file.get_batch(i).slice(cut[lot], cut[lot + 1] - cut[lot])
+                for i, cut in enumerate(cuts)
             ]
-            if records:
-                writer.write_table(pa.Table.from_pylist(records, schema=schema))
-            first += rows.num_rows
-    assert first == len(candidates.ids)
+            merged = pa.Table.from_batches(pieces, schema).sort_by("id")
+            writer.write_table(merged, row_group_size=ROWS)
+    aside.unlink()
 
 
-def sort_by_id(path: Path) -> None:
-    """Bring the pairs of a small file into the order of their ids, which mixes its datasets."""
-    pq.write_table(pq.read_table(path).sort_by("id"), path)
+def _sorted_runs(parts: Sequence[Part]) -> Iterator[pa.Table]:
+    """The pairs of all parts, as many in the order of their ids as fit in memory."""
+    held: list[pa.Table] = []
+    for part in parts:
+        for table in filtered_tables(part):
+            held.append(table)
+            if sum(each.nbytes for each in held) >= SORTED_BYTES:
+                yield pa.concat_tables(held).sort_by("id")
+                held.clear()
+    if held:
+        yield pa.concat_tables(held).sort_by("id")
 
 
-def _record(
-    row: dict[str, Any], i: int, candidates: Candidates, choice: Choice, values: Sequence[str]
-) -> dict[str, Any]:
-    assert row["id"] == candidates.ids[i]
-    chosen, rejected = row["chosen"], row["rejected"]
-    if candidates.turned[i]:
-        chosen, rejected = rejected, chosen
-    gaps = {
-        f"gap_{value}": gap for value, gap in zip(values, candidates.gaps[i].tolist(), strict=True)
-    }
-    return {
-        "id": row["id"],
-        "prompt": row["prompt"],
-        "chosen": [{"role": "assistant", "content": chosen}],
-        "rejected": [{"role": "assistant", "content": rejected}],
-        "dataset": candidates.datasets[i],
-        "turned": bool(candidates.turned[i]),
-        "consistency": float(choice.cosines[i]),
-        "norm": float(choice.norms[i]),
-        **gaps,
-    }
+def read_row(part: Part, row: int) -> dict[str, Any]:
+    """One pair of a part's block, as a row of `filtered_schema`."""
+    kept = np.zeros(part.block.rows, dtype=bool)
+    kept[row] = True
+    (table,) = filtered_tables(Part(part.block, part.measure, kept, part.values))
+    (found,) = table.to_pylist()
+    assert isinstance(found, dict)
+    return found
+
+
+def filtered_tables(part: Part) -> Iterator[pa.Table]:
+    """The pairs of a part in their order, some at a time; files without any are not read."""
+    if not part.kept.any():
+        return
+    ids = read_ids(part.block)
+    chosen, rejected = read_rewards(part.block)
+    gaps, turned = turned_by(gap_vectors(chosen, rejected, part.measure.scale), part.measure.own)
+    first = 0
+    for file in part.block.pairs:
+        opened = pq.ParquetFile(file)
+        rows = opened.metadata.num_rows
+        if part.kept[first : first + rows].any():
+            columns = ["id", "prompt", "chosen", "rejected"]
+            at = first
+            for batch in opened.iter_batches(ROWS, columns=columns, use_threads=False):
+                here = slice(at, at + batch.num_rows)
+                at += batch.num_rows
+                assert np.array_equal(ids_as_numbers(batch["id"]), ids[here]), file
+                kept = part.kept[here]
+                if kept.any():
+                    texts = batch.filter(pa.array(kept))
+                    yield _table(part, texts, gaps[here][kept], turned[here][kept])
+        first += rows
+    assert first == part.block.rows
+
+
+def _table(part: Part, texts: pa.RecordBatch, gaps: NDArray[np.float64], turned: Mask) -> pa.Table:
+    chosen, rejected = texts["chosen"], texts["rejected"]
+    if turned.any():
+        exchanged = pa.array(turned)
+        chosen, rejected = (
+            pc.if_else(exchanged, rejected, chosen),
+            pc.if_else(exchanged, chosen, rejected),
+        )
+    return pa.Table.from_arrays(
+        [
+            texts["id"],
+            texts["prompt"].cast(MESSAGES),
+            _answers(chosen),
+            _answers(rejected),
+            pa.repeat(pa.scalar(part.block.dataset, pa.string()), len(gaps)),
+            pa.array(turned),
+            consistency(gaps),
+            norm(gaps),
+            *gaps.T,
+        ],
+        schema=filtered_schema(part.values),
+    )
+
+
+def _answers(texts: pa.Array) -> pa.Array:
+    """Each text as a dialogue of one message, the assistant's."""
+    roles = pa.repeat(pa.scalar("assistant", pa.string()), len(texts))
+    messages = pa.StructArray.from_arrays([roles, texts], fields=list(MESSAGES.value_type))
+    offsets = pa.array(np.arange(len(texts) + 1, dtype=np.int32))
+    return pa.ListArray.from_arrays(offsets, messages, type=MESSAGES)

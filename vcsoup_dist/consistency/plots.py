@@ -1,73 +1,167 @@
-"""Pictures of a filter: how consistent the pairs are, and where their gaps lie."""
+"""Pictures of a filter: how consistent the pairs are, where their gaps lie, who conflicts.
+
+Drawn on figures of their own, without pyplot, and in one style: the same numbers give the same
+bytes whatever matplotlib's settings are.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
+
+from vcsoup_dist.consistency.comparison import lossless_threshold, safe_threshold
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 POINTS = 4000  # per panel; more only blur
-PANEL = 3.6  # inches
-COLOURS = {"all gaps > 0": "#2a7f62", "all gaps < 0": "#b3423a", "mixed": "#9aa0a6"}
+BINS = 40
+PANEL = 3.2  # inches
+KEPT, LEFT_OUT, ALERT, INK = "#2a7f62", "#c9cdd2", "#b3423a", "#22262c"
+COLOURS = {"all gaps > 0": KEPT, "all gaps < 0": ALERT, "mixed": "#9aa0a6"}
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.edgecolor": "#8a909a",
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": "#8a909a",
+    "ytick.color": "#8a909a",
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
 
 
-def plot_consistency(path: Path, cosines: Array, kept: Mask, threshold: float | None) -> None:
-    """Histogram of c(g) [P] of all pairs and of the kept, with the threshold if there is one."""
-    figure, (axes,) = _figure(1)
-    bins = np.linspace(-1, 1, 41).tolist()
-    has_direction = ~np.isnan(cosines)
-    axes.hist(cosines[has_direction], bins=bins, color="#c9cdd2", label="all pairs")
-    axes.hist(cosines[has_direction & kept], bins=bins, color="#2a7f62", label="kept")
-    if threshold is not None:
-        axes.axvline(threshold, color="#b3423a", linewidth=1.2, label=f"threshold {threshold:g}")
-    axes.set(xlabel="consistency cos(g, 1)", ylabel="pairs", xlim=(-1, 1))
-    axes.legend(frameon=False, fontsize=8)
-    _save(figure, path)
+def plot_consistency(
+    path: Path, cosines: Array, kept: Mask, threshold: float | None, values: int
+) -> None:
+    """Histogram of c(g) [P] of all pairs and of the kept.
+
+    Marked are the threshold, if there is one, and the bounds for N values: up to 1/sqrt(N) no
+    threshold loses a pair whose gaps are all positive, from sqrt((N-1)/N) on none keeps a negative
+    gap.
+    """
+    with _style():
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        axes = figure.subplots()
+        has_direction = ~np.isnan(cosines)
+        for members, colour, name in (
+            (has_direction, LEFT_OUT, "left out"),
+            (has_direction & kept, KEPT, "kept"),
+        ):
+            counts, edges = np.histogram(cosines[members], bins=BINS, range=(-1, 1))
+            axes.stairs(counts, edges, fill=True, color=colour, label=name)
+        for position, name, dashes in _bounds(values):
+            axes.axvline(position, color=INK, linewidth=1, linestyle=dashes, label=name)
+        if threshold is not None:
+            name = f"threshold {threshold:g}"
+            axes.axvline(threshold, color=ALERT, linewidth=1.6, label=name)
+        axes.set(xlabel="consistency cos(g, 1)", ylabel="pairs", xlim=(-1.02, 1.02))
+        figure.legend(loc="outside lower left", ncols=2, columnspacing=2)
+        _save(figure, path)
 
 
 def plot_gaps(path: Path, gaps: Array, values: Sequence[str]) -> None:
     """Gaps [P, N] of each two values against each other, coloured by the signs of all N."""
-    panels = list(itertools.combinations(range(len(values)), 2))
-    columns = min(3, max(1, len(panels)))
-    figure, grid = _figure(max(1, len(panels)), columns)
     # Evenly spaced pairs, so that the same pairs are shown every time.
     shown = gaps[np.linspace(0, len(gaps) - 1, min(len(gaps), POINTS)).astype(int)]
+    panels = list(itertools.combinations(range(len(values)), 2))
+    with _style():
+        if not panels:  # a single value
+            figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+            axes = figure.subplots()
+            axes.hist(shown[:, 0], bins=BINS, color=KEPT)
+            axes.set(xlabel=f"gap of {values[0]}", ylabel="pairs")
+        else:
+            figure = _gap_panels(shown, values, panels)
+        _save(figure, path)
+
+
+def plot_correlation(
+    path: Path, correlation: Sequence[Sequence[float | None]], values: Sequence[str]
+) -> None:
+    """The correlation [N, N] of the values' gaps as a heat map with its numbers; None is a dash."""
+    count = len(values)
+    with _style():
+        side = 1.8 + 0.72 * count
+        figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+        axes = figure.subplots()
+        numbers = np.array([[np.nan if c is None else c for c in row] for row in correlation])
+        image = axes.imshow(np.ma.masked_invalid(numbers), cmap="RdBu", vmin=-1, vmax=1)
+        for i, j in itertools.product(range(count), repeat=2):
+            number = numbers[i, j]
+            shown = "–" if math.isnan(number) else f"{number:.2f}".replace("-", "−")
+            dark = not math.isnan(number) and abs(number) > 0.6
+            axes.text(j, i, shown, ha="center", va="center", color="white" if dark else INK)
+        axes.set_xticks(range(count), list(values), rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(count), list(values))
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        figure.colorbar(image, shrink=0.8, label="correlation of gaps").outline.set_visible(False)
+        _save(figure, path)
+
+
+def _bounds(values: int) -> list[tuple[float, str, str]]:
+    """(position, name, line style) of the thresholds that mean something for N values."""
+    low, high = lossless_threshold(values), safe_threshold(values)
+    if values == 1:
+        return []
+    if values == 2:
+        return [(high, f"{high:.3f}: both gaps positive above, not below", "--")]
+    return [
+        (low, f"{low:.3f}: all-positive pairs lie above", ":"),
+        (high, f"{high:.3f}: no negative gap above", "--"),
+    ]
+
+
+def _gap_panels(shown: Array, values: Sequence[str], panels: Sequence[tuple[int, int]]) -> Figure:
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(max(columns * PANEL, 4.8), rows * PANEL + 0.4), layout="constrained")
+    grid: list[Axes] = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     positive, negative = (shown > 0).all(axis=1), (shown < 0).all(axis=1)
     groups = dict(zip(COLOURS, (positive, negative, ~positive & ~negative), strict=True))
     for axes, (i, j) in zip(grid, panels, strict=False):
-        for name, members in groups.items():
-            x, y = shown[members, i], shown[members, j]
-            axes.scatter(x, y, s=5, alpha=0.5, linewidths=0, color=COLOURS[name], label=name)
-        axes.axhline(0, color="black", linewidth=0.6)
-        axes.axvline(0, color="black", linewidth=0.6)
+        axes.axhline(0, color=INK, linewidth=0.6)
+        axes.axvline(0, color=INK, linewidth=0.6)
+        for name in ("mixed", "all gaps < 0", "all gaps > 0"):  # the rarer ones on top
+            x, y = shown[groups[name], i], shown[groups[name], j]
+            axes.scatter(x, y, s=6, alpha=0.5, linewidths=0, color=COLOURS[name])
         axes.set(xlabel=f"gap of {values[i]}", ylabel=f"gap of {values[j]}")
-    if panels:
-        grid[0].legend(frameon=False, fontsize=7, markerscale=2)
-    else:  # a single value
-        grid[0].hist(shown[:, 0], bins=40, color="#2a7f62")
-        grid[0].set(xlabel=f"gap of {values[0]}", ylabel="pairs")
-    _save(figure, path)
-
-
-def _figure(panels: int, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    rows = -(-panels // columns)
-    figure = Figure(figsize=(max(columns * PANEL, 4.8), rows * PANEL), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
-    for axes in grid:
-        axes.spines[["top", "right"]].set_visible(False)
-    for axes in grid[panels:]:
+    for axes in grid[len(panels) :]:
         axes.set_visible(False)
-    return figure, grid
+    handles = [
+        Line2D([], [], color=colour, marker="o", markersize=5, linewidth=0, label=name)
+        for name, colour in COLOURS.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower left", ncols=3)
+    return figure
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
 
 
 def _save(figure: Figure, path: Path) -> None:
     # Without the library's version in it, the same numbers give the same bytes.
-    figure.savefig(path, format="png", dpi=120, metadata={"Software": None})
+    figure.savefig(path, format="png", dpi=140, metadata={"Software": None})

@@ -1,103 +1,188 @@
-"""The door of stage 2: makes `filtered/<method>/<value>`."""
+"""The door of stage 2: makes `filtered/<method>/<value>`.
+
+Three passes over blocks of shards: the scale of each reward; what is known of every pair in a few
+bytes, by which this process decides; the kept pairs in full.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vcsoup_dist.consistency.candidates import DatasetScores, gather, scales
-from vcsoup_dist.consistency.filtered_files import PAIRS, sort_by_id, write_filtered
-from vcsoup_dist.consistency.filtering import Choice, account, choose
-from vcsoup_dist.consistency.plots import plot_consistency, plot_gaps
+from vcsoup_dist.consistency.blocks import training_blocks
+from vcsoup_dist.consistency.candidates import (
+    COMPARED_BEFORE,
+    HELD_OUT_ELSEWHERE,
+    NO_REWARD,
+    OWN_TIE,
+    SHORT,
+    ZERO_GAP,
+)
+from vcsoup_dist.consistency.comparison import compare, conflict_matrix
+from vcsoup_dist.consistency.filtered_files import write_part
+from vcsoup_dist.consistency.filtering import BY_POLICY, account, choose
+from vcsoup_dist.consistency.judgement import (
+    Inputs,
+    Judgement,
+    extremes,
+    judge_pairs,
+    parts_of,
+    write_all_heldout,
+)
+from vcsoup_dist.consistency.page import CORRELATION, GAPS, HISTOGRAM, write_page
+from vcsoup_dist.consistency.plots import plot_consistency, plot_correlation, plot_gaps
+from vcsoup_dist.consistency.shard_map import Run, runner
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import write_atomically
+from vcsoup_dist.progress import progress
 from vcsoup_dist.recipe import Consistency, Recipe
-from vcsoup_dist.scoring.pair_files import HELD_OUT, read_manifest, train_slices
-from vcsoup_dist.scoring.score_files import read_scores
-from vcsoup_dist.workspace import Product, Workspace
+from vcsoup_dist.scoring.pair_files import HELD_OUT
+from vcsoup_dist.workspace import Draft, Product, Workspace
 
 log = logging.getLogger("vcsoup")
 
-REPORT = "report.json"
+REPORT, PAGE = "report.json", "report.md"
+ON_CLUSTER = 1 << 29
+"""From so many bytes of pairs to go through on, Ray tasks gain more than Ray's start takes."""
 
 
 def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
     """Make the products of stage `filter`: the pairs that a method keeps for a value.
 
-    Raises UserError where a reward has no spread or nothing is kept.
+    Products that judge the same pairs alike share that work. Raises UserError where a reward has
+    no spread or nothing is kept.
     """
+    groups: dict[tuple[Any, ...], list[Product]] = {}
+    for product in products:
+        settings = _settings(product)
+        key = (product.value, settings.normalisation, settings.scope, settings.min_norm)
+        groups.setdefault(key, []).append(product)
+    inputs = [_inputs(workspace, group[0]) for group in groups.values()]
+    work = sum(
+        len(group) * _size(each) for each, group in zip(inputs, groups.values(), strict=True)
+    )
+    scales: dict[tuple[str, ...], NDArray[np.float64]] = {}
+    with runner(recipe.launch, work >= ON_CLUSTER) as run:
+        for each, group in zip(inputs, groups.values(), strict=True):
+            _make_group(workspace, group, judge_pairs(each, run, scales), run)
+
+
+def _settings(product: Product) -> Consistency:
+    """The settings that decide a product; those that do not have their defaults."""
+    return Consistency.model_validate(product.made_from["consistency"])
+
+
+def _inputs(workspace: Workspace, product: Product) -> Inputs:
+    values: list[str] = product.made_from["values"]
+    pairs = {str(each.dataset): workspace.need(each) for each in product.inputs_of("read")}
+    folders = {
+        (str(each.dataset), str(each.value)): workspace.need(each)
+        for each in product.inputs_of("score")
+    }
+    datasets = dict.fromkeys(dataset for dataset, _ in folders)
+    scores = {dataset: [folders[dataset, value] for value in values] for dataset in datasets}
+    return Inputs(
+        value=str(product.value),
+        values=values,
+        settings=_settings(product),
+        own=values.index(str(product.value)) if product.made_from["by_own_reward"] else None,
+        pairs=pairs,
+        scores=scores,
+        blocks=[
+            block
+            for dataset, folder in pairs.items()
+            for block in training_blocks(dataset, folder, scores[dataset])
+        ],
+    )
+
+
+def _size(inputs: Inputs) -> int:
+    """Bytes of the files of pairs."""
+    return sum(file.stat().st_size for block in inputs.blocks for file in block.pairs)
+
+
+def _make_group(
+    workspace: Workspace, products: Sequence[Product], judgement: Judgement, run: Run
+) -> None:
+    """Make products that judge the same pairs alike, and so have some files in common."""
+    columns = judgement.candidates.columns
+    cosines, usable = columns.cosines, columns.usable
+    most, least = (extremes(judgement, keys) for keys in (-cosines, cosines))
+    first: Path | None = None
     for product in products:
         with workspace.making(product) as draft:
-            report = _make_one(recipe.consistency, workspace, product, draft.output)
+            kept, report = _keep(workspace, judgement, draft, run)
+            if first is None:
+                report["heldout"] = _write_common(judgement, draft.output)
+            else:
+                for name in (HELD_OUT, GAPS, CORRELATION):
+                    shutil.copyfile(first / name, draft.output / name)
+                report["heldout"] = json.loads((first / REPORT).read_text())["heldout"]
+            settings = _settings(product)
+            by_threshold = product.method == "vc_soup" and settings.policy == "threshold"
+            threshold = settings.threshold if by_threshold else None
+            values = len(judgement.inputs.values)
+            plot_consistency(
+                draft.output / HISTOGRAM, cosines[usable], kept[usable], threshold, values
+            )
+            write_page(draft.output / PAGE, report, most, least)
+            write_atomically(draft.output / REPORT, json.dumps(report, indent=1) + "\n")
+        first = first or workspace.folder(product)
         log.info(
             "%s: keeps %d of %d pairs; dropped: %s",
             product.name, report["kept"], report["pairs"], _listed(report["dropped"]),
         )  # fmt: skip
 
 
-def _make_one(
-    settings: Consistency, workspace: Workspace, product: Product, output: Path
-) -> dict[str, Any]:
-    values: list[str] = product.made_from["values"]
-    scores = _scores(workspace, product, values, "shards")
-    scale = scales(scores, values, settings.normalisation, settings.scope)
-    pairs = {str(each.dataset): workspace.need(each) for each in product.inputs_of("read")}
-    own = values.index(str(product.value)) if product.made_from["by_own_reward"] else None
-    candidates = gather({dataset: scores[dataset] for dataset in pairs}, scale, own)
-    choice = choose(str(product.method), settings, candidates, _size_to_copy(workspace, product))
-    report = {
-        "method": product.method,
-        "value": product.value,
+def _keep(
+    workspace: Workspace, judgement: Judgement, draft: Draft, run: Run
+) -> tuple[NDArray[np.bool_], dict[str, Any]]:
+    """Write what a product's method keeps; returns its mask [P], and the report."""
+    product, inputs, candidates = draft.product, judgement.inputs, judgement.candidates
+    method, values, settings = str(product.method), inputs.values, _settings(product)
+    own_policy = settings if "policy" in product.made_from["consistency"] else None
+    size = _size_to_copy(workspace, product)
+    kept = choose(method, settings, candidates.columns, len(values), size)
+    counts = account(candidates, kept, method, len(values))
+    _refuse_nothing(product, counts)
+    parts = parts_of(judgement, kept, draft.output)
+    files: list[dict[str, Any]] = [
+        {"file": each.file.name, "rows": int(each.part.kept.sum())} for each in parts
+    ]
+    with progress(f"{product.name}: writing", counts["kept"], "pairs") as advance:
+        for each, _ in zip(files, run(write_part, parts, draft.workers_lock), strict=True):
+            advance(each["rows"])
+    return kept, {
+        "method": method,
+        "value": inputs.value,
         "values": values,
-        "datasets": list(pairs),
+        "datasets": list(inputs.pairs),
         "settings": product.made_from["consistency"],
-        **account(candidates, choice),
+        **counts,
         "scale": {
-            dataset: dict(zip(values, scale[dataset].tolist(), strict=True)) for dataset in scores
+            dataset: dict(zip(values, scale.tolist(), strict=True))
+            for dataset, scale in judgement.scale.items()
         },
+        "correlation": candidates.gaps.correlation(),
+        "conflicts": conflict_matrix(counts["sign_patterns"]).tolist(),
+        "comparison": compare(candidates.columns, own_policy, len(values)),
+        "files": files,
     }
-    _refuse_nothing(product, choice, report)
-    files = [part.file for folder in pairs.values() for part in train_slices(folder)]
-    write_filtered(output / PAIRS, files, candidates, choice, values)
-    by_threshold = product.method == "vc_soup" and settings.policy == "threshold"
-    threshold = settings.threshold if by_threshold else None
-    plot_consistency(output / "histogram.png", choice.cosines, choice.kept, threshold)
-    plot_gaps(output / "gaps.png", candidates.gaps, values)
-    scores = _scores(workspace, product, values, "heldout")
-    candidates = gather({dataset: scores[dataset] for dataset in pairs}, scale, own)
-    choice = choose("rewarded_soup", settings, candidates)  # held-out pairs are not filtered
-    files = [folder / HELD_OUT for folder in pairs.values()]
-    write_filtered(output / HELD_OUT, files, candidates, choice, values)
-    sort_by_id(output / HELD_OUT)
-    report["heldout"] = account(candidates, choice)
-    write_atomically(output / REPORT, json.dumps(report, indent=1) + "\n")
-    return report
 
 
-def _scores(
-    workspace: Workspace, product: Product, values: Sequence[str], part: str
-) -> dict[str, DatasetScores]:
-    """Rewards of the training pairs (`shards`) or `heldout` ones of every scored dataset."""
-    inputs = {(each.dataset, each.value): each for each in product.inputs_of("score")}
-    found = {}
-    for dataset in dict.fromkeys(str(dataset) for dataset, _ in inputs):
-        ids: list[str] = []
-        chosen, rejected = [], []
-        for value in values:
-            folder = workspace.need(inputs[dataset, value])
-            parts = [read_scores(folder / each["file"]) for each in read_manifest(folder)[part]]
-            own_ids = [identity for each in parts for identity in each.ids]
-            assert not ids or own_ids == ids
-            ids = own_ids
-            chosen.append(np.concatenate([np.zeros(0), *(each.chosen for each in parts)]))
-            rejected.append(np.concatenate([np.zeros(0), *(each.rejected for each in parts)]))
-        found[dataset] = DatasetScores(ids, np.stack(chosen, axis=1), np.stack(rejected, axis=1))
-    return found
+def _write_common(judgement: Judgement, output: Path) -> dict[str, Any]:
+    """Write what does not depend on the method; returns the counts of the held-out pairs."""
+    values, candidates = judgement.inputs.values, judgement.candidates
+    plot_gaps(output / GAPS, candidates.sample, values)
+    plot_correlation(output / CORRELATION, candidates.gaps.correlation(), values)
+    return write_all_heldout(judgement, output / HELD_OUT)
 
 
 def _size_to_copy(workspace: Workspace, product: Product) -> int | None:
@@ -108,19 +193,25 @@ def _size_to_copy(workspace: Workspace, product: Product) -> int | None:
     return int(json.loads((workspace.need(copied) / REPORT).read_text())["kept"])
 
 
-def _refuse_nothing(product: Product, choice: Choice, report: dict[str, Any]) -> None:
-    if report["kept"]:
+MEND = {
+    HELD_OUT_ELSEWHERE: "give its datasets the same `heldout`, or the same `heldout_share`",
+    COMPARED_BEFORE: "name other datasets",
+    NO_REWARD: "see the column `failure` of its scores",
+    OWN_TIE: "its reward cannot tell the answers apart; take another one",
+    ZERO_GAP: "its rewards cannot tell the answers apart; take other rewards",
+    SHORT: "lower consistency.min_norm",
+    BY_POLICY: "lower consistency.threshold, take the policy `ratio`, or drop the method",
+}
+
+
+def _refuse_nothing(product: Product, counts: dict[str, Any]) -> None:
+    if counts["kept"]:
         return
-    reason = max(choice.dropped, key=lambda name: choice.dropped[name])
-    mend = {
-        "below min_norm": "lower consistency.min_norm",
-        "zero gap": "its rewards cannot tell the answers apart; take other rewards",
-        "tie of its own reward": "its reward cannot tell the answers apart; take another one",
-        "by policy": "lower consistency.threshold, take the policy `ratio`, or drop the method",
-    }
+    dropped: dict[str, int] = counts["dropped"]
+    reason = max(dropped, key=lambda name: dropped[name])
     raise UserError(
-        f"{product.name}: the method {product.method} keeps none of {report['pairs']} pairs for "
-        f"the value {product.value} (dropped: {_listed(choice.dropped)}); {mend[reason]}"
+        f"{product.name}: the method {product.method} keeps none of {counts['pairs']} pairs for "
+        f"the value {product.value} (dropped: {_listed(dropped)}); {MEND[reason]}"
     )
 
 

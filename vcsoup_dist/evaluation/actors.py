@@ -9,33 +9,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from numpy.typing import NDArray
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.evaluation.generate import Answer, generate_answers, load_model
+from vcsoup_dist.evaluation.judges import Judge
 from vcsoup_dist.evaluation.prompts import Prompt
 from vcsoup_dist.files import write_atomically
 from vcsoup_dist.identity import Located
 from vcsoup_dist.launch.death import die_with_parent
-from vcsoup_dist.launch.ray_cluster import check_room
-from vcsoup_dist.recipe import CallableReward, ClassifierReward, Evaluation
-from vcsoup_dist.scoring.rewards import Reward, load_reward
+from vcsoup_dist.launch.room import check_room
+from vcsoup_dist.recipe import Evaluation
+from vcsoup_dist.scoring.rewards import Reward, Text, load_reward, score_all
 from vcsoup_dist.souping.virtual import load_soup, reweight
 from vcsoup_dist.workspace import hold_while_working
 
 RETRIES = 2  # of one soup, when its actor dies
 
 ANSWERS = "answers.parquet"
-
-
-@dataclass(frozen=True)
-class Judge:
-    """The reward that evaluates one value."""
-
-    reward: ClassifierReward | CallableReward
-    source: Located
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,7 @@ class EvaluationActor:
     """Holds all judges, and one soup at a time, in a process of its own."""
 
     def __init__(
-        self, judges: Mapping[str, Judge], settings: Evaluation, tokens_per_batch: int, gpu: bool
+        self, judges: Sequence[Judge], settings: Evaluation, tokens_per_batch: int | None, gpu: bool
     ) -> None:
         die_with_parent(int(os.environ["RAY_RAYLET_PID"]))
         import torch
@@ -71,7 +66,7 @@ class EvaluationActor:
         self.settings = settings
         self.tokens_per_batch = tokens_per_batch
         self.device = "cuda" if gpu else "cpu"
-        self.rewards: dict[str, Reward] = {}
+        self.rewards: list[Reward] = []
         # The last virtual soup's: the next one often is another of the same policies.
         self.policies: tuple[Path, ...] | None = None
         self.model: Any = None
@@ -89,7 +84,7 @@ class EvaluationActor:
             self.model = None  # makes room for the rewards
         texts = [(answer.prompt.messages, answer.text) for answer in answers]
         names = [f"{task.name}'s answer to prompt {answer.prompt.id}" for answer in answers]
-        scores = {value: self._reward(value).score(texts, names).rewards for value in self.judges}
+        scores = self._scores(texts, names)
         sink = pa.BufferOutputStream()
         pq.write_table(answer_table(answers, scores), sink)
         write_atomically(task.output / ANSWERS, sink.getvalue().to_pybytes())
@@ -110,17 +105,25 @@ class EvaluationActor:
             load_soup(self.model, model.policies, model.weights)
             self.policies = model.policies
 
-    def _reward(self, value: str) -> Reward:
-        # Not in __init__, whose errors Ray gives back as text only.
-        if value not in self.rewards:
-            judge = self.judges[value]
-            self.rewards[value] = load_reward(
-                judge.reward,
-                judge.source,
-                device=self.device,
-                tokens_per_batch=self.tokens_per_batch,
-            )
-        return self.rewards[value]
+    def _scores(
+        self, texts: Sequence[Text], names: Sequence[str]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Value -> rewards [n] of texts."""
+        if not self.rewards:  # not in __init__, whose errors Ray gives back as text only
+            self.rewards = [
+                load_reward(
+                    list(judge.rewards.values()),
+                    judge.source,
+                    device=self.device,
+                    tokens_per_batch=self.tokens_per_batch,
+                )
+                for judge in self.judges
+            ]
+        scores: dict[str, NDArray[np.float64]] = {}
+        for judge, reward in zip(self.judges, self.rewards, strict=True):
+            rewards = score_all(reward, texts, names)
+            scores |= {value: rewards[:, v] for v, value in enumerate(judge.rewards)}
+        return scores
 
 
 def answer_table(answers: Sequence[Answer], scores: Mapping[str, Any]) -> pa.Table:
@@ -140,22 +143,22 @@ def answer_table(answers: Sequence[Answer], scores: Mapping[str, Any]) -> pa.Tab
 def evaluate_all(
     tasks: Sequence[EvaluationTask],
     prompts: Sequence[Prompt],
-    judges: Mapping[str, Judge],
+    judges: Sequence[Judge],
     settings: Evaluation,
-    tokens_per_batch: int,
+    tokens_per_batch: int | None,
     advance: Callable[[float], None],
 ) -> None:
     """Evaluate every task on the connected Ray cluster, the next one wherever an actor is free.
 
     Actors for which there is no room get no task and keep nobody waiting.
     """
-    check_room("evaluation", settings.cpus_per_actor, settings.gpus_per_actor)
+    check_room("evaluation", {"CPU": settings.cpus_per_actor, "GPU": settings.gpus_per_actor})
     kind = ray.remote(max_restarts=-1, max_task_retries=RETRIES)(EvaluationActor).options(
         num_cpus=settings.cpus_per_actor, num_gpus=settings.gpus_per_actor
     )
     gpu = settings.gpus_per_actor > 0
     actors = [
-        kind.remote(dict(judges), settings, tokens_per_batch, gpu)
+        kind.remote(judges, settings, tokens_per_batch, gpu)
         for _ in range(min(settings.actors, len(tasks)))
     ]
     waiting = deque(tasks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vcsoup_dist.evaluation.report_data import ReportData
+from vcsoup_dist.evaluation.report_filter import filter_section
 from vcsoup_dist.evaluation.report_html import Html, join, paragraph, tag, text
 from vcsoup_dist.evaluation.report_rewards import (
     edge_section,
@@ -15,7 +16,6 @@ from vcsoup_dist.evaluation.report_run import (
     again_section,
     data_section,
     facts_list,
-    filter_section,
     prompt_section,
     sample_section,
     training_section,
@@ -47,7 +47,7 @@ def render(data: ReportData) -> str:
         volume_section(summary, data.hypervolume_plot),
         edge_section(summary, data.edge_plot),
         data_section(data.pairs, data.scores),
-        filter_section(data.patterns, data.consistency_plots, summary.values),
+        filter_section(data.patterns, data.agreements, data.consistency_plots, summary.values),
         training_section(data.trained, places),
         prompt_section(data.prompts),
         *([sample_section(data.samples)] if data.samples else []),

@@ -29,6 +29,12 @@ class PairsRead:
     """Training pairs left out because their prompt is held out."""
     rejected: Mapping[str, int]
     """Unusable rows by reason."""
+    left_out: Mapping[str, int]
+    """Rows that are fine but make no pair, by reason."""
+    joined: int
+    """Rows that are the other half of a pair: one response a row."""
+    returned_prompts: int
+    """Times that a prompt came back after others; only neighbouring rows are paired."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +44,52 @@ class PairsScored:
     dataset: str
     value: str
     pairs: int
+    unscored: int
+    """Pairs, training and held out, of which an answer has no reward."""
+    reasons: Mapping[str, int]
+    """The most frequent reasons for that, and their pairs."""
     truncated: int
     """Texts whose prompt was cut to the reward model's length."""
-    mean: float
-    """Of the rewards of chosen and rejected answers together."""
-    std: float
+    mean: float | None
+    """Of the rewards of chosen and rejected answers together; None where there are none."""
+    std: float | None
 
 
 @dataclass(frozen=True)
 class Patterns:
-    """One value's training pairs by the signs of their gaps, before and after each filter."""
+    """One value's usable pairs by the signs of their gaps, before and after each filter."""
 
     value: str
     all_pairs: Mapping[str, int]
     """Pairs by pattern, such as `++` or `+-` in the order of the values."""
     kept: Mapping[str, Mapping[str, int]]
     """Method -> pattern -> pairs that it keeps; a pattern that is not named counts 0."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What one policy of the filter keeps of a value's pairs, or would keep."""
+
+    name: str
+    pairs: int
+    share: float | None
+    """Of the usable pairs; None where there are none."""
+    all_positive: float | None
+    """Share of the kept pairs whose gaps are all positive; None where nothing is kept."""
+    recipe: bool
+    """Whether it is the recipe's."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the N values agree about one value's training pairs."""
+
+    value: str
+    conflicts: Sequence[Sequence[float]]
+    """[N, N] share of the usable pairs in which two values prefer different answers."""
+    correlation: Sequence[Sequence[float | None]]
+    """[N, N] of the gaps; None where one of the two does not vary."""
+    policies: Sequence[Policy]
 
 
 @dataclass(frozen=True)
@@ -126,6 +162,7 @@ class ReportData:
     pairs: Sequence[PairsRead]
     scores: Sequence[PairsScored]
     patterns: Sequence[Patterns]
+    agreements: Sequence[Agreement]
     consistency_plots: Sequence[Plot]
     trained: Sequence[Trained]
     prompts: Sequence[Prompts]

@@ -1,4 +1,4 @@
-"""The report's sections about the run: data, filters, training, prompts, answers, commands."""
+"""The report's sections about the run: data, training, prompts, answers, commands."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from vcsoup_dist.evaluation.report_data import (
     PairsRead,
     PairsScored,
-    Patterns,
-    Plot,
     Prompts,
     Sample,
     Trained,
@@ -19,7 +17,6 @@ from vcsoup_dist.evaluation.report_html import (
     method_name,
     number,
     paragraph,
-    picture,
     plain_table,
     section,
     tag,
@@ -35,66 +32,60 @@ def facts_list(facts: Mapping[str, str]) -> Html:
 
 
 def data_section(pairs: Sequence[PairsRead], scores: Sequence[PairsScored]) -> Html:
-    """Rows read, rejected with reasons, and scored."""
+    """Rows read, rejected and left out with reasons, and scored."""
     read = [
-        [text(each.dataset), *map(number, (each.rows, each.training, each.heldout, each.duplicates,
-                                           each.leaked, sum(each.rejected.values())))]
+        [text(each.dataset), *map(number, (each.rows, each.training, each.heldout, each.joined,
+                                           each.duplicates, each.leaked,
+                                           sum(each.left_out.values()),
+                                           sum(each.rejected.values())))]
         for each in pairs
     ]  # fmt: skip
-    titles = ["Data of", "Rows read", "To train on", "Held out", "Duplicates",
-              "Prompt held out", "Rejected"]  # fmt: skip
-    reasons = [
-        [text(each.dataset), text(reason), number(count)]
-        for each in pairs
-        for reason, count in sorted(each.rejected.items(), key=lambda item: -item[1])
-    ]
+    titles = ["Data of", "Rows read", "To train on", "Held out", "Other halves", "Duplicates",
+              "Prompt held out", "Left out", "Rejected"]  # fmt: skip
     scored = [
-        [text(each.dataset), text(each.value), number(each.pairs), number(each.truncated),
-         number(each.mean), number(each.std)]
+        [text(each.dataset), text(each.value), *map(number, (
+            each.pairs, each.unscored, each.truncated, each.mean, each.std,
+        ))]
         for each in scores
     ]  # fmt: skip
     parts = [
         paragraph(text(
-            "Not trained on: pairs held out, duplicates of earlier pairs, pairs whose prompt is "
-            "held out, and rejected rows."
+            "Not trained on: pairs held out, rows that are the other half of a pair, duplicates of "
+            "earlier pairs, pairs whose prompt is held out, rows left out because they make no "
+            "pair, and rejected rows, which are faulty."
         )),
         plain_table(titles, read),
     ]  # fmt: skip
-    if reasons:
-        parts.append(tag("h3", text("Rejected rows")))
-        parts.append(plain_table(["Data of", "Reason", "Rows"], reasons, 2))
-    if scored:
-        titles = ["Data of", "Reward", "Pairs", "Prompts cut", "Mean", "Standard deviation"]
-        parts += [tag("h3", text("Scores")), plain_table(titles, scored, 2)]
-    return section("data", "Data", *parts)
-
-
-def filter_section(
-    patterns: Sequence[Patterns], plots: Sequence[Plot], values: Sequence[str]
-) -> Html:
-    """What each filter kept, by the signs of the gaps, and the plots of the consistency."""
-    order = ", ".join(values)
-    parts = [paragraph(text(
-        "A pair's gap is positive (+) where a value's reward prefers the chosen answer, and "
-        f"negative (−) where it prefers the rejected one. Signs stand in the order {order}."
-    ))]  # fmt: skip
-    for each in patterns:
-        signs = sorted(each.all_pairs, key=lambda sign: (-each.all_pairs[sign], sign))
+    parts += [
+        paragraph(text(
+            f"{each.dataset}: {each.returned_prompts:,} times a prompt comes back after others; "
+            "only rows that follow one another are paired."
+        ))
+        for each in pairs if each.returned_prompts
+    ]  # fmt: skip
+    for title, counts in (
+        ("Rows left out", {each.dataset: each.left_out for each in pairs}),
+        ("Rejected rows", {each.dataset: each.rejected for each in pairs}),
+    ):
         rows = [
-            [tag("code", text(sign.replace("-", "−"))), number(each.all_pairs[sign]),
-             *(number(kept.get(sign, 0)) for kept in each.kept.values())]
-            for sign in signs
-        ]  # fmt: skip
-        total = sum(each.all_pairs.values())
-        kept_totals = [_share(sum(kept.values()), total) for kept in each.kept.values()]
-        rows.append([tag("b", text("all")), tag("b", number(total)), *kept_totals])
-        names = [f"kept by {method}" for method in each.kept]
-        parts.append(tag("h3", text(f"Pairs of {each.value}")))
-        parts.append(plain_table(["Signs", "Pairs", *names], rows))
-    if plots:
-        pictures = [picture(each.png, each.caption, text(each.caption)) for each in plots]
-        parts.append(tag("div", *pictures, css="plots"))
-    return section("consistency", "Consistency", *parts)
+            [text(dataset), *reason] for dataset, of in counts.items() for reason in _sorted(of)
+        ]
+        if rows:
+            parts.append(tag("h3", text(title)))
+            parts.append(plain_table(["Data of", "Reason", "Rows"], rows, 2))
+    if scored:
+        titles = ["Data of", "Reward", "Pairs", "Without reward", "Prompts cut", "Mean",
+                  "Standard deviation"]  # fmt: skip
+        parts += [tag("h3", text("Scores")), plain_table(titles, scored, 2)]
+    rows = [
+        [text(each.dataset), text(each.value), *reason]
+        for each in scores
+        for reason in _sorted(each.reasons)
+    ]
+    if rows:
+        parts.append(tag("h3", text("Pairs without reward")))
+        parts.append(plain_table(["Data of", "Reward", "Reason", "Pairs"], rows, 3))
+    return section("data", "Data", *parts)
 
 
 def training_section(trained: Sequence[Trained], places: Mapping[str, int]) -> Html:
@@ -155,9 +146,10 @@ def again_section(commands: Sequence[str], recipe: str) -> Html:
     )  # fmt: skip
 
 
-def _share(count: int, total: int) -> Html:
-    share = f" ({100 * count / total:.0f} %)" if total else ""
-    return tag("b", number(count), text(share))
+def _sorted(counts: Mapping[str, int]) -> list[list[Html]]:
+    """Reasons and their counts, the most frequent first."""
+    order = sorted(counts.items(), key=lambda item: -item[1])
+    return [[text(reason), number(count)] for reason, count in order]
 
 
 def _shortened(prompt: str, letters: int = 200) -> str:

@@ -6,7 +6,6 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,16 +15,21 @@ from vcsoup_dist import __version__
 from vcsoup_dist.evaluation.actors import ANSWERS
 from vcsoup_dist.evaluation.evaluated import Evaluated
 from vcsoup_dist.evaluation.prompts import choose_prompts, seen_in_training
+from vcsoup_dist.evaluation.report_counts import (
+    agreement,
+    consistency_plots,
+    filter_reports,
+    pairs_read,
+    pairs_scored,
+    patterns,
+    read_json,
+    trained,
+)
 from vcsoup_dist.evaluation.report_data import (
     Answer,
-    PairsRead,
-    PairsScored,
-    Patterns,
-    Plot,
     Prompts,
     ReportData,
     Sample,
-    Trained,
 )
 from vcsoup_dist.evaluation.summary import Row, Summary, summarise
 from vcsoup_dist.evaluation.summary_files import as_csv, as_json
@@ -57,6 +61,7 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
     if summary.edges:
         pictures["edges.png"] = plots.edge_plot(summary)
     prompts = _prompts(recipe, workspace, product, tables)
+    filtered = filter_reports(recipe, workspace, product)
     data = ReportData(
         title=recipe.name,
         facts=_facts(recipe, workspace, product),
@@ -65,11 +70,12 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
         front_plot=pictures["front.png"],
         hypervolume_plot=pictures["hypervolume.png"],
         edge_plot=pictures.get("edges.png"),
-        pairs=[_pairs_read(workspace, each) for each in product.inputs_of("read")],
-        scores=_pairs_scored(workspace, product),
-        patterns=_patterns(recipe, workspace, product),
-        consistency_plots=_consistency_plots(workspace, product),
-        trained=[_trained(workspace, each) for each in product.inputs_of("train")],
+        pairs=[pairs_read(workspace, each) for each in product.inputs_of("read")],
+        scores=pairs_scored(workspace, product),
+        patterns=[patterns(value, reports) for value, reports in filtered.items()],
+        agreements=[agreement(value, reports) for value, reports in filtered.items()],
+        consistency_plots=consistency_plots(workspace, product),
+        trained=[trained(workspace, each) for each in product.inputs_of("train")],
         prompts=prompts,
         samples=_samples(recipe, summary, tables),
         commands=_commands(recipe),
@@ -99,79 +105,6 @@ def _evaluated(recipe: Recipe, product: Product, tables: Mapping[str, Any]) -> l
         rewards = {value: table[f"reward_{value}"].to_numpy() for value in recipe.values}
         found.append(Evaluated(each.name, each.method, each.seed, weights, rewards))
     return found
-
-
-def _pairs_read(workspace: Workspace, product: Product) -> PairsRead:
-    manifest = _json(workspace.folder(product) / "manifest.json")
-    return PairsRead(
-        dataset=str(product.dataset),
-        rows=manifest["rows"],
-        training=manifest["train"],
-        heldout=manifest["heldout"],
-        duplicates=manifest["duplicates"],
-        leaked=manifest["heldout_in_train_pairs"],
-        rejected=manifest["rejected"],
-    )
-
-
-def _pairs_scored(workspace: Workspace, product: Product) -> list[PairsScored]:
-    scores = {
-        score.name: score
-        for filtered in product.inputs_of("filter")
-        for score in filtered.inputs_of("score")
-    }
-    found = []
-    for each in scores.values():
-        summary = _json(workspace.need(each) / "manifest.json")
-        found.append(
-            PairsScored(
-                dataset=str(each.dataset),
-                value=str(each.value),
-                pairs=summary["rows"],
-                truncated=summary["truncated"],
-                mean=summary["mean"],
-                std=summary["std"],
-            )
-        )
-    return found
-
-
-def _patterns(recipe: Recipe, workspace: Workspace, product: Product) -> list[Patterns]:
-    found = []
-    for value in recipe.trained_values():
-        reports = {
-            str(each.method): _json(workspace.need(each) / "report.json")
-            for each in product.inputs_of("filter")
-            if each.value == value
-        }
-        every = next(iter(reports.values()))["sign_patterns"]
-        kept = {method: report["sign_patterns_kept"] for method, report in reports.items()}
-        found.append(Patterns(value, every, kept))
-    return found
-
-
-def _consistency_plots(workspace: Workspace, product: Product) -> list[Plot]:
-    found, seen = [], set()
-    for each in product.inputs_of("filter"):
-        if each.value not in seen:  # the gaps are the same for every method
-            seen.add(each.value)
-            folder = workspace.folder(each)
-            for name, caption in (
-                (
-                    "histogram.png",
-                    f"{each.value}: consistency of its pairs, as {each.method} sees it",
-                ),
-                ("gaps.png", f"{each.value}: gaps of its pairs, by sign pattern"),
-            ):
-                found.append(Plot(caption, (folder / name).read_bytes()))
-    return found
-
-
-def _trained(workspace: Workspace, product: Product) -> Trained:
-    record = _json(workspace.need(product) / "training.json")
-    last = {name: record[name] for name in ("steps", "pairs", "passes")} | record["last_step"]
-    last |= {name: number for name, number in record.items() if name.startswith("heldout_")}
-    return Trained(str(product.method), str(product.value), product.seed or 0, last)
 
 
 def _prompts(
@@ -232,7 +165,7 @@ def _facts(recipe: Recipe, workspace: Workspace, product: Product) -> dict[str, 
         other = " (took no part in filtering)" if recipe.values[name].judge else ""
         rewards.append(f"{name}: {kind}{other}")
     steps = {
-        _json(workspace.need(each) / "training.json")["steps"]
+        read_json(workspace.need(each) / "training.json")["steps"]
         for each in product.inputs_of("train")
     }
     return {
@@ -253,7 +186,7 @@ def _facts(recipe: Recipe, workspace: Workspace, product: Product) -> dict[str, 
 def _warmup_text(recipe: Recipe, workspace: Workspace, product: Product) -> str:
     (theta_0,) = product.inputs_of("warmup")
     assert recipe.warmup is not None
-    steps = _json(workspace.need(theta_0) / "training.json")["steps"]
+    steps = read_json(workspace.need(theta_0) / "training.json")["steps"]
     return (
         f"base model after {steps} steps of sft on {recipe.warmup.pairs_per_step} chosen answers "
         f"each, learning rate {recipe.warmup.learning_rate:g}"
@@ -357,8 +290,3 @@ def _text(messages: Sequence[Mapping[str, str]]) -> str:
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n\n".join(f"{each['role']}: {each['content']}" for each in messages)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content

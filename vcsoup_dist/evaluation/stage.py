@@ -20,18 +20,20 @@ if TYPE_CHECKING:
 
 def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
     """Evaluate theta_0 and every soup that is due, on one pool of Ray actors."""
-    from vcsoup_dist.evaluation.actors import ANSWERS, EvaluationTask, Judge, evaluate_all
+    from vcsoup_dist.evaluation.actors import ANSWERS, EvaluationTask, evaluate_all
+    from vcsoup_dist.evaluation.judges import share_models
     from vcsoup_dist.launch.ray_cluster import ray_cluster
 
     pairs = {str(each.dataset): workspace.need(each) for each in products[0].inputs_of("read")}
     prompts = choose_prompts(pairs, recipe.evaluation.prompts)
     if not prompts:
         raise UserError("evaluation: no dataset has held-out prompts; raise data.heldout_share")
-    judges = {}
+    rewards, sources = {}, {}
     for value in recipe.values:
         reward = recipe.judge_of(value)
         assert not isinstance(reward, ColumnsReward)  # the recipe refuses it
-        judges[value] = Judge(reward, products[0].sources[f"judge/{value}"])
+        rewards[value], sources[value] = reward, products[0].sources[f"judge/{value}"]
+    judges = share_models(rewards, sources)
     with contextlib.ExitStack() as stack:
         tasks = []
         for product in products:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,6 +30,8 @@ def ray_cluster(launch: Launch) -> Iterator[None]:
     import ray
 
     address = launch.ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    # Within `ray job submit` our variables join the job's, and overrule those of the same name.
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     settings = {
         "address": address,
         "log_to_driver": False,
@@ -62,18 +64,6 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def check_room(stage: str, cpus: float, gpus: float) -> None:
-    """Raise UserError where no machine of the connected cluster has what one actor asks for."""
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
-        raise UserError(
-            f"{stage}.cpus_per_actor, {stage}.gpus_per_actor: no machine of the Ray cluster has "
-            f"{cpus:g} CPUs and {gpus:g} GPUs for one actor"
-        )
-
-
 @contextmanager
 def _local_ray(settings: dict[str, object]) -> Iterator[None]:
     import ray
@@ -84,15 +74,21 @@ def _local_ray(settings: dict[str, object]) -> Iterator[None]:
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        ray.init(
-            **settings,
-            num_cpus=max(cores, 2),
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE,
-            _temp_dir=folder,
-            _system_config={"enable_worker_prestart": False},
-        )
-        with _end_with_us(folder):
+        with _end_with_us(folder) as agents_are:
+            ray.init(
+                **settings,
+                num_cpus=max(cores, 2),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE,
+                _temp_dir=folder,
+                _system_config={"enable_worker_prestart": False},
+            )
+            agents_are(
+                agent
+                for raylet in _children(os.getpid())
+                if _name(raylet) == "raylet"
+                for agent in _children(raylet)
+            )
             yield
     finally:
         ray.shutdown()
@@ -100,32 +96,36 @@ def _local_ray(settings: dict[str, object]) -> Iterator[None]:
 
 
 @contextmanager
-def _end_with_us(folder: str) -> Iterator[None]:
+def _end_with_us(folder: str) -> Iterator[Callable[[Iterable[int]], None]]:
     """Kill Ray's agents and remove its `folder` when this process is killed.
 
     Ray has the kernel kill its server and raylet with their driver, but the raylet's two agents
     then try for a minute to report that death to the dead server (ray 2.60). A shell that waits
     for the end of a pipe from us kills them. It gets a session of its own, so that a kill of our
-    process group leaves it.
+    process group leaves it. Yields what tells it the agents' pids.
     """
-    agents = [
-        str(agent)
-        for raylet in _children(os.getpid())
-        if _name(raylet) == "raylet"
-        for agent in _children(raylet)
-    ]
-    script = 'read line; [ -n "$line" ] && exit; kill -9 "$@"; sleep 3; rm -rf "$0"'
+    script = (
+        'read agents; read line; [ -n "$line" ] && exit; '
+        '[ -n "$agents" ] && kill -9 $agents; sleep 3; rm -rf "$0"'
+    )
     shell = subprocess.Popen(
-        ["/bin/sh", "-c", script, folder, *agents],
+        ["/bin/sh", "-c", script, folder],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    assert shell.stdin is not None
+    pipe = shell.stdin
+
+    def agents_are(pids: Iterable[int]) -> None:
+        pipe.write(f"{' '.join(str(pid) for pid in pids)}\n".encode())
+        pipe.flush()
+
     try:
-        yield
+        yield agents_are
     finally:
-        shell.communicate(b"well\n")
+        shell.communicate(b"well\nwell\n")
 
 
 def _actor_environment(threads: int) -> dict[str, str]:

@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vcsoup_dist.checkpoints.layout import read_layout
+from vcsoup_dist.errors import UserError
 from vcsoup_dist.plan.products import reads, to_make
+from vcsoup_dist.preferences.formats import detect_format
+from vcsoup_dist.preferences.pair import BadRow
+from vcsoup_dist.preferences.row_files import count_rows, read_file
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.training.deepspeed_config import (
     device_of,
@@ -31,7 +35,7 @@ ADAM_BYTES = 12  # fp32 master weight and two moments, per parameter
 
 @dataclass(frozen=True)
 class Cost:
-    """Estimates; None where only the hub knows."""
+    """Estimates; None where only the hub knows, or a file's rows are no pairs yet."""
 
     pairs: int | None
     tokens: int | None
@@ -104,6 +108,8 @@ def estimate(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) -> C
     files = [Path(source.source) for source in sources if source.revision is None]
     known = len(files) == len(sources) and all(file.is_file() for file in files)
     text_bytes = sum(file.stat().st_size for file in files if file.is_file())
+    rows = [_rows(file) for file in files] if known else [None]
+    pairs = None if None in rows else sum(count for count in rows if count is not None)
     parameters = _parameters(recipe)
     free = shutil.disk_usage(_existing(workspace.root)).free
     read = written = peak = None
@@ -120,7 +126,7 @@ def estimate(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) -> C
         checkpoints = recipe.training.checkpoints_kept + 1 + (recipe.training.export == "best")
         peak = written + (checkpoints * parameters * ADAM_BYTES if trained else 0)
     return Cost(
-        sum(map(_rows, files)) if known else None,
+        pairs,
         int(text_bytes / BYTES_PER_TOKEN) if known else None,
         parameters,
         read,
@@ -148,13 +154,14 @@ def _parameters(recipe: Recipe) -> int | None:
     return total
 
 
-def _rows(file: Path) -> int:
-    if file.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        return int(pq.read_metadata(file).num_rows)
-    with open(file, "rb") as lines:
-        return sum(1 for line in lines if line.strip())
+def _rows(file: Path) -> int | None:
+    """Pairs of a file, a row each; None where rows are rated responses, of which any number make a
+    pair, or where the file is damaged, which reading it says."""
+    try:
+        first = next((row for _, row in read_file(file) if not isinstance(row, BadRow)), {})
+        return None if detect_format(first) == "helpsteer" else count_rows(file)
+    except (UserError, BadRow):
+        return None
 
 
 def _existing(path: Path) -> Path:

@@ -25,6 +25,7 @@ from typing import Any
 from vcsoup_dist import __version__
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes, Located, locate
+from vcsoup_dist.preferences.row_files import ENDINGS, file_kind
 from vcsoup_dist.recipe import (
     WITHOUT_REFERENCE,
     CallableReward,
@@ -40,7 +41,13 @@ from vcsoup_dist.workspace import Product, Workspace
 
 STAGES = ("read", "score", "filter", "warmup", "reference", "train", "merge", "evaluate", "report")
 
-FORMATS = dict.fromkeys(STAGES, 1) | {"reference": 2, "train": 2}
+FORMATS = dict.fromkeys(STAGES, 1) | {
+    "read": 3,
+    "score": 2,
+    "filter": 2,
+    "reference": 2,
+    "train": 2,
+}
 """Raised when a stage's output changes for the same recipe, so that old products are made anew."""
 
 NOT_CONTENT = {
@@ -48,6 +55,9 @@ NOT_CONTENT = {
     *("evaluate_every", "nvme_path"),
 }
 """Keys of `training` that say where and how a policy is trained, not what it becomes."""
+
+NOT_OF_THE_ROWS = {"path", "revision", "pairs_of", "heldout"}
+"""Keys of `data` that say where rows lie; what lies there is among the sources."""
 
 AnyReward = ClassifierReward | CallableReward | ColumnsReward
 
@@ -169,17 +179,20 @@ class _Planner:
     def _read(self, dataset: str) -> Product:
         data = self.recipe.values[dataset].data
         assert data is not None and data.path is not None
-        source = self._data(data.path, f"values.{dataset}.data.path")
+        key = f"values.{dataset}.data"
+        source = self._data(data.path, data.revision, f"{key}.path")
+        if source.revision is None and data.revision is not None:
+            raise UserError(f"{key}.revision: {data.path} is a local path, which has none")
         sources = {"data": source}
-        local_heldout = data.heldout and self.recipe.local_path(data.heldout)
-        if local_heldout:
-            sources["heldout"] = self._data(str(data.heldout), f"values.{dataset}.data.heldout")
-        elif data.heldout and self.recipe.local_path(data.path):
-            raise UserError(f"values.{dataset}.data.heldout: no such file: {data.heldout}")
+        split = data.heldout if _is_split(data.heldout, source) else None
+        if data.heldout is not None and split is None:
+            if self.recipe.local_path(data.heldout) is None:
+                raise UserError(f"{key}.heldout: no such file: {data.heldout}")
+            sources["heldout"] = self._data(data.heldout, None, f"{key}.heldout")
         made_from = {
             "format": FORMATS["read"],
-            "data": data.model_dump(mode="json", exclude={"path", "pairs_of", "heldout"}),
-            "heldout": data.heldout if data.heldout and not local_heldout else None,
+            "data": data.model_dump(mode="json", exclude=NOT_OF_THE_ROWS),
+            "heldout": split,
             "columns": self._columns(),
             "shard_pairs": self.recipe.scoring.shard_pairs,
             "sources": {role: each.identity for role, each in sources.items()},
@@ -393,13 +406,18 @@ class _Planner:
             raise UserError(f"{key}: {reference} is no model directory (it has no config.json)")
         return located
 
-    def _data(self, reference: str, key: str) -> Located:
+    def _data(self, reference: str, revision: str | None, key: str) -> Located:
         local = self.recipe.local_path(reference)
-        return locate(reference, local, None, "dataset", key, self.hashes)
+        known = file_kind(Path(reference))
+        if local is None and known:
+            raise UserError(f"{key}: no such file: {reference}")
+        if local is not None and local.is_file() and not known:
+            raise UserError(f"{key}: {reference} is no {', '.join(ENDINGS)}; convert it to one")
+        return locate(reference, local, revision, "dataset", key, self.hashes)
 
     def _reward(self, reward: AnyReward, key: str) -> tuple[dict[str, Any], Located | None]:
         """What decides a reward's numbers, and where its model or code lies."""
-        settings = reward.model_dump(mode="json")
+        settings = reward.model_dump(mode="json", exclude={"pool", "attention"})
         if isinstance(reward, ClassifierReward):
             located = self._model(reward.classifier, reward.revision, f"{key}.classifier")
             return {**settings, "classifier": located.identity, "revision": None}, located
@@ -424,6 +442,16 @@ class _Planner:
         if spec is None or spec.origin is None:
             raise UserError(f"{key}: no module `{module}` can be imported")
         return Path(spec.origin)
+
+
+def _is_split(heldout: str | None, source: Located) -> bool:
+    """Whether held-out pairs are another split of the dataset, and no file of their own.
+
+    A bare name is, even where a folder of that name lies beside the recipe.
+    """
+    if heldout is None or Path(source.source).is_file():
+        return False
+    return "/" not in heldout and file_kind(Path(heldout)) is None
 
 
 def _content(training: Training) -> dict[str, Any]:

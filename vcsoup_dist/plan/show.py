@@ -9,13 +9,15 @@ from rich.console import Console
 from rich.table import Table
 
 from vcsoup_dist.plan.cost import estimate, estimate_training
+from vcsoup_dist.plan.data_check import check_files
 from vcsoup_dist.plan.products import STAGES, to_make
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.workspace import Product, Workspace
 
 
 def show_check(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) -> None:
-    """The plan by stage, and its cost."""
+    """The plan by stage, and its cost; raises UserError where a local file does not fit."""
+    check_files(recipe, plan)
     missing = {product.name for product in to_make(plan, workspace, recipe)}
     table = Table(title=f"{recipe.name} in {workspace.root}", title_justify="left")
     for column in ("stage", "made", "to make", "for example"):

@@ -1,225 +1,166 @@
-"""Pools of Ray actors that score shards of pairs and write the score files themselves.
-
-Why raw actors: Ray Data's actors starve its own read tasks on a small machine, and
-`ray.util.ActorPool` loses the work of an actor that dies. Here Ray restarts a dead actor and runs
-its shards again without end; a shard that kills its actor every time is found by counting starts.
-"""
+"""A Ray actor that holds one reward model and scores shards of pairs, one after the other."""
 
 from __future__ import annotations
 
-import logging
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
+import numpy as np
 
-from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
 from vcsoup_dist.launch.death import die_with_parent
-from vcsoup_dist.launch.ray_cluster import check_room
-from vcsoup_dist.preferences import Pair
-from vcsoup_dist.recipe import CallableReward, ClassifierReward, Scoring
+from vcsoup_dist.recipe import CallableReward, ClassifierReward
 from vcsoup_dist.scoring.pair_files import PairSlice, read_slice
-from vcsoup_dist.scoring.rewards import Reward, load_reward
+from vcsoup_dist.scoring.rewards import Reward, Scored, Text, load_reward
 from vcsoup_dist.scoring.score_files import ScoreShard, write_scores
 from vcsoup_dist.workspace import hold_while_working
 
-log = logging.getLogger("vcsoup")
 
-IN_FLIGHT = 2  # shards per actor: one at work, one waiting
-STARTS = 3  # of one shard, until its actor's deaths are taken for the shard's doing
+@dataclass(frozen=True)
+class Output:
+    """One value's scores of one shard."""
+
+    product: str
+    column: int
+    """Which of the model's V rewards it is."""
+    file: Path
+    """To write."""
+    workers_lock: Path
+    """Lock of the product that the file belongs to."""
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard of pairs to score."""
+    """One shard of pairs to score, and the files that lack its scores."""
 
-    name: str
-    """What errors call it."""
     pairs: PairSlice
-    scores: Path
-    """File to write."""
-    starts: Path
-    """Counts, across deaths, how often an actor began with it."""
-    workers_lock: Path
-    """Lock of the product that the scores belong to."""
+    outputs: tuple[Output, ...]
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        products = ", ".join(output.product for output in self.outputs)
+        return f"{products}: {self.outputs[0].file.name}"
 
 
 @dataclass(frozen=True)
-class Pool:
-    """All shards that one reward scores in this run."""
+class Unscored:
+    """Pairs of one output that have no reward."""
 
-    name: str
-    reward: ClassifierReward | CallableReward
-    source: Located
-    tasks: Sequence[ShardTask]
-    starts: Path
-    """Stem of the files that count how often each of its actors began to load the reward."""
-
-
-def score_pairs(pairs: Sequence[Pair], reward: Reward) -> ScoreShard:
-    """Score chosen and rejected of all pairs in one call, so that they share batches."""
-    texts = [(pair.prompt, pair.chosen) for pair in pairs]
-    texts += [(pair.prompt, pair.rejected) for pair in pairs]
-    names = [f"the chosen answer of pair {pair.id}" for pair in pairs]
-    names += [f"the rejected answer of pair {pair.id}" for pair in pairs]
-    scored = reward.score(texts, names)
-    chosen, rejected = scored.rewards[: len(pairs)], scored.rewards[len(pairs) :]
-    ids = [pair.id for pair in pairs]
-    return ScoreShard(ids, chosen, rejected, scored.truncated, scored.truncated_responses)
+    product: str
+    pairs: int
+    first: str
+    """Id of the first of them, and why."""
 
 
 class ScoringActor:
-    """Holds one reward in a process of its own."""
+    """Encodes the following shard in a thread of its own while it scores the present one.
 
-    def __init__(self, pool: Pool, starts: Path, tokens_per_batch: int, gpu: bool) -> None:
+    Shards are scored on the process's main thread, since functions of the user's may need that.
+    """
+
+    def __init__(
+        self,
+        rewards: Sequence[ClassifierReward | CallableReward],
+        source: Located,
+        tokens_per_batch: int | None,
+        gpu: bool,
+    ) -> None:
         die_with_parent(int(os.environ["RAY_RAYLET_PID"]))
-        self.pool = pool
-        self.starts = starts
+        self.settings = rewards
+        self.source = source
         self.tokens_per_batch = tokens_per_batch
         self.device = "cuda" if gpu else "cpu"
-        self.reward: Reward | None = None
+        self.reward: Reward
+        self.encoder = ThreadPoolExecutor(1, "encoder")
+        self.ahead: tuple[ShardTask, Future[tuple[list[str], Any]]] | None = None
         self.held: set[Path] = set()
+
+    def node(self) -> str:
+        """Id of the machine; answers as soon as Ray has found room for the actor."""
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
 
     def load(self) -> str:
         """Load the reward; returns its description."""
-        return self._loaded().description
+        # Not in __init__, whose errors Ray gives back as text only.
+        if isinstance(self.settings[0], ClassifierReward):
+            import torch
 
-    def score(self, task: ShardTask) -> None:
-        """Write the scores of one shard."""
-        if task.workers_lock not in self.held:
-            hold_while_working(task.workers_lock)
-            self.held.add(task.workers_lock)
-        reward = self._loaded()
-        with _counting_starts(task.starts, task.name):
-            write_scores(task.scores, score_pairs(read_slice(task.pairs), reward))
-
-    def _loaded(self) -> Reward:
-        # Not in __init__, whose errors Ray gives back as text only; after a restart by `score`.
-        if self.reward is None:
-            if isinstance(self.pool.reward, ClassifierReward):
-                import torch
-
-                torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-            with _counting_starts(self.starts, f"{self.pool.name}: loading the reward"):
-                self.reward = load_reward(
-                    self.pool.reward,
-                    self.pool.source,
-                    device=self.device,
-                    tokens_per_batch=self.tokens_per_batch,
-                )
-        return self.reward
-
-
-@contextmanager
-def _counting_starts(path: Path, what: str) -> Iterator[None]:
-    """Count a start in a file that outlives this process; forget them when the work ends."""
-    with open(path, "ab") as file:
-        file.write(b".")
-        starts = file.tell()
-    if starts > STARTS:
-        raise UserError(
-            f"{what}: the scoring actor died {STARTS} times at it; out of memory? "
-            "lower scoring.tokens_per_batch or scoring.shard_pairs, or give it more memory"
+            torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        self.reward = load_reward(
+            self.settings, self.source, device=self.device, tokens_per_batch=self.tokens_per_batch
         )
-    yield
-    path.unlink()
+        return self.reward.description
+
+    def score(self, task: ShardTask, following: ShardTask | None) -> list[Unscored]:
+        """Write the scores of one shard; encode the following one meanwhile."""
+        for output in task.outputs:
+            if output.workers_lock not in self.held:
+                hold_while_working(output.workers_lock)
+                self.held.add(output.workers_lock)
+        ids, encoded = self._encoding(task).result()
+        if following is not None:
+            self.ahead = (following, self.encoder.submit(self._encode, following))
+        scored = self.reward.score(encoded)
+        unscored = []
+        for output in task.outputs:
+            shard = score_shard(ids, scored, output.column)
+            write_scores(output.file, shard)
+            if shard.failures:
+                position, reason = next(iter(shard.failures.items()))
+                first = f"{ids[position]}: {reason}"
+                unscored.append(Unscored(output.product, len(shard.failures), first))
+        return unscored
+
+    def _encoding(self, task: ShardTask) -> Future[tuple[list[str], Any]]:
+        """The encoding of a task that was announced, or else a new one.
+
+        One that was announced in vain has ended when this returns: a task that runs alone is then
+        alone in its process.
+        """
+        ahead, self.ahead = self.ahead, None
+        if ahead is not None and ahead[0] == task:
+            return ahead[1]
+        if ahead is not None:
+            wait([ahead[1]])
+        return self.encoder.submit(self._encode, task)
+
+    def _encode(self, task: ShardTask) -> tuple[list[str], Any]:
+        pairs = read_slice(task.pairs)
+        # Neighbours share their prompt, so that a reward can compute its part once.
+        texts: list[Text] = [
+            (pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)
+        ]
+        return [pair.id for pair in pairs], self.reward.encode(texts)
 
 
-def run_pools(
-    pools: Sequence[Pool], scoring: Scoring, advance: Callable[[float], None]
-) -> Iterator[Pool]:
-    """Score all shards on the connected Ray cluster; yields each pool when it is done.
+def score_shard(ids: list[str], scored: Scored, column: int) -> ScoreShard:
+    """One of the V rewards of P pairs, from those of the texts chosen_0, rejected_0, chosen_1, ..
 
-    Pools run side by side as far as the cluster has room for their actors, in the given order.
-    `advance` is told the pairs of every finished shard. Raises the UserError of a shard; the other
-    actors then work on until the Ray job ends.
+    `scored.rewards`: [2 P, V]. A pair that lacks the reward of one answer has none.
     """
-    check_room("scoring", scoring.cpus_per_actor, scoring.gpus_per_actor)
-    total = ray.cluster_resources()
-    waiting = deque(pools)
-    running: list[_RunningPool] = []
-
-    def has_room(pool: Pool) -> bool:
-        actors = sum(len(each.actors) for each in running) + _actor_count(pool, scoring)
-        wanted = {"CPU": scoring.cpus_per_actor, "GPU": scoring.gpus_per_actor}
-        return all(actors * each <= total.get(kind, 0) for kind, each in wanted.items())
-
-    while waiting or running:
-        while waiting and (not running or has_room(waiting[0])):
-            running.append(_start(waiting.popleft(), scoring))
-        done, _ = ray.wait([ref for pool in running for ref in pool.pending], num_returns=1)
-        pool = next(each for each in running if done[0] in each.pending)
-        pool.take(done[0], advance)
-        if pool.is_done():
-            pool.stop()
-            running.remove(pool)
-            yield pool.pool
-
-
-def _actor_count(pool: Pool, scoring: Scoring) -> int:
-    return min(scoring.actors, len(pool.tasks))
-
-
-def _start(pool: Pool, scoring: Scoring) -> _RunningPool:
-    kind = ray.remote(max_restarts=-1, max_task_retries=-1)(ScoringActor).options(
-        num_cpus=scoring.cpus_per_actor, num_gpus=scoring.gpus_per_actor
+    rewards = scored.rewards[:, column].reshape(len(ids), 2)
+    missing = ~np.isfinite(rewards)
+    failures = {}
+    for position in np.flatnonzero(missing.any(axis=1)).tolist():
+        reasons = [
+            f"{name}: {scored.failures[2 * position + side]}"
+            for side, name in enumerate(("chosen", "rejected"))
+            if missing[position, side]
+        ]
+        failures[position] = "; ".join(reasons)
+    whole = np.where(missing.any(axis=1, keepdims=True), np.nan, rewards)
+    return ScoreShard(
+        ids,
+        np.ascontiguousarray(whole[:, 0]),
+        np.ascontiguousarray(whole[:, 1]),
+        scored.truncated,
+        scored.truncated_responses,
+        failures,
     )
-    running = _RunningPool(pool, deque(pool.tasks))
-    for i in range(_actor_count(pool, scoring)):
-        starts = pool.starts.with_name(f"{pool.starts.name}-{i}")
-        starts.unlink(missing_ok=True)
-        actor = kind.remote(pool, starts, scoring.tokens_per_batch, scoring.gpus_per_actor > 0)
-        running.actors.append(actor)
-        running.pending[actor.load.remote()] = (actor, None)
-    for task in pool.tasks:
-        task.starts.unlink(missing_ok=True)
-    return running
-
-
-@dataclass
-class _RunningPool:
-    pool: Pool
-    tasks: deque[ShardTask]
-    actors: list[Any] = field(default_factory=list)
-    pending: dict[Any, tuple[Any, ShardTask | None]] = field(default_factory=dict)
-    """Ray's reference to a result -> its actor, and its shard (None: loading the reward)."""
-    described: bool = False
-
-    def take(self, reference: Any, advance: Callable[[float], None]) -> None:
-        """Take one result and give its actor more to do; only actors that have loaded get any."""
-        actor, task = self.pending.pop(reference)
-        result = _result(reference, self.pool)
-        if task is not None:
-            advance(task.pairs.rows)
-        elif not self.described:
-            log.info("%s", result)
-            self.described = True
-        for _ in range(IN_FLIGHT if task is None else 1):
-            if self.tasks:
-                following = self.tasks.popleft()
-                self.pending[actor.score.remote(following)] = (actor, following)
-
-    def is_done(self) -> bool:
-        return not self.tasks and all(task is None for _, task in self.pending.values())
-
-    def stop(self) -> None:
-        for actor in self.actors:
-            ray.kill(actor, no_restart=True)
-
-
-def _result(reference: Any, pool: Pool) -> Any:
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
-    except ray.exceptions.RayActorError as error:
-        reason = " ".join(str(error).split())[:500]
-        raise UserError(f"{pool.name}: its Ray actor cannot be started: {reason}") from error

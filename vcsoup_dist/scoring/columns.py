@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vcsoup_dist.preferences import Pair
+from vcsoup_dist.preferences.pair import Pair
 from vcsoup_dist.recipe import ColumnsReward
 from vcsoup_dist.scoring.score_files import ScoreShard
 

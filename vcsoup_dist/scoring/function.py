@@ -14,33 +14,35 @@ import numpy as np
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import CallableReward
-from vcsoup_dist.scoring.rewards import Scored, Text, check_finite, name_of
+from vcsoup_dist.scoring.rewards import Scored, Text, failures_of
 
 
 class FunctionReward:
     """See `rewards.Reward`."""
 
-    def __init__(self, reward: CallableReward, source: Located) -> None:
-        self.name = reward.callable
-        self.sign = reward.sign
-        self.function = _find(reward.callable, Path(source.source))
-        self.description = f"{self.name}: a Python function"
+    def __init__(self, rewards: Sequence[CallableReward], source: Located) -> None:
+        reference = rewards[0].callable
+        self.signs = [each.sign for each in rewards]
+        self.function = _find(reference, Path(source.source))
+        self.description = f"{reference}: a Python function"
 
-    def score(self, texts: Sequence[Text], names: Sequence[str] | None = None) -> Scored:
-        """Rewards of texts, one call of the function each."""
-        rewards = []
-        for i, (prompt, response) in enumerate(texts):
+    def encode(self, texts: Sequence[Text]) -> Sequence[Text]:
+        """The texts themselves."""
+        return texts
+
+    def score(self, encoded: Sequence[Text]) -> Scored:
+        """Rewards of texts, one call of the function each; a text that it fails on has none."""
+        values = np.full(len(encoded), np.nan)
+        raised = {}
+        for i, (prompt, response) in enumerate(encoded):
             try:
                 # A copy, so that the function cannot change what the next one sees.
-                value = float(self.function([dict(message) for message in prompt], response))
+                values[i] = float(self.function([dict(message) for message in prompt], response))
             except Exception as error:  # the function is the user's and may raise anything
-                raise UserError(
-                    f"{self.name} fails on {name_of(i, names)}: {type(error).__name__}: "
-                    f"{' '.join(str(error).split())}"
-                ) from error
-            rewards.append(value)
-        check_finite(rewards, self.name, names)
-        return Scored(self.sign * np.array(rewards, dtype=np.float64))
+                raised[i] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        rewards = np.outer(values, self.signs)
+        failures = failures_of(rewards) | raised
+        return Scored(rewards, dict(sorted(failures.items())))
 
 
 def _find(reference: str, code: Path) -> Callable[[list[dict[str, str]], str], Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vcsoup_dist.preferences import Pair
+from vcsoup_dist.preferences.pair import Pair, answers_id, prompt_id
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 HELD_OUT = "heldout.parquet"
@@ -25,15 +25,25 @@ REJECTED = pa.schema(
 
 def pairs_schema(columns: Sequence[str]) -> pa.Schema:
     """Columns of a file of pairs; `columns` are the scores that the data carries."""
+    ids = [(name, pa.string()) for name in ("id", "prompt_id", "answers_id")]
     texts = [("chosen", pa.string()), ("rejected", pa.string())]
     scores = [(name, pa.float64()) for name in columns]
-    return pa.schema([("id", pa.string()), ("prompt", MESSAGES), *texts, *scores])
+    return pa.schema([*ids, ("prompt", MESSAGES), *texts, *scores])
 
 
 def pair_row(pair: Pair) -> dict[str, Any]:
-    """A pair as a row of `pairs_schema`."""
+    """A pair as a row of `pairs_schema`.
+
+    Two datasets that prefer different ones of the same answers have pairs of different `id` but of
+    the same `answers_id`.
+    """
+    ids = {
+        "id": pair.id,
+        "prompt_id": prompt_id(pair.prompt),
+        "answers_id": answers_id(pair.prompt, pair.chosen, pair.rejected),
+    }
     texts = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
-    return {"id": pair.id, **texts, **pair.columns}
+    return {**ids, **texts, **pair.columns}
 
 
 def shard_name(index: int) -> str:
@@ -83,7 +93,7 @@ def read_slice(part: PairSlice) -> list[Pair]:
     ]
     before = ends[groups[0]] - file.metadata.row_group(groups[0]).num_rows
     table = file.read_row_groups(groups).slice(part.first - before, part.rows)
-    columns = table.column_names[4:]
+    columns = table.column_names[len(pairs_schema([])) :]
     return [
         Pair(
             row["id"],

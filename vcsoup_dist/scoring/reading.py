@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import write_atomically
-from vcsoup_dist.preferences import BadRow, Pair, prompt_id
+from vcsoup_dist.preferences.id_set import IdSet
+from vcsoup_dist.preferences.pair import BadRow, LeftOut, Pair
+from vcsoup_dist.preferences.rows import Read
 from vcsoup_dist.scoring.pair_files import (
     HELD_OUT,
     REJECTED,
@@ -29,19 +31,22 @@ from vcsoup_dist.scoring.pair_files import (
 
 log = logging.getLogger("vcsoup")
 
-Rows = Iterable[tuple[int, Pair | BadRow]]
-
 
 @dataclass
 class Source:
     """Rows of one file or split, what to call it, and what was found in it so far."""
 
     name: str
-    rows: Rows
+    rows: Iterable[tuple[int, Read]]
+    tally: Counter[str] = field(default_factory=Counter)
+    """What `read_pairs` counted: `returned_prompts`."""
     read: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     first_row: dict[str, int] = field(default_factory=dict)
     """Row number where each reason was first met."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    joined: int = 0
+    """Rows that are one half of a pair that another row stands for."""
 
 
 def write_pairs(
@@ -59,24 +64,22 @@ def write_pairs(
 
     Without `heldout`, the prompts whose hash falls under `heldout_share` are held out; either way
     no prompt is on both sides. `limit` counts training pairs; no row after the last of them is
-    read. Returns the manifest. Raises UserError where more than `max_bad_rows` of a source's rows
+    taken. Returns the manifest. Raises UserError where more than `max_bad_rows` of a source's rows
     are unusable, or no training pair is left.
     """
     schema = pairs_schema(columns)
     counts: Counter[str] = Counter(train=0, heldout=0, duplicates=0)
-    heldout_prompts: set[str] = set()
-    leaked_prompts: set[str] = set()
+    heldout_prompts, leaked_prompts = IdSet(), IdSet()
     shards: list[dict[str, Any]] = []
     shard: list[dict[str, Any]] = []
 
     def unseen(source: Source, rejected: AppendedTable) -> Iterator[Pair]:
-        ids: set[str] = set()
+        ids = IdSet()
         for pair in _good(source, rejected):
-            if pair.id in ids:
-                counts["duplicates"] += 1
-            else:
-                ids.add(pair.id)
+            if ids.add(int(pair.id, 16)):
                 yield pair
+            else:
+                counts["duplicates"] += 1
 
     def flush() -> None:
         file = shard_name(len(shards))
@@ -88,19 +91,21 @@ def write_pairs(
         rejected = files.enter_context(AppendedTable(folder / REJECTED_ROWS, REJECTED))
         held_out = files.enter_context(AppendedTable(folder / HELD_OUT, schema))
         for pair in unseen(heldout, rejected) if heldout else ():
-            heldout_prompts.add(prompt_id(pair.prompt))
-            held_out.add(pair_row(pair))
+            row = pair_row(pair)
+            heldout_prompts.add(int(row["prompt_id"], 16))
+            held_out.add(row)
             counts["heldout"] += 1
         for pair in unseen(train, rejected):
-            prompt = prompt_id(pair.prompt)
+            row = pair_row(pair)
+            prompt = int(row["prompt_id"], 16)
             if prompt in heldout_prompts:
                 leaked_prompts.add(prompt)
                 counts["leaked"] += 1
-            elif heldout is None and int(prompt, 16) < heldout_share * 2**64:
-                held_out.add(pair_row(pair))
+            elif heldout is None and prompt < heldout_share * 2**64:
+                held_out.add(row)
                 counts["heldout"] += 1
             else:
-                shard.append(pair_row(pair))
+                shard.append(row)
                 counts["train"] += 1
                 if len(shard) == shard_pairs:
                     flush()
@@ -111,8 +116,10 @@ def write_pairs(
     sources = [train] if heldout is None else [train, heldout]
     for source in sources:
         _judge(source, max_bad_rows, folder)
+        _say_left_out(source)
     if not shards:
-        raise UserError(f"{train.name}: of {train.read} rows none is left to train on")
+        why = "".join(f"; {times}: {reason}" for reason, times in train.left_out.most_common(3))
+        raise UserError(f"{train.name}: of {train.read} rows none is left to train on{why}")
     if not counts["heldout"]:
         log.warning(
             "%s: none of %d pairs is held out; raise heldout_share or name a `heldout` file",
@@ -124,6 +131,9 @@ def write_pairs(
         "heldout": counts["heldout"],
         "duplicates": counts["duplicates"],
         "rejected": dict(sorted(sum((s.rejected for s in sources), Counter()).items())),
+        "left_out": dict(sorted(sum((s.left_out for s in sources), Counter()).items())),
+        "joined": sum(source.joined for source in sources),
+        "returned_prompts": sum(source.tally["returned_prompts"] for source in sources),
         "heldout_in_train": len(leaked_prompts),
         "heldout_in_train_pairs": counts["leaked"],
         "shards": shards,
@@ -140,6 +150,10 @@ def _good(source: Source, rejected: AppendedTable) -> Iterator[Pair]:
             source.first_row.setdefault(row.reason, number)
             record = {"source": source.name, "row": number, "reason": row.reason}
             rejected.add({**record, "text": row.text})
+        elif isinstance(row, LeftOut):
+            source.left_out[row.reason] += 1
+        elif row is None:
+            source.joined += 1
         else:
             yield row
 
@@ -149,14 +163,34 @@ def _judge(source: Source, max_bad_rows: float, folder: Path) -> None:
     bad = source.rejected.total()
     if not bad:
         return
+    # A dataset of ratings is no better for having several rows a pair, or many ties.
+    judged = source.read - source.joined - source.left_out.total()
     reason, times = source.rejected.most_common(1)[0]
     found = (
-        f"{source.name}: {bad} of {source.read} rows ({bad / source.read:.1%}) cannot be used; "
+        f"{source.name}: {bad} of {judged} rows ({bad / judged:.1%}) cannot be used; "
         f"most often ({times}): {reason}, first in row {source.first_row[reason]}"
     )
-    if bad > max_bad_rows * source.read:
+    if judged < source.read:
+        found += f" ({source.read - judged} other rows are ties and the like, or halves of pairs)"
+    if bad > max_bad_rows * judged:
         raise UserError(
             f"{found}; see {folder / REJECTED_ROWS}, and mend them or raise scoring.max_bad_rows "
             f"({max_bad_rows:g})"
         )
     log.info("%s", found)
+
+
+def _say_left_out(source: Source) -> None:
+    """Log what sound rows make no pair, and prompts that are not together."""
+    if source.left_out:
+        log.info(
+            "%s: %d of %d rows make no pair: %s",
+            source.name, source.left_out.total(), source.read,
+            ", ".join(f"{times} {reason}" for reason, times in source.left_out.most_common()),
+        )  # fmt: skip
+    if source.tally["returned_prompts"]:
+        log.warning(
+            "%s: %d times a prompt comes back after others; only rows that follow one another are "
+            "paired, so sort them by prompt to pair them all",
+            source.name, source.tally["returned_prompts"],
+        )  # fmt: skip

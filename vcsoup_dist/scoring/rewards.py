@@ -1,33 +1,39 @@
 """Rewards as objects that score texts: sequence classifiers and Python functions.
 
+One model may serve several values, V of them: it is loaded once, and one forward gives V rewards.
 Rewards from columns need neither model nor actor: `scoring.columns`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
-from vcsoup_dist.preferences import Message
+from vcsoup_dist.preferences.pair import Message
 from vcsoup_dist.recipe import CallableReward, ClassifierReward
 
 Text = tuple[Sequence[Message], str]
 """Prompt messages, response."""
 
+OF_ONE_VALUE = {"output", "softmax", "head", "sign"}
+"""Keys in which the rewards of one model may differ."""
+
 
 @dataclass(frozen=True)
 class Scored:
-    """Rewards of n texts."""
+    """V rewards of each of n texts."""
 
     rewards: NDArray[np.float64]
-    """[n] float64, finite; the sign is applied, so that higher is better."""
+    """[n, V] float64; the sign is applied, so that higher is better. NaN where there is none."""
+    failures: Mapping[int, str] = field(default_factory=dict)
+    """Text -> why one of its rewards is missing: the function raised, or it is NaN or infinite."""
     truncated: int = 0
     """Texts of which something was cut."""
     truncated_responses: int = 0
@@ -40,35 +46,55 @@ class Reward(Protocol):
     description: str
     """What was decided when it was loaded, in one line."""
 
-    def score(self, texts: Sequence[Text], names: Sequence[str] | None = None) -> Scored:
-        """Rewards of texts; `names` are what errors call them. Raises UserError, for a reward that
-        is NaN or infinite too."""
+    def encode(self, texts: Sequence[Text]) -> Any:
+        """What `score` needs of texts. A thread may encode while another one scores."""
+
+    def score(self, encoded: Any) -> Scored:
+        """Rewards of texts that were encoded."""
 
 
 def load_reward(
-    reward: ClassifierReward | CallableReward,
+    rewards: Sequence[ClassifierReward | CallableReward],
     source: Located,
     *,
     device: str = "cpu",
-    tokens_per_batch: int = 8192,
+    tokens_per_batch: int | None = None,
 ) -> Reward:
-    """Load a reward from where the plan found it; raises UserError naming the model or function."""
-    if isinstance(reward, CallableReward):
+    """Load the rewards of V values, which share a model, from where the plan found it.
+
+    `tokens_per_batch`: None takes what is usual for the device. Raises UserError naming the model
+    or function.
+    """
+    first = rewards[0]
+    if isinstance(first, CallableReward):
         from vcsoup_dist.scoring.function import FunctionReward
 
-        return FunctionReward(reward, source)
+        functions = [each for each in rewards if isinstance(each, CallableReward)]
+        return FunctionReward(functions, source)
     from vcsoup_dist.scoring.classifier import Classifier
 
-    return Classifier(reward, source, device=device, tokens_per_batch=tokens_per_batch)
+    classifiers = [each for each in rewards if isinstance(each, ClassifierReward)]
+    return Classifier(classifiers, source, device=device, tokens_per_batch=tokens_per_batch)
 
 
-def check_finite(rewards: Sequence[float], what: str, names: Sequence[str] | None) -> None:
-    """Raise UserError naming the reward and the first text whose reward is no number."""
-    for i, value in enumerate(rewards):
-        if not math.isfinite(value):
-            raise UserError(f"{what}: its reward of {name_of(i, names)} is {value}")
+def model_key(reward: Mapping[str, Any]) -> str:
+    """Equal for rewards, as JSON-able settings, that one loaded model can serve."""
+    shared = {key: value for key, value in reward.items() if key not in OF_ONE_VALUE}
+    return json.dumps(shared if "classifier" in reward else dict(reward), sort_keys=True)
 
 
-def name_of(index: int, names: Sequence[str] | None) -> str:
-    """What errors call the text at `index`."""
-    return names[index] if names is not None else f"text {index}"
+def score_all(reward: Reward, texts: Sequence[Text], names: Sequence[str]) -> NDArray[np.float64]:
+    """Rewards [n, V] of texts that must all have one; raises UserError naming the first without.
+
+    `names`: what the error calls the texts.
+    """
+    scored = reward.score(reward.encode(texts))
+    for i, reason in scored.failures.items():
+        raise UserError(f"{reward.description}: no reward of {names[i]}: {reason}")
+    return scored.rewards
+
+
+def failures_of(rewards: NDArray[np.float64]) -> dict[int, str]:
+    """Text -> what is wrong, for rewards [n, V] that are not finite."""
+    wrong = np.flatnonzero(~np.isfinite(rewards).all(axis=1)).tolist()
+    return {i: f"its reward is {rewards[i][~np.isfinite(rewards[i])][0]}" for i in wrong}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,17 @@ from vcsoup_dist.files import sync, write_atomically
 
 Array = NDArray[np.float64]
 
-SCHEMA = pa.schema([("id", pa.string()), ("chosen", pa.float64()), ("rejected", pa.float64())])
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("chosen", pa.float64()),
+        ("rejected", pa.float64()),
+        ("failure", pa.string()),
+    ]
+)
 CUTS = (b"truncated", b"truncated_responses")  # metadata keys: counts of texts
+REASONS_COUNTED = 1000  # different ones; a reason may quote a text, so that no two are equal
+REASONS_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -29,13 +40,15 @@ class ScoreShard:
 
     ids: list[str]
     chosen: Array
-    """[P] float64."""
+    """[P] float64, NaN where the pair has no reward."""
     rejected: Array
-    """[P] float64."""
+    """[P] float64, NaN where `chosen` is."""
     truncated: int = 0
     """Texts (at most 2 P) of which something was cut."""
     truncated_responses: int = 0
     """Those of them whose response alone was too long."""
+    failures: Mapping[int, str] = field(default_factory=dict)
+    """Position of a pair without a reward -> why."""
 
 
 def score_name(index: int, heldout: bool = False) -> str:
@@ -45,10 +58,13 @@ def score_name(index: int, heldout: bool = False) -> str:
 
 def write_scores(path: Path, shard: ScoreShard) -> None:
     """Write aside, fsync, rename."""
-    table = pa.Table.from_arrays([shard.ids, shard.chosen, shard.rejected], schema=SCHEMA)
+    failures = [shard.failures.get(i) for i in range(len(shard.ids))]
+    columns = [shard.ids, shard.chosen, shard.rejected, pa.array(failures, pa.string())]
+    table = pa.Table.from_arrays(columns, schema=SCHEMA)
     counts = (shard.truncated, shard.truncated_responses)
     metadata = {key: str(count).encode() for key, count in zip(CUTS, counts, strict=True)}
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    # Not our pid: two machines may have the same one, and write the same shard after a lost link.
+    aside = path.with_name(f".{path.name}.{secrets.randbits(63)}")
     pq.write_table(table.replace_schema_metadata(metadata), aside)
     sync(aside)
     os.replace(aside, path)
@@ -60,44 +76,106 @@ def read_scores(path: Path) -> ScoreShard:
     table = pq.read_table(path)
     truncated, responses = (int(table.schema.metadata[key]) for key in CUTS)
     chosen, rejected = (table[name].to_numpy() for name in ("chosen", "rejected"))
-    return ScoreShard(table["id"].to_pylist(), chosen, rejected, truncated, responses)
+    reasons = table["failure"].to_pylist()
+    failures = {i: reason for i, reason in enumerate(reasons) if reason is not None}
+    return ScoreShard(table["id"].to_pylist(), chosen, rejected, truncated, responses, failures)
+
+
+def has_reward(path: Path) -> bool:
+    """Whether any pair of a shard has a reward; reads no more than the file's statistics."""
+    metadata = pq.read_metadata(path)
+    failures = SCHEMA.names.index("failure")
+    columns = [metadata.row_group(i).column(failures) for i in range(metadata.num_row_groups)]
+    return sum(int(column.statistics.null_count) for column in columns) > 0
 
 
 def write_summary(folder: Path, shards: Sequence[Path], heldout: Sequence[Path]) -> dict[str, Any]:
     """Write manifest.json over all score files of a product, and return it.
 
-    All statistics are of the training shards: `mean` and `std` (ddof = 0) over chosen and rejected
-    pooled; `constant`: no two rewards differ.
+    The statistics are of the training shards' pairs that have a reward: `mean` and `std` (ddof = 0)
+    over chosen and rejected pooled, None where no pair has one; `constant`: no two rewards differ.
+    `unscored` and `reasons` count the pairs without a reward, held-out ones among them.
     """
-    count, mean, squares = 0, 0.0, 0.0
-    lowest, highest = math.inf, -math.inf
+    rewards = _Moments()
+    missing = _Missing()
     truncated = responses = 0
-    listed = []
+    listed: list[dict[str, Any]] = []
     for path in shards:
         shard = read_scores(path)
-        pooled = np.concatenate([shard.chosen, shard.rejected])
-        # Chan's parallel update of mean and sum of squared deviations.
-        shift = float(pooled.mean()) - mean
-        total = count + len(pooled)
-        squares += float(np.square(pooled - pooled.mean()).sum())
-        squares += shift**2 * count * len(pooled) / total
-        mean += shift * len(pooled) / total
-        count = total
-        lowest, highest = min(lowest, float(pooled.min())), max(highest, float(pooled.max()))
+        rewards.add(np.concatenate([shard.chosen, shard.rejected]))
+        missing.add(shard)
         truncated += shard.truncated
         responses += shard.truncated_responses
         listed.append({"file": path.name, "rows": len(shard.ids)})
+    listed_heldout = []
+    for path in heldout:
+        shard = read_scores(path)
+        missing.add(shard)
+        listed_heldout.append({"file": path.name, "rows": len(shard.ids)})
     manifest = {
-        "rows": count // 2,
+        "rows": sum(each["rows"] for each in listed),
+        "unscored": missing.count,
+        "reasons": dict(missing.reasons.most_common(REASONS_LISTED)),
+        "first_unscored": missing.first,
         "truncated": truncated,
         "truncated_responses": responses,
-        "mean": mean,
-        "std": math.sqrt(squares / count),
-        "min": lowest,
-        "max": highest,
-        "constant": lowest == highest,
+        **rewards.summary(),
         "shards": listed,
-        "heldout": [{"file": each.name, "rows": len(read_scores(each).ids)} for each in heldout],
+        "heldout": listed_heldout,
     }
     write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     return manifest
+
+
+class _Moments:
+    """Mean, deviation and range of numbers that come in parts; those that are NaN do not count."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares = 0, 0.0, 0.0
+        self.lowest, self.highest = math.inf, -math.inf
+
+    def add(self, numbers: Array) -> None:
+        numbers = numbers[~np.isnan(numbers)]
+        if len(numbers) == 0:
+            return
+        # Chan's parallel update of mean and sum of squared deviations.
+        shift = float(numbers.mean()) - self.mean
+        total = self.count + len(numbers)
+        self.squares += float(np.square(numbers - numbers.mean()).sum())
+        self.squares += shift**2 * self.count * len(numbers) / total
+        self.mean += shift * len(numbers) / total
+        self.count = total
+        self.lowest = min(self.lowest, float(numbers.min()))
+        self.highest = max(self.highest, float(numbers.max()))
+
+    def summary(self) -> dict[str, Any]:
+        if self.count == 0:
+            return dict.fromkeys(("mean", "std", "min", "max")) | {"constant": False}
+        return {
+            "mean": self.mean,
+            "std": math.sqrt(self.squares / self.count),
+            "min": self.lowest,
+            "max": self.highest,
+            "constant": self.lowest == self.highest,
+        }
+
+
+class _Missing:
+    """Counts pairs without a reward, and why they have none."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.reasons: Counter[str] = Counter()
+        self.first: dict[str, str] | None = None
+
+    def add(self, shard: ScoreShard) -> None:
+        self.count += len(shard.failures)
+        self._count_reasons(shard.failures.values())
+        if self.first is None and shard.failures:
+            position, reason = next(iter(shard.failures.items()))
+            self.first = {"id": shard.ids[position], "reason": reason}
+
+    def _count_reasons(self, reasons: Iterable[str]) -> None:
+        for reason in reasons:
+            known = reason in self.reasons or len(self.reasons) < REASONS_COUNTED
+            self.reasons[reason if known else "another reason"] += 1

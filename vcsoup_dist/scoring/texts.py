@@ -1,7 +1,7 @@
 """A prompt and a response as the tokens that a reward model was trained on.
 
-Truncation cuts the prompt's start. Where the response alone is too long its start goes too, and
-the special tokens around both stay.
+Truncation cuts the prompt, at its start or its end. Where the response alone is too long its start
+goes too, and the special tokens around both stay.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.forward.packing import common_prefix
 from vcsoup_dist.forward.template import encode_answer, encode_prompt
-from vcsoup_dist.preferences import Message
+from vcsoup_dist.preferences.pair import Message
 
 MARKERS = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: ", "system": "\n\nSystem: "}
+Truncate = Literal["start", "end"]
 SLOT = re.compile(r"(\{prompt\}|\{response\})")
 
 
@@ -42,9 +44,17 @@ def prompt_text(prompt: Sequence[Message]) -> str:
 
 
 def encode_text(
-    tokenizer: Any, form: str, prompt: Sequence[Message], response: str, max_length: int | None
+    tokenizer: Any,
+    form: str,
+    prompt: Sequence[Message],
+    response: str,
+    max_length: int | None,
+    truncate: Truncate = "start",
 ) -> RewardText:
-    """Tokens of prompt and response in a recipe's `text` form, at most `max_length` of them."""
+    """Tokens of prompt and response in a recipe's `text` form, at most `max_length` of them.
+
+    `truncate`: the end of the prompt that is cut. Raises UserError naming the tokenizer.
+    """
     if form == "chat_template":
         text = _chat(tokenizer, prompt, response)
     elif not tokenizer.is_fast:
@@ -57,15 +67,20 @@ def encode_text(
         text = _segments(tokenizer(response), prompt_segment=None)
     else:
         text = _filled(tokenizer, form, prompt_text(prompt), response)
-    return text if max_length is None else cut(text, max_length)
+    if max_length is None or len(text.ids) <= max_length:
+        return text
+    if form == "chat_template":  # only now, since it takes time
+        text = _without_closing_marks(tokenizer, text)
+    return cut(text, max_length, truncate)
 
 
-def cut(text: RewardText, max_length: int) -> RewardText:
-    """Leave out tokens until `max_length` remain: the prompt's first, then the response's."""
+def cut(text: RewardText, max_length: int, truncate: Truncate = "start") -> RewardText:
+    """Leave out tokens until `max_length` remain: the prompt's, then the response's first."""
     surplus = len(text.ids) - max_length
     if surplus <= 0:
         return text
-    left_out = set([*text.prompt, *text.response][:surplus])
+    prompt = text.prompt if truncate == "start" else reversed(text.prompt)
+    left_out = set([*prompt, *text.response][:surplus])
     # Where markers alone are longer than that, only the end can stay.
     kept = [i for i in range(len(text.ids)) if i not in left_out][-max_length:]
     return replace(
@@ -90,6 +105,15 @@ def _chat(tokenizer: Any, prompt: Sequence[Message], response: str) -> RewardTex
     return RewardText(
         list(encoded.ids), range(first, encoded.start), range(encoded.start, len(encoded.ids))
     )
+
+
+def _without_closing_marks(tokenizer: Any, text: RewardText) -> RewardText:
+    """The same text; what the template puts between prompt and response is neither's to cut."""
+    contents = ("", "x")
+    first, second = (encode_prompt(tokenizer, [{"role": "user", "content": c}]) for c in contents)
+    marks = common_prefix(first[::-1], second[::-1])
+    prompt = range(text.prompt.start, max(text.prompt.start, text.prompt.stop - marks))
+    return replace(text, prompt=prompt)
 
 
 def _segments(encoded: Any, prompt_segment: int | None) -> RewardText:

@@ -128,11 +128,14 @@ def make_examples(
 
 
 def weighted(examples: Sequence[Example]) -> list[Example]:
-    """The examples with weights (1 + c) / 2 by their consistency c, scaled to a mean of 1."""
+    """The examples with weights (1 + c) / 2 by their consistency c, scaled to a mean of 1.
+
+    A pair whose gaps are all zero, which only a method without a filter keeps, counts as c = 0.
+    """
     cosines = [each.consistency for each in examples]
     if any(cosine is None for cosine in cosines):
         raise UserError("training.pair_weights: these pairs have no column `consistency`")
-    weights = (1 + np.array(cosines, dtype=np.float64)) / 2
+    weights = (1 + np.nan_to_num(np.array(cosines, dtype=np.float64))) / 2
     if not weights.sum() > 0:
         raise UserError("training.pair_weights: every pair has the consistency -1, a weight of 0")
     scaled = (weights / weights.mean()).tolist()

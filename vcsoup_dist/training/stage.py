@@ -67,17 +67,17 @@ def make_policies(recipe: Recipe, workspace: Workspace, products: Sequence[Produ
             stop_if_asked(recipe.launch.max_minutes)
         with workspace.making(product, keep_scratch=recipe.keep.checkpoints) as draft:
             (filtered,) = product.inputs_of("filter")
-            counts = json.loads((workspace.need(filtered) / "report.json").read_text())
+            report = json.loads((workspace.need(filtered) / "report.json").read_text())
             references = [workspace.need(each) for each in product.inputs_of("reference")]
             folder = workspace.folder(filtered).resolve()
             task = _policy_task(
                 workspace,
                 product,
                 draft,
-                [str(folder / "pairs.parquet")],
+                [str(folder / each["file"]) for each in report["files"]],
                 [str(folder / "heldout.parquet")],
                 [str(each.resolve()) for each in references],
-                counts["pairs"],
+                report["comparison"]["usable"],
             )
             _launch(recipe, workspace, product, draft, recipe.training, policy=task)
 

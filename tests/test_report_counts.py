@@ -1,0 +1,157 @@
+"""The counts that the report shows are those that reading, scoring and filtering left."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vcsoup_dist.consistency import stage as consistency_stage
+from vcsoup_dist.evaluation.report_counts import (
+    agreement,
+    consistency_plots,
+    filter_reports,
+    pairs_read,
+    pairs_scored,
+    patterns,
+)
+from vcsoup_dist.evaluation.report_run import data_section
+from vcsoup_dist.identity import Hashes
+from vcsoup_dist.plan.products import make_plan
+from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.recipe_file import load_recipe
+from vcsoup_dist.scoring import stage as scoring_stage
+from vcsoup_dist.workspace import Product, Workspace
+
+PAIRS = 40
+UNRATED = 3  # for `brief`
+BAD = 2
+SAME = 4
+
+
+@dataclass(frozen=True)
+class Run:
+    recipe: Recipe
+    workspace: Workspace
+    report: Product
+
+
+def rows() -> list[dict]:
+    """Answers rated for two values, some of them for one alone; at the end what is no pair."""
+    found = []
+    for i in range(PAIRS):
+        brief = [None, None] if i < UNRATED else [float(i % 5), float(i % 3)]
+        found.append({"prompt": f"question {i}", "chosen": f"yes {i}", "rejected": f"no {i}",
+                      "k+": float(i % 7), "k-": 1.0, "b+": brief[0], "b-": brief[1]})  # fmt: skip
+    numbers = {"k+": 1.0, "k-": 0.0, "b+": 1.0, "b-": 0.0}
+    found += [{"prompt": f"bad {i}", "chosen": "", "rejected": "no", **numbers} for i in range(BAD)]
+    same = {"chosen": "the same", "rejected": "the same"}
+    found += [{"prompt": f"same {i}", **same, **numbers} for i in range(SAME)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_model: Path) -> Run:
+    folder = tmp_path_factory.mktemp("counts")
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    (folder / "judge.py").write_text("def judge(prompt, response):\n    return 0.0\n")
+    judge = {"callable": "judge.py:judge"}
+    data = {"path": "pairs.jsonl", "heldout_share": 0.1}
+    recipe = {
+        "name": "counts",
+        "model": str(tiny_model),
+        "values": {
+            "kind": {"reward": {"columns": ["k+", "k-"]}, "judge": judge, "data": data},
+            "brief": {"reward": {"columns": ["b+", "b-"]}, "judge": judge},
+        },
+        "methods": ["rewarded_soup", "vc_soup"],
+        "consistency": {"threshold": 0.3},
+        "scoring": {"max_bad_rows": 0.5},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    loaded = load_recipe(folder / "recipe.yaml")
+    workspace = Workspace.open(folder / "run", loaded)
+    plan = make_plan(loaded, Hashes(folder / "run" / "hashes.json"))
+    doors = (scoring_stage.read, scoring_stage.score, consistency_stage.make)
+    for stage, door in zip(("read", "score", "filter"), doors, strict=True):
+        door(loaded, workspace, [product for product in plan if product.stage == stage])
+    (report,) = [product for product in plan if product.stage == "report"]
+    return Run(loaded, workspace, report)
+
+
+def test_every_row_and_pair_is_accounted_for(run: Run):
+    (read,) = [pairs_read(run.workspace, each) for each in run.report.inputs_of("read")]
+    assert read.dataset == "kind" and read.rows == PAIRS + BAD + SAME
+    assert read.rejected == {
+        "empty response": BAD, "chosen equals rejected": SAME, "missing column `b+`": UNRATED,
+    }  # fmt: skip
+    lost = sum(read.rejected.values()) + sum(read.left_out.values()) + read.duplicates
+    assert read.training + read.heldout + read.leaked + lost == read.rows
+    scored = pairs_scored(run.workspace, run.report)
+    assert {each.value for each in scored} == {"kind", "brief"} and len(scored) == 2
+    for each in scored:
+        assert (each.dataset, each.pairs, each.unscored) == ("kind", read.training, 0)
+
+
+def test_the_columns_of_the_data_table_add_up_to_the_rows_read(tmp_path, tiny_model, caplog):
+    rated = [
+        {"prompt": f"q{i // 3}", "response": f"r{i}", "good": i % 3 if i % 7 else None}
+        for i in range(1200)
+    ]
+    rated += [{"prompt": "q0", "response": "", "good": 1}] * 3 + rated[9:15] + rated[30:32]
+    text = "".join(json.dumps(row) + "\n" for row in rated)
+    (tmp_path / "rated.jsonl").write_text(text)
+    (tmp_path / "judge.py").write_text("def judge(prompt, response):\n    return 0.0\n")
+    value = {
+        "data": {"path": "rated.jsonl", "preferred_by": "good"},
+        "reward": {"columns": ["chosen_good", "rejected_good"]},
+        "judge": {"callable": "judge.py:judge"},
+    }
+    recipe = {"name": "x", "model": str(tiny_model), "values": {"kind": value}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    loaded = load_recipe(tmp_path / "recipe.yaml")
+    workspace = Workspace.open(tmp_path / "run", loaded)
+    plan = make_plan(loaded, Hashes(tmp_path / "hashes.json"))
+    product = next(product for product in plan if product.stage == "read")
+    with caplog.at_level("INFO", "vcsoup"):
+        scoring_stage.read(loaded, workspace, [product])
+    read = pairs_read(workspace, product)
+    assert read.joined and read.returned_prompts == 3 and read.left_out and read.rejected
+    page = data_section([read], [])
+    first_row = page[page.index("<tbody>") :].split("</tr>")[0]
+    rows, *places = [int(n.replace(",", "")) for n in re.findall(r">([\d,]+)<", first_row)]
+    assert rows == sum(places) == len(rated) and len(places) == 7
+    assert "kind: 3 times a prompt comes back" in page
+    said = next(line for line in caplog.messages if line.startswith("pairs/kind:"))
+    found = re.findall(r"\d+", said)
+    assert sum(map(int, found)) == 2 * rows and str(read.joined) in found
+
+
+def test_each_methods_report_is_found_by_value(run: Run):
+    reports = filter_reports(run.recipe, run.workspace, run.report)
+    assert list(reports) == ["kind"] and set(reports["kind"]) == {"rewarded_soup", "vc_soup"}
+    counted = patterns("kind", reports["kind"])
+    every, kept = reports["kind"]["vc_soup"]["sign_patterns"], counted.kept
+    assert counted.all_pairs == every
+    for method, report in reports["kind"].items():
+        assert sum(kept[method].values()) == report["kept"]
+
+
+def test_the_comparison_is_vc_soups_whatever_the_order_of_the_methods(run: Run):
+    reports = filter_reports(run.recipe, run.workspace, run.report)["kind"]
+    found = agreement("kind", reports)
+    (own,) = [policy for policy in found.policies if policy.recipe]
+    assert (own.name, own.pairs) == ("c >= 0.3", reports["vc_soup"]["kept"])
+    assert found.conflicts == reports["vc_soup"]["conflicts"]
+    assert [len(row) for row in found.correlation] == [2, 2]
+
+
+def test_each_value_has_two_plots_as_vc_soup_sees_it(run: Run):
+    histogram, gaps = consistency_plots(run.workspace, run.report)
+    assert histogram.caption == "kind: consistency of its pairs, as vc_soup sees it"
+    assert gaps.caption.startswith("kind: gaps")
+    assert histogram.png != gaps.png and gaps.png.startswith(b"\x89PNG")

@@ -1,0 +1,107 @@
+"""Clusters of several nodes: where actors fit, and what a lost node costs."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from scoring_world import pool_of, score_bytes
+
+from vcsoup_dist.launch.ray_cluster import ray_cluster
+from vcsoup_dist.launch.room import Room
+from vcsoup_dist.recipe import ActorPool, Launch
+from vcsoup_dist.scoring import pools as pools_module
+from vcsoup_dist.scoring.pools import run_pools
+
+SHARDS = [[f"{'a' * i} {'b' * j}" for j in range(4)] for i in range(12)]
+ONE_EACH = ActorPool(actors=3, cpus_per_actor=1, placement="spread")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Three nodes of one CPU each, where a lost node is noticed within seconds."""
+    settings = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": settings}
+    )
+    for _ in range(2):
+        cluster.add_node(num_cpus=1, resources={"slot": 1})
+    cluster.wait_for_nodes()
+    with ray_cluster(Launch(ray_address=cluster.address)):
+        yield cluster
+    cluster.shutdown()
+
+
+def test_actors_fit_by_node_and_not_by_the_sum_of_nodes(cluster):
+    assert not Room().take({"CPU": 1.5})
+    assert not Room().take({"CPU": 1, "slot": 2})
+    assert Room().take({"CPU": 1, "GPU": 0})
+    room = Room()
+    assert [room.take({"CPU": 0.4, "slot": 0.5}) for _ in range(5)] == [True] * 4 + [False]
+    assert [room.take({"CPU": 0.2}) for _ in range(8)] == [True] * 7 + [False]
+
+
+def test_pools_run_side_by_side_only_where_a_node_has_room_for_each_actor(tmp_path, cluster):
+    # 1.8 of 3 CPUs are free beside the first, but 0.6 on a node.
+    first = pool_of(tmp_path / "a", "words", SHARDS, ActorPool(actors=3, cpus_per_actor=0.4))
+    second = pool_of(tmp_path / "b", "words", SHARDS, ActorPool(actors=2, cpus_per_actor=0.9))
+    begun = []
+
+    def look(pairs: float) -> None:
+        begun.append(sorted(path.parent.name for path in tmp_path.glob("*/shard-00000.parquet")))
+
+    assert list(run_pools([first, second], look)) == [first, second]
+    assert all(len(score_bytes(tmp_path / name)) == len(SHARDS) for name in "ab")
+    assert begun[0] == ["a"]
+
+
+def test_a_run_that_waits_for_room_says_so_and_goes_on(tmp_path, cluster, monkeypatch, caplog):
+    monkeypatch.setattr(pools_module, "QUIET", 0.2)
+    others = [ray.remote(num_cpus=1)(Other).remote() for _ in range(3)]
+    ray.get([other.pid.remote() for other in others])
+
+    class Leave(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            while others and "waited for room" in record.getMessage():
+                ray.kill(others.pop())
+
+    leave = Leave()
+    logging.getLogger("vcsoup").addHandler(leave)
+    try:
+        pool = pool_of(tmp_path, "words", SHARDS, ONE_EACH)
+        assert list(run_pools([pool], lambda pairs: None)) == [pool]
+    finally:
+        logging.getLogger("vcsoup").removeHandler(leave)
+    assert not others and "3 actors have waited for room" in caplog.text
+
+
+class Other:
+    """An actor of another program's."""
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+# Last, since the node does not come back.
+def test_a_node_that_is_lost_in_mid_run_costs_no_score(tmp_path, cluster):
+    expected = pool_of(tmp_path / "expected", "gated", SHARDS, ONE_EACH)
+    (tmp_path / "expected" / "open").touch()
+    list(run_pools([expected], lambda pairs: None))
+    pool = pool_of(tmp_path / "lost", "gated", SHARDS, ONE_EACH)
+    lost = []
+
+    def lose_a_node(pairs: float) -> None:
+        # One actor has finished a shard; those of the other two nodes are in the middle of one.
+        if not lost:
+            (winner,) = (tmp_path / "lost").glob("winner-*")
+            lost.extend(node for node in cluster.worker_nodes if node.node_id != winner.read_text())
+            cluster.remove_node(lost[0], allow_graceful=False)
+            (tmp_path / "lost" / "open").touch()
+
+    assert list(run_pools([pool], lose_a_node)) == [pool]
+    assert len(Room().free) == 2
+    assert score_bytes(tmp_path / "lost") == score_bytes(tmp_path / "expected")
+    assert len(score_bytes(tmp_path / "lost")) == len(SHARDS)

@@ -1,0 +1,1 @@
+"""Preference pairs in their public formats -> one canonical row."""

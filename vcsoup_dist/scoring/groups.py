@@ -1,0 +1,168 @@
+"""Products `scores/<dataset>/<value>` that one loaded reward model makes together."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.scoring.pair_files import HELD_OUT, PairSlice, heldout_slices, train_slices
+from vcsoup_dist.scoring.rewards import model_key
+from vcsoup_dist.scoring.score_files import score_name, write_summary
+from vcsoup_dist.workspace import Draft, Product, Workspace
+
+log = logging.getLogger("vcsoup")
+
+
+@dataclass(frozen=True)
+class Making:
+    """One product in the making."""
+
+    draft: Draft
+    work: dict[PairSlice, Path]
+    """Slices of the dataset's pairs, and the files that hold their scores."""
+
+    @property
+    def product(self) -> Product:
+        return self.draft.product
+
+    @property
+    def value(self) -> str:
+        assert self.product.value is not None
+        return self.product.value
+
+    @property
+    def pairs(self) -> int:
+        return sum(part.rows for part in self.work)
+
+    def missing(self) -> dict[PairSlice, Path]:
+        """What a killed run has not left."""
+        return {part: file for part, file in self.work.items() if not file.exists()}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Products of one reward model, which is loaded once, and run once for all its values."""
+
+    makings: Sequence[Making]
+    publish: ExitStack
+    """Closing it publishes the products."""
+
+    @property
+    def values(self) -> list[str]:
+        """In the recipe's order."""
+        return list(dict.fromkeys(making.value for making in self.makings))
+
+    @property
+    def name(self) -> str:
+        return f"reward of {', '.join(self.values)}"
+
+    def is_scored(self) -> bool:
+        """Whether all score files are there."""
+        return not any(making.missing() for making in self.makings)
+
+
+def group_products(
+    recipe: Recipe, workspace: Workspace, products: Sequence[Product], stack: ExitStack
+) -> list[Group]:
+    """Drafts of products, by the model that scores them; `stack` holds their locks."""
+    shared: dict[Any, list[Product]] = {}
+    order = list(recipe.values)
+    for product in sorted(products, key=lambda each: order.index(str(each.value))):
+        made_from = product.made_from["reward"]
+        reward: Any = recipe.values[str(product.value)].reward
+        if "columns" in made_from:
+            key: Any = product.name
+        else:
+            where = reward.model_dump_json(include={"pool", "attention"})
+            key = (model_key(made_from), where)
+        shared.setdefault(key, []).append(product)
+    groups = []
+    for members in shared.values():
+        publish = stack.enter_context(ExitStack())
+        drafts = [publish.enter_context(workspace.making(product)) for product in members]
+        makings = [Making(draft, _work(recipe, workspace, draft)) for draft in drafts]
+        groups.append(Group(makings, publish))
+    return groups
+
+
+def _work(recipe: Recipe, workspace: Workspace, draft: Draft) -> dict[PairSlice, Path]:
+    folder = workspace.need(draft.product.inputs_of("read")[0])
+    train = train_slices(folder)
+    heldout = heldout_slices(folder, recipe.scoring.shard_pairs)
+    return {part: draft.output / score_name(i) for i, part in enumerate(train)} | {
+        part: draft.output / score_name(i, heldout=True) for i, part in enumerate(heldout)
+    }
+
+
+def finish(recipe: Recipe, group: Group) -> None:
+    """Summarise the scores and publish the products.
+
+    Raises UserError for a reward that is constant, or that too many pairs lack.
+    """
+    constants: dict[str, list[tuple[str, float]]] = {}
+    for making in group.makings:
+        summary = _summarise(making)
+        _check_unscored(recipe, group, making, summary)
+        if summary["constant"]:
+            constants.setdefault(making.value, []).append((making.product.name, summary["mean"]))
+    origins = [value.data.path for value in recipe.values.values() if value.data is not None]
+    datasets = sum(path is not None for path in origins)
+    for value, found in constants.items():
+        if len(found) == datasets and len({mean for _, mean in found}) == 1:
+            raise UserError(
+                f"values.{value}.reward: it gives every answer the same reward, {found[0][1]:g}; "
+                "check its `text` and `output`, or the function"
+            )
+        for name, mean in found:
+            log.warning("%s: THE REWARD IS CONSTANT here, %g for every answer", name, mean)
+    group.publish.close()
+
+
+def _summarise(making: Making) -> dict[str, Any]:
+    heldout = [file for part, file in making.work.items() if part.file.name == HELD_OUT]
+    train = [file for part, file in making.work.items() if part.file.name != HELD_OUT]
+    summary = write_summary(making.draft.output, train, heldout)
+    name = making.product.name
+    if summary["mean"] is not None:
+        log.info(
+            "%s: %d pairs, mean %.4g, std %.4g; truncated %d texts, of %d even the response",
+            name, summary["rows"], summary["mean"], summary["std"],
+            summary["truncated"], summary["truncated_responses"],
+        )  # fmt: skip
+    if summary["unscored"]:
+        reasons = [f"{count} x {reason}" for reason, count in summary["reasons"].items()]
+        log.warning(
+            "%s: %d OF %d PAIRS HAVE NO REWARD: %s",
+            name, summary["unscored"], making.pairs, "; ".join(reasons[:3]),
+        )  # fmt: skip
+    return summary
+
+
+def _check_unscored(recipe: Recipe, group: Group, making: Making, summary: dict[str, Any]) -> None:
+    if summary["mean"] is not None and summary["unscored"] <= most_unscored(recipe, making):
+        return
+    pair = summary["first_unscored"]
+    raise too_many_unscored(
+        group.name, making.draft.output, summary["unscored"], f"{pair['id']}: {pair['reason']}"
+    )
+
+
+def most_unscored(recipe: Recipe, making: Making) -> int:
+    """Pairs of a product that may lack a reward."""
+    return math.floor(recipe.scoring.max_bad_rows * making.pairs + 1e-9)
+
+
+def too_many_unscored(reward: str, output: Path, pairs: int, first: str) -> UserError:
+    """The error for a product, made in `output`, of which too many pairs have no reward."""
+    return UserError(
+        f"{reward}: {pairs} pairs have no reward, more than scoring.max_bad_rows allows; the first "
+        f"is {first}. Mend the reward or allow more; where the recipe and the reward's code stay "
+        f"as they are, remove {output} to score its pairs again"
+    )

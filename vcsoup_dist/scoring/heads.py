@@ -1,0 +1,94 @@
+"""What a classifier returns as rewards: outputs of its heads by index or name, signs, softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.recipe import ClassifierReward
+
+LOGITS = "logits"
+
+Outputs = Mapping[str, torch.Tensor]
+"""Head -> its outputs [texts, outputs]."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """The reward of one value: an output of a head."""
+
+    head: str
+    index: int
+    softmax: bool
+    sign: int
+
+
+def read_heads(returned: Any, heads: Sequence[str], texts: int, name: str) -> Outputs:
+    """The named fields of what a model returned for `texts` texts, as fp32 [texts, outputs].
+
+    A field [texts] is one output. Raises UserError naming the model and the field.
+    """
+    outputs = {}
+    for head in heads:
+        named = isinstance(returned, Mapping)
+        field = returned.get(head) if named else getattr(returned, head, None)
+        if not isinstance(field, torch.Tensor):
+            raise UserError(f"{name}: it returns no `{head}`, but {_fields(returned)}; mend `head`")
+        rows = field[:, None] if field.ndim == 1 else field
+        if rows.ndim != 2 or len(rows) != texts:
+            raise UserError(
+                f"{name}: its `{head}` for {texts} texts have the shape {list(field.shape)}, "
+                "not [texts, outputs]"
+            )
+        outputs[head] = rows.float()
+    return outputs
+
+
+def _fields(returned: Any) -> str:
+    named = returned if isinstance(returned, Mapping) else getattr(returned, "__dict__", {})
+    return ", ".join(f"`{key}`" for key in named) or f"a {type(returned).__name__}"
+
+
+def choose_columns(
+    rewards: Sequence[ClassifierReward], outputs: Outputs, labels: Mapping[int, str], name: str
+) -> list[Column]:
+    """Where the reward of each value stands; `labels`: the model's id2label.
+
+    Raises UserError where a head has no such output.
+    """
+    columns = []
+    for reward in rewards:
+        count = outputs[reward.head].shape[1]
+        # Labels are of the logits; a head of another size has no names.
+        named = labels if len(labels) == count else {}
+        index = _index(reward.output, count, named)
+        if index is None:
+            known = f"names {dict(sorted(named.items()))}" if named else "no names"
+            raise UserError(
+                f"{name}: no output {reward.output!r}; its `{reward.head}` has the outputs 0 to "
+                f"{count - 1} and {known}"
+            )
+        if reward.softmax and count == 1:
+            raise UserError(f"{name}: `softmax` of its only output is always 1; leave it out")
+        columns.append(Column(reward.head, index, reward.softmax, reward.sign))
+    return columns
+
+
+def _index(output: int | str, count: int, labels: Mapping[int, str]) -> int | None:
+    if isinstance(output, int):
+        return output if 0 <= output < count else None
+    return next((int(i) for i, label in labels.items() if label == output), None)
+
+
+def take_columns(outputs: Outputs, columns: Sequence[Column]) -> torch.Tensor:
+    """Rewards [texts, V] in float64, on the device of the outputs."""
+    taken = []
+    for column in columns:
+        rows = outputs[column.head].double()
+        rows = rows.softmax(dim=1) if column.softmax else rows
+        taken.append(column.sign * rows[:, column.index])
+    return torch.stack(taken, dim=1)
