@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,11 +40,27 @@ MENDABLE = (
 )  # fmt: skip
 """Errors of the machine and its files, of which the name of the file says enough."""
 
+
+class Launcher(StrEnum):
+    """The recipe's `launch.launcher`."""
+
+    local = "local"
+    srun = "srun"
+
+
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
 RunDir = Annotated[
     Path | None,
     typer.Option(
         "--run-dir", "-d", help="Run directory; runs/NAME by default, with the recipe's name."
+    ),
+]
+
+LauncherOption = Annotated[
+    Launcher | None,
+    typer.Option(
+        help="Where training ranks run: `srun` starts one for each task of this Slurm job. "
+        "`launch.launcher` by default."
     ),
 ]
 
@@ -126,7 +143,19 @@ def filter_pairs(recipe: RecipeFile, run_dir: RunDir = None) -> None:
 
 
 @app.command()
-def warmup(recipe: RecipeFile, run_dir: RunDir = None) -> None:
+def values(recipe: RecipeFile) -> None:
+    """Print the values that get a policy, one a line: what VALUE of `vcsoup train` may be.
+
+    Example: vcsoup values recipe.yaml
+    """
+    from vcsoup_dist.recipe_file import load_recipe
+
+    for name in load_recipe(recipe).trained_values():
+        print(name)
+
+
+@app.command()
+def warmup(recipe: RecipeFile, run_dir: RunDir = None, launcher: LauncherOption = None) -> None:
     """Make theta_0 by supervised fine-tuning on all chosen answers, where the recipe says so.
 
     `vcsoup reference` and `vcsoup train` do it by themselves.
@@ -135,11 +164,11 @@ def warmup(recipe: RecipeFile, run_dir: RunDir = None) -> None:
 
     Example: vcsoup warmup recipe.yaml
     """
-    _make(recipe, run_dir, ["warmup"])
+    _make(recipe, run_dir, ["warmup"], launcher=launcher)
 
 
 @app.command()
-def reference(recipe: RecipeFile, run_dir: RunDir = None) -> None:
+def reference(recipe: RecipeFile, run_dir: RunDir = None, launcher: LauncherOption = None) -> None:
     """Compute the log-probs of all pairs under theta_0, once for all policies.
 
     theta_0 is made first where the recipe has a `warmup`.
@@ -149,7 +178,7 @@ def reference(recipe: RecipeFile, run_dir: RunDir = None) -> None:
 
     Example: vcsoup reference recipe.yaml
     """
-    _make(recipe, run_dir, ["warmup", "reference"])
+    _make(recipe, run_dir, ["warmup", "reference"], launcher=launcher)
 
 
 @app.command()
@@ -157,6 +186,7 @@ def train(
     value: Annotated[str, typer.Argument(metavar="VALUE", help="A value of the recipe.")],
     recipe: RecipeFile,
     run_dir: RunDir = None,
+    launcher: LauncherOption = None,
 ) -> None:
     """Train one value's policies (every method and seed) with DeepSpeed.
 
@@ -173,7 +203,7 @@ def train(
     if value not in known:
         raise UserError(f"`{value}` is no value with a policy; the recipe has {', '.join(known)}")
     stages = ["warmup", "reference", "train"]
-    _make(recipe, run_dir, stages, lambda each: each.value in (None, value))
+    _make(recipe, run_dir, stages, lambda each: each.value in (None, value), launcher)
 
 
 @app.command()
@@ -355,7 +385,7 @@ def report(recipe: RecipeFile, run_dir: RunDir = None) -> None:
 
 
 @app.command()
-def run(recipe: RecipeFile, run_dir: RunDir = None) -> None:
+def run(recipe: RecipeFile, run_dir: RunDir = None, launcher: LauncherOption = None) -> None:
     """Make all that is missing, from the pairs to the report; run again, it goes on.
 
     Exit codes: 0 done; 2 a mistake to mend; 75 training stopped on request, by
@@ -366,7 +396,7 @@ def run(recipe: RecipeFile, run_dir: RunDir = None) -> None:
     from vcsoup_dist.plan.products import STAGES
     from vcsoup_dist.plan.show import show_result
 
-    workspace = _make(recipe, run_dir, STAGES)
+    workspace = _make(recipe, run_dir, STAGES, launcher=launcher)
     show_result(workspace)
 
 
@@ -431,10 +461,13 @@ def _make(
     run_dir: Path | None,
     stages: Sequence[str],
     only: Callable[[Product], bool] = lambda product: True,
+    launcher: Launcher | None = None,
 ) -> Workspace:
     from vcsoup_dist.plan.run import make_missing
 
     recipe, workspace, plan = _plan(recipe_file, run_dir, make=True)
+    if launcher:
+        recipe = recipe.launched_by(launcher.value)
     if not make_missing(recipe, workspace, plan, stages, only):
         asked = any(product.stage in stages for product in plan)
         reason = f"{workspace.root} is up to date" if asked else f"no {stages[-1]} in this recipe"

@@ -443,8 +443,12 @@ class Evaluation(Section):
 class Launch(Section):
     """Where ranks and actors run."""
 
+    launcher: Literal["local", "srun"] = "local"
+    """Where training ranks run: on this machine, or with `srun` one for each task of the Slurm job
+    in which the command runs. `--launcher` on the command line goes before it."""
     ranks: int = Field(1, ge=1)
-    """Training processes on this machine, one per GPU where there are GPUs."""
+    """Training processes on this machine, one per GPU where there are GPUs. A Slurm job has its
+    own number of tasks."""
     threads: int = Field(1, ge=1)
     """OMP_NUM_THREADS of every rank and actor; on a CPU it decides the last bits of a result."""
     max_minutes: float | None = Field(None, gt=0)
@@ -514,6 +518,12 @@ class Recipe(Section):
         """Values that get a policy, in the recipe's order: the axes of a soup's weights."""
         wanted = self.policies or [name for name, value in self.values.items() if value.data]
         return [name for name in self.values if name in wanted]
+
+    def launched_by(self, launcher: Literal["local", "srun"]) -> Recipe:
+        """The same recipe with another `launch.launcher`."""
+        return self.model_copy(
+            update={"launch": self.launch.model_copy(update={"launcher": launcher})}
+        )
 
     def resolve_paths_from(self, folder: Path) -> None:
         """Take relative paths from `folder`, where the recipe's file lies."""

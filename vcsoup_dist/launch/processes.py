@@ -23,8 +23,11 @@ def children(pid: int) -> list[int]:
 
 
 def name_of(pid: int) -> str:
-    """Name of a process; raises OSError where there is none."""
-    return Path(f"/proc/{pid}/comm").read_text().strip()
+    """Name of a process; empty where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def openers(path: Path) -> list[int]:

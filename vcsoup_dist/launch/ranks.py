@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -36,9 +36,7 @@ def run_ranks(module: str, job: Path, ranks: int, threads: int, logs: Path) -> N
     where the ranks saved and stopped on request, or the request came before.
     """
     stop_if_asked()
-    logs.mkdir(parents=True, exist_ok=True)
-    for old in logs.glob("rank-*"):
-        old.unlink()
+    begin_logs(logs)
     processes: list[subprocess.Popen[bytes]] = []
     common = {
         **os.environ,
@@ -51,6 +49,12 @@ def run_ranks(module: str, job: Path, ranks: int, threads: int, logs: Path) -> N
         "VCSOUP_LAUNCHER": str(os.getpid()),
         "VCSOUP_BEGAN": os.environ.get("VCSOUP_BEGAN", str(time.time())),
     }
+
+    def hand_on(number: int) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
     try:
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         for rank in range(ranks):
@@ -65,7 +69,7 @@ def run_ranks(module: str, job: Path, ranks: int, threads: int, logs: Path) -> N
                         stderr=None if rank == 0 else log,
                     )
                 )
-        with _handing_on(processes):
+        with handing_on(hand_on):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
             _wait(processes, logs)
     finally:
@@ -74,6 +78,13 @@ def run_ranks(module: str, job: Path, ranks: int, threads: int, logs: Path) -> N
             if process.poll() is None:  # its peers are gone, so nothing that it does is of use
                 process.kill()
             process.wait()
+
+
+def begin_logs(logs: Path) -> None:
+    """Make the log folder of a launch, without what the ranks of the last one left."""
+    logs.mkdir(parents=True, exist_ok=True)
+    for old in logs.glob("rank-*"):
+        old.unlink()
 
 
 def stop_if_asked(max_minutes: float | None = None) -> None:
@@ -99,17 +110,15 @@ _asked = False
 
 
 @contextmanager
-def _handing_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """While this is open, requests to stop go to the ranks."""
+def handing_on(hand_on: Callable[[int], None]) -> Iterator[None]:
+    """While this is open, `hand_on` takes requests to stop to the ranks, by the signal's number."""
 
-    def hand_on(number: int, frame: FrameType | None) -> None:
+    def asked(number: int, frame: FrameType | None) -> None:
         global _asked
         _asked = True
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
+        hand_on(number)
 
-    before = {each: signal.signal(each, hand_on) for each in STOP_SIGNALS}
+    before = {each: signal.signal(each, asked) for each in STOP_SIGNALS}
     try:
         yield
     finally:
@@ -131,6 +140,21 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], logs: Path) -> None:
     codes = [process.poll() for process in processes]
     if not any(codes):
         return
+    raise_what_ranks_said(logs)
+    if set(codes) == {EXIT_PREEMPTED}:
+        raise Preempted
+    failed = [rank for rank, code in enumerate(codes) if code not in (None, 0, EXIT_PREEMPTED)]
+    if not failed:
+        raise UserError(f"ranks ended with {codes}: some did not stop with the others")
+    # The first that failed is the cause, and its peers' broken connections the effect.
+    rank = next((each for each in failed if each in first), failed[0])
+    code = codes[rank] or 0
+    reason = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+    raise UserError(last_words(rank, f"ended {reason}", logs))
+
+
+def raise_what_ranks_said(logs: Path) -> None:
+    """Raise UserError where a rank left a line for a person, or was ended because it hung."""
     told = [path.read_text() for path in sorted(logs.glob("rank-*.error")) if path.stat().st_size]
     if told:
         raise UserError(told[0])
@@ -139,23 +163,15 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], logs: Path) -> None:
             "a training step took longer than launch.hang_minutes; where each rank was stands in "
             f"{', '.join(str(each) for each in stacks)}"
         )
-    if set(codes) == {EXIT_PREEMPTED}:
-        raise Preempted
-    failed = [rank for rank, code in enumerate(codes) if code not in (None, 0, EXIT_PREEMPTED)]
-    if not failed:
-        raise UserError(f"ranks ended with {codes}: some did not stop with the others")
-    # The first that failed is the cause, and its peers' broken connections the effect.
-    rank = next((each for each in failed if each in first), failed[0])
-    raise UserError(_last_words(rank, codes[rank] or 0, logs))
 
 
-def _last_words(rank: int, code: int, logs: Path) -> str:
-    reason = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+def last_words(rank: int, ended: str, logs: Path) -> str:
+    """How a rank ended, and the end of what it left."""
     for kind in ("traceback", "log"):
         file = logs / f"rank-{rank}.{kind}"
         if file.exists() and (tail := file.read_text(errors="replace").splitlines()[-TAIL:]):
-            return "\n".join([f"rank {rank} ended {reason}; the end of {file}:", *tail])
-    return f"rank {rank} ended {reason}"
+            return "\n".join([f"rank {rank} {ended}; the end of {file}:", *tail])
+    return f"rank {rank} {ended}"
 
 
 def _linger(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +95,7 @@ def _local_ray(settings: dict[str, Any]) -> Iterator[None]:
                 _temp_dir=folder,
                 _system_config={"enable_worker_prestart": False},
             )
-            agents_are(
-                agent
-                for raylet in children(os.getpid())
-                if name_of(raylet) == "raylet"
-                for agent in children(raylet)
-            )
+            agents_are(agent for raylet in _raylets() for agent in children(raylet))
             yield
     finally:
         with our_signals():
@@ -113,11 +109,27 @@ def _start(**settings: Any) -> None:
     try:
         with our_signals():
             ray.init(**settings)
-    except Exception as error:  # Ray's own are of many kinds, down to a bare Exception
-        raise UserError(
+    except BaseException as error:
+        _kill_raylets()
+        if not isinstance(error, Exception):
+            raise
+        raise UserError(  # Ray's own are of many kinds, down to a bare Exception
             f"Ray cannot be started on this machine: {type(error).__name__}: "
             f"{' '.join(str(error).split())[:500]}"
         ) from error
+
+
+def _raylets() -> list[int]:
+    return [pid for pid in children(os.getpid()) if name_of(pid) == "raylet"]
+
+
+def _kill_raylets() -> None:
+    """With their agents, which outlive for a minute a raylet that is not asked to end."""
+    for raylet in _raylets():
+        with suppress(ProcessLookupError):
+            os.kill(raylet, signal.SIGSTOP)  # so that it starts no other
+            for pid in [*children(raylet), raylet]:
+                os.kill(pid, signal.SIGKILL)
 
 
 @contextmanager

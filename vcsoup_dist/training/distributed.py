@@ -41,8 +41,9 @@ def start_distributed() -> None:
         ranks, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
         if ranks > gpus:
             raise UserError(
-                f"launch.ranks: {ranks} ranks on a machine with {gpus} GPUs; set it to {gpus}, or "
-                "CUDA_VISIBLE_DEVICES= in the environment to train on the CPU"
+                f"launch.ranks: {ranks} ranks on a machine with {gpus} GPUs; set it (in a Slurm "
+                f"job --ntasks-per-node, with --gpus-per-node) to {gpus}, or CUDA_VISIBLE_DEVICES= "
+                "in the environment to train on the CPU"
             )
         torch.cuda.set_device(device)
     # How long a collective may take is the watchdog's to say, which knows where each rank is.

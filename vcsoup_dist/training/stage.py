@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vcsoup_dist.launch.ranks import run_ranks, stop_if_asked
+from vcsoup_dist.launch.srun import run_on_slurm
 from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe, Training
 from vcsoup_dist.training.jobs import Job, PolicyTask, ReferenceTask
@@ -128,10 +129,13 @@ def _launch(
     )
     file = draft.scratch.resolve() / "job.json"
     job.write(file)
+    logs = Path(workspace.root / "logs" / product.name).resolve()
+    if recipe.launch.launcher == "srun":
+        run_on_slurm(RANK, file, recipe.launch.threads, logs)
+        return
     ranks = recipe.launch.ranks
     log.info("%s: starting %d rank%s", product.stage, ranks, "" if ranks == 1 else "s")
-    logs = Path(workspace.root / "logs" / product.name).resolve()
-    run_ranks(RANK, file, recipe.launch.ranks, recipe.launch.threads, logs)
+    run_ranks(RANK, file, ranks, recipe.launch.threads, logs)
 
 
 def _swap_folder(recipe: Recipe, product: Product) -> str | None:

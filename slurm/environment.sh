@@ -1,0 +1,89 @@
+# shellcheck shell=bash
+# Sourced by the scripts beside it: the environment and the life of a job that runs `vcsoup`.
+#
+# Variables, to be exported before sbatch or set here:
+#
+#   VCSOUP_SETUP      shell that puts `vcsoup` on the PATH, such as
+#                     'module load cuda/12.8; source ~/vcsoup/.venv/bin/activate'
+#                     'source ~/miniforge3/bin/activate vcsoup'
+#   VCSOUP_RUN_DIR    the run directory, on a file system that all nodes share; by default runs/NAME
+#                     in the folder of sbatch, with the recipe's name
+#   VCSOUP_LOG_DIR    where logs go, by default logs/ in the folder of sbatch; one file per start,
+#                     NAME-JOB[_TASK]-NODE-RESTART.log
+#   VCSOUP_CONTAINER  srun options that put the ranks into a container, such as pyxis's
+#                     '--container-image=/images/vcsoup.sqsh --container-mounts=/scratch'. Its
+#                     `python3` needs the same vcsoup_dist; the command itself runs outside, from
+#                     VCSOUP_SETUP
+#
+# When ranks do not find each other, hang or die, export some of these as well:
+#
+#   NCCL_DEBUG=INFO                       what NCCL chose, and why it fails
+#   NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0    the network, where a node has several; Gloo
+#                                         needs it where a node's own name means 127.0.0.1 to it
+#   NCCL_IB_DISABLE=1                     is it InfiniBand?
+#   TORCH_DISTRIBUTED_DEBUG=DETAIL TORCH_CPP_LOG_LEVEL=INFO    PyTorch's side; slow
+#   TORCH_NCCL_DESYNC_DEBUG=1             which rank is behind in which collective
+#   PYTHONFAULTHANDLER=1                  the stack of a rank that crashes
+#
+# Every rank's own words are in the run directory, logs/PRODUCT/rank-R.*; launch.hang_minutes of the
+# recipe says when a step counts as hanging.
+
+set -euo pipefail
+
+VCSOUP_SETUP=${VCSOUP_SETUP:-}
+VCSOUP_RUN_DIR=${VCSOUP_RUN_DIR:-}
+VCSOUP_LOG_DIR=${VCSOUP_LOG_DIR:-logs}
+export VCSOUP_CONTAINER=${VCSOUP_CONTAINER:-}
+
+if [[ -z ${SLURM_JOB_ID:-} ]]; then
+    echo "this is no Slurm job: sbatch $0 $*; --help says more" >&2
+    exit 2
+fi
+
+# job_log: from here on, what is said goes to the log of this start of the job.
+job_log() {
+    local job=$SLURM_JOB_ID restart=${SLURM_RESTART_COUNT:-0} file
+    [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+    file=$VCSOUP_LOG_DIR/$SLURM_JOB_NAME-$job-$SLURMD_NODENAME-$restart.log
+    mkdir -p "$VCSOUP_LOG_DIR"
+    echo "$(date +%FT%T) job $job, restart $restart, on $SLURM_JOB_NODELIST: see $file"
+    exec >>"$file" 2>&1
+    echo "== $(date +%FT%T) $SLURM_JOB_NAME $job, restart $restart, on $SLURM_JOB_NODELIST"
+}
+
+# set_up: run VCSOUP_SETUP, which may use variables that are not set.
+set_up() {
+    set +u
+    eval "$VCSOUP_SETUP"
+    set -u
+    command -v vcsoup >/dev/null || {
+        echo "no \`vcsoup\` on the PATH of $SLURMD_NODENAME; set VCSOUP_SETUP" >&2
+        exit 2
+    }
+}
+
+# run_vcsoup ARGUMENT...: run the command with its ranks on all nodes, and end as it does. Stopped on
+# request (75), the job is put back into the queue and goes on from there.
+run_vcsoup() {
+    local command code asked
+    vcsoup "$@" --launcher srun ${VCSOUP_RUN_DIR:+--run-dir "$VCSOUP_RUN_DIR"} &
+    command=$!
+    # Slurm asks this shell, the command asks the ranks, or stops at once where none run.
+    trap 'asked=yes; kill -USR2 "$command" 2>/dev/null || true' USR2
+    while
+        code=0 asked=
+        wait "$command" || code=$?
+        [[ $asked ]] # then it was the trap that ended the wait
+    do :; done
+    # By 140 USR2 ended it before it could listen.
+    [[ $code != 140 ]] || code=75
+    if [[ $code == 75 ]]; then
+        echo "== $(date +%FT%T) stopped on request; job $SLURM_JOB_ID goes back into the queue"
+        # Slurm ends this shell for it.
+        scontrol requeue "$SLURM_JOB_ID" && sleep 60
+        echo "== it was not taken back; submit the job again, and it goes on" >&2
+    else
+        echo "== $(date +%FT%T) ended with exit code $code"
+    fi
+    exit "$code"
+}

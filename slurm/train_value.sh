@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Trains one value of a recipe, every method and seed, on the nodes of a Slurm job: one rank per task,
+# with GPUs one task per GPU.
+#
+#   sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --time=24:00:00 \
+#       slurm/train_value.sh RECIPE VALUE
+#
+#   sbatch --array=0-2 … slurm/train_value.sh RECIPE      task N trains value N of `vcsoup values`
+#
+#   sbatch --nodes=4 --ntasks-per-node=2 --cpus-per-task=16 …      on CPUs; set launch.threads to 16
+#
+# Scores and filtered sets must be made. theta_0 and reference log-probs are made where they are
+# missing; with several values slurm/reference.sh does it once before, on no more than one job:
+#
+#   job=$(sbatch --parsable … slurm/reference.sh RECIPE)
+#   sbatch --dependency=afterok:"$job" --array=0-2 … slurm/train_value.sh RECIPE
+#
+# Ten minutes before its time is over, and on `scancel --signal=USR2 JOB`, the job saves, goes back
+# into the queue and goes on later; it does so also when a node fails. Its exit code is that of
+# `vcsoup train`. Variables (VCSOUP_SETUP and others) and logs: see environment.sh beside this file.
+#
+#SBATCH --job-name=vcsoup-train
+#SBATCH --output=%x-%j.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR2@600
+set -euo pipefail
+
+if [[ $# == 0 || $1 == -h || $1 == --help ]]; then
+    sed -n '2,/^#SBATCH/{/^#SBATCH/d;s/^# \{0,1\}//;p}' "$0"
+    exit 0
+fi
+
+# Slurm runs a copy of this file; its record of the job says where the original is.
+here=$(dirname "$0")
+[[ -f $here/environment.sh ]] || here=$(
+    scontrol show job "$SLURM_JOB_ID" --oneliner | sed -n '1s|.* Command=\(.*\)/train_value\.sh.*|\1|p'
+)
+# shellcheck source-path=SCRIPTDIR source=environment.sh
+source "$here/environment.sh"
+
+job_log
+set_up
+recipe=$1
+value=${2:-}
+if [[ -z $value ]]; then
+    : "${SLURM_ARRAY_TASK_ID:?name a VALUE, or submit with --array}"
+    mapfile -t values < <(vcsoup values "$recipe")
+    value=${values[$SLURM_ARRAY_TASK_ID]:?the recipe has no value $SLURM_ARRAY_TASK_ID}
+fi
+run_vcsoup train "$value" "$recipe"

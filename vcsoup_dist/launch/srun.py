@@ -1,0 +1,189 @@
+"""Training ranks on the nodes of a Slurm job: one `srun` step with one task per rank.
+
+The contract is that of `ranks.py`. The command runs inside the job, as a rule in its batch script
+on the first node; every task is `srun_rank.py`, which takes its place among the ranks from Slurm.
+A request to stop is handed on through srun, once the ranks can act on it; `scancel --signal=USR2`
+and sbatch's `--signal=USR2@N` reach them without this command.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from vcsoup_dist.errors import EXIT_PREEMPTED, Preempted, UserError
+from vcsoup_dist.launch.death import die_with_parent
+from vcsoup_dist.launch.ranks import (
+    STOP_SIGNALS,
+    begin_logs,
+    handing_on,
+    last_words,
+    raise_what_ranks_said,
+    stop_if_asked,
+)
+from vcsoup_dist.progress import log
+
+GRACE = 30  # seconds for the other ranks to end, in whatever way, after the first
+KILLED_BY_REQUEST = 128 + signal.SIGUSR2
+
+# Such as `srun: error: n2: tasks 2-3: Killed`.
+TASK_ENDED = re.compile(rb"srun: error: (\S+): tasks? (\d+)[\d,-]*: (.+)")
+STOPPED = f"Exited with exit code {EXIT_PREEMPTED}"
+
+
+def run_on_slurm(module: str, job: Path, threads: int, logs: Path) -> None:
+    """Run as many processes as the Slurm job has tasks, and wait for all.
+
+    Raises UserError with the failed rank's own line, or with the end of what it left; Preempted
+    where the ranks saved and stopped on request, or the request came before.
+    """
+    stop_if_asked()
+    ranks = tasks_of_job()
+    begin_logs(logs)
+    environment = {
+        **os.environ,
+        "MASTER_ADDR": _address_of_first_node(),
+        "MASTER_PORT": str(_free_port()),
+        "OMP_NUM_THREADS": str(threads),
+        "VCSOUP_LOGS": str(logs),
+        "VCSOUP_BEGAN": os.environ.get("VCSOUP_BEGAN", str(time.time())),
+    }
+    log.info(
+        "starting %d rank%s, the tasks of Slurm job %s, on %s",
+        *(ranks, "" if ranks == 1 else "s"),
+        *(os.environ["SLURM_JOB_ID"], os.environ["SLURM_JOB_NODELIST"]),
+    )
+    command = srun_command(ranks, module, job)
+    launcher = os.getpid()
+    too_early = False
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        # srun answers SIGTERM by ending the step on all nodes.
+        step = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: die_with_parent(launcher, signal.SIGTERM),
+        )
+
+        def hand_on(number: int) -> None:
+            nonlocal too_early
+            if step.poll() is not None:
+                return
+            if len(list(logs.glob("rank-*.up"))) == ranks:
+                step.send_signal(signal.SIGUSR2)
+            else:  # srun would drop it, or it would kill a rank; nothing is there to save yet
+                too_early = True
+                step.terminate()
+
+        try:
+            with handing_on(hand_on):
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+                ended = _pass_on(step)
+                code = step.wait()
+        finally:
+            if step.poll() is None:  # the command was interrupted
+                step.terminate()
+                step.wait()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    if code and too_early:
+        raise Preempted
+    if code:
+        _explain(code, ended, logs)
+
+
+def tasks_of_job() -> int:
+    """Ranks that the Slurm job has room for: its tasks, or one per node."""
+    if "SLURM_JOB_ID" not in os.environ:
+        raise UserError("launcher srun: no Slurm job here; use `sbatch slurm/…` or `salloc`")
+    nodes = int(os.environ["SLURM_JOB_NUM_NODES"])
+    ranks = int(os.environ.get("SLURM_NTASKS", nodes))
+    gpus = int(os.environ.get("SLURM_GPUS_ON_NODE", 0))
+    if gpus * nodes > ranks:
+        log.warning(
+            "%d GPUs on a node, but %d ranks on %d nodes: give sbatch --ntasks-per-node=%d",
+            *(gpus, ranks, nodes, gpus),
+        )
+    return ranks
+
+
+def srun_command(ranks: int, module: str, job: Path) -> list[str]:
+    """The command of a step of `ranks` tasks.
+
+    VCSOUP_CONTAINER: options for srun that put the tasks into a container, in which `python3` has
+    this package.
+    """
+    container = shlex.split(os.environ.get("VCSOUP_CONTAINER", ""))
+    python = "python3" if container else sys.executable
+    command = [
+        "srun",
+        f"--ntasks={ranks}",
+        "--distribution=block",  # ranks of a node follow each other
+        # A rank that stopped on request or dumps its stack must not have its peers killed at once.
+        "--kill-on-bad-exit=0",
+        f"--wait={GRACE}",
+        "--export=ALL",  # also under `sbatch --export=NONE`
+        "--gpu-bind=none",  # every rank sees its node's GPUs and takes that of its LOCAL_RANK
+    ]
+    if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):  # srun no longer takes it from the job
+        command.append(f"--cpus-per-task={cpus}")
+    # Until a rank can act on them the signals wait; the default is to die.
+    task = ["env", "--block-signal=TERM,USR2", python, "-m", "vcsoup_dist.launch.srun_rank"]
+    return [*command, *container, *task, module, str(job)]
+
+
+def _pass_on(step: subprocess.Popen[bytes]) -> tuple[int, str] | None:
+    """Show what rank 0 and srun say until srun ends; the rank that failed first, and how."""
+    assert step.stderr is not None
+    first = None
+    for line in step.stderr:
+        sys.stderr.buffer.write(line)
+        sys.stderr.buffer.flush()
+        if first is None and (found := TASK_ENDED.match(line)):
+            node, rank, reason = (each.decode(errors="replace") for each in found.groups())
+            if reason != STOPPED:
+                first = int(rank), f"on {node} ended: {reason.lower()}"
+    return first
+
+
+def _explain(code: int, ended: tuple[int, str] | None, logs: Path) -> None:
+    raise_what_ranks_said(logs)
+    if code == KILLED_BY_REQUEST:  # one that came before a rank could act on it
+        raise Preempted
+    # srun's code is the highest of its tasks', and another may have failed with a lower one.
+    if code == EXIT_PREEMPTED and ended is None:
+        raise Preempted
+    if ended is None:
+        raise UserError(f"srun ended with {code}; what it said stands above")
+    rank, how = ended
+    raise UserError(last_words(rank, how, logs))
+
+
+def _address_of_first_node() -> str:
+    """Where rank 0 will listen, as Slurm itself reaches that node."""
+    names = _scontrol("hostnames", os.environ["SLURM_JOB_NODELIST"]).split()
+    found = re.search(r"NodeAddr=(\S+)", _scontrol("node", names[0], "--oneliner"))
+    return found[1] if found else names[0]
+
+
+def _scontrol(*what: str) -> str:
+    done = subprocess.run(["scontrol", "show", *what], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"scontrol show {' '.join(what)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _free_port() -> int:
+    """A port that is free here, in a batch script where rank 0 will be."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,49 @@
+"""One task of a Slurm step as a training rank: `python -m vcsoup_dist.launch.srun_rank MODULE JOB`.
+
+Gives MODULE the environment that `ranks.py` promises, from Slurm's. The parent with which the rank
+dies is slurmstepd. Both signals that ask to stop are blocked when this starts.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Become rank SLURM_PROCID and run MODULE."""
+    rank = os.environ["SLURM_PROCID"]
+    node = int(os.environ["SLURM_NODEID"])
+    os.environ |= {
+        "RANK": rank,
+        "LOCAL_RANK": os.environ["SLURM_LOCALID"],
+        "WORLD_SIZE": os.environ["SLURM_NTASKS"],
+        "LOCAL_WORLD_SIZE": str(tasks_per_node(os.environ["SLURM_STEP_TASKS_PER_NODE"])[node]),
+        "VCSOUP_LAUNCHER": str(os.getppid()),
+    }
+    logs = Path(os.environ["VCSOUP_LOGS"])
+    # Rank 0 speaks to the terminal, the others to their own files.
+    output = os.open(
+        os.devnull if rank == "0" else logs / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT, 0o666
+    )
+    os.dup2(output, 1)
+    if rank != "0":
+        os.dup2(output, 2)
+    (logs / f"rank-{rank}.up").touch()
+    module = sys.argv.pop(1)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """Tasks of every node of a step in Slurm's short form, such as `4(x2),3`."""
+    counts: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        counts += [int(count)] * int(times or 1)
+    return counts
+
+
+if __name__ == "__main__":
+    main()
