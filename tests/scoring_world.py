@@ -73,6 +73,16 @@ def not_a_number(prompt, response):
 def on_main_thread(prompt, response):
     return float(threading.current_thread() is threading.main_thread())
 
+def joined(prompt, response):
+    # Once the cluster has `grown`, waits for a second process.
+    (HERE / f"at-work-{os.getpid()}").touch()
+    deadline = time.monotonic() + 60
+    while (HERE / "grown").exists() and len(list(HERE.glob("at-work-*"))) < 2:
+        if time.monotonic() > deadline:
+            raise TimeoutError("nobody else came")
+        time.sleep(0.01)
+    return len(response)
+
 def one_of_three(prompt, response):
     # Three processes come here; then one of them goes on, the others when `open` is there.
     (HERE / f"at-work-{os.getpid()}").touch()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -13,10 +15,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
+from pydantic import ValidationError
 from scoring_world import pool_of, score_bytes, write_recipe
 from test_scoring_classifier import CONFIGS, save_classifier
 
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.evaluation.actors import _result as evaluation_result
 from vcsoup_dist.identity import Hashes, Located
 from vcsoup_dist.launch.processes import children
 from vcsoup_dist.launch.ray_cluster import ray_cluster
@@ -24,7 +29,8 @@ from vcsoup_dist.plan.products import make_plan
 from vcsoup_dist.recipe import ActorPool, Launch
 from vcsoup_dist.recipe_file import load_recipe
 from vcsoup_dist.scoring import crew, stage
-from vcsoup_dist.scoring.crew import Pool
+from vcsoup_dist.scoring.actors import ShardTask
+from vcsoup_dist.scoring.crew import Crew, Pool
 from vcsoup_dist.scoring.pair_files import read_slice, train_slices
 from vcsoup_dist.scoring.pools import run_pools
 from vcsoup_dist.scoring.rewards import load_reward
@@ -107,6 +113,14 @@ def test_only_the_files_that_a_killed_run_has_not_left_are_written(tmp_path, tin
     assert again.items() >= made.items() and len(again) == len(made) + 1
 
 
+def test_a_machine_where_ray_cannot_start_is_told_in_a_line(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("vcsoup_dist.launch.ray_cluster.OBJECT_STORE", 1)
+    message = "Ray cannot be started on this machine: ValueError"
+    with pytest.raises(UserError, match=message), ray_cluster(Launch()):
+        raise AssertionError("started")
+
+
 @pytest.fixture(scope="module")
 def cluster():
     with ray_cluster(Launch()):
@@ -138,7 +152,10 @@ def test_fewer_actors_work_where_the_cluster_has_not_room_for_all(tmp_path, clus
 @pytest.mark.parametrize(
     ("actors", "message"),
     [
-        ({"cpus_per_actor": 1000}, "scoring.cpus_per_actor: no machine .* has 1000 CPU for one"),
+        (
+            {"cpus_per_actor": 1000},
+            "scoring.cpus_per_actor: no machine .* has 1000 CPU for one actor.*min_workers",
+        ),
         ({"resources_per_actor": {"tpu": 2}}, r"scoring.resources_per_actor: .* 1 CPU and 2 tpu"),
     ],
 )
@@ -213,15 +230,127 @@ def test_a_broken_reward_ends_the_run_at_once(tmp_path, cluster, function, shard
     assert len(score_bytes(tmp_path)) < 3
 
 
+BROKEN = """
+import fcntl, os, pathlib, time
+HERE = pathlib.Path(__file__).parent
+mine = open(HERE / "sound", "w")
+try:
+    fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    while not (HERE / "loaded").exists():
+        time.sleep(0.01)
+    {how}
+
+def words(prompt, response):
+    while not (HERE / "retired").exists():
+        time.sleep(0.01)
+    return len(response.split())
+"""
+
+
+@pytest.mark.parametrize("how", ["os._exit(1)", "raise ImportError('no such library here')"])
+def test_a_place_where_the_reward_cannot_be_loaded_costs_the_pool_that_place_alone(
+    tmp_path, cluster, caplog, how
+):
+    pool = pool_of(tmp_path, "words", [["a"]] * 6, ActorPool(actors=2, cpus_per_actor=0.1))
+    (tmp_path / "rewards.py").write_text(BROKEN.format(how=how))
+
+    class Tell(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            for words, file in (("a Python function", "loaded"), ("going on with 1", "retired")):
+                if words in record.getMessage():
+                    (tmp_path / file).touch()
+
+    tell = Tell()
+    log = logging.getLogger("vcsoup")
+    log.addHandler(tell)
+    try:
+        with caplog.at_level("INFO", "vcsoup"):
+            assert score(pool) == [pool]
+    finally:
+        log.removeHandler(tell)
+    assert len(score_bytes(tmp_path)) == 6
+    assert ("out of memory?" in caplog.text) == how.startswith("os._exit")
+
+
+def test_a_file_system_that_fails_once_is_asked_again(tmp_path, cluster):
+    pool = pool_of(tmp_path, "words")
+    with open(tmp_path / "rewards.py", "a") as code:
+        code.write(
+            "if not (HERE / 'tried').exists():\n"
+            "    (HERE / 'tried').touch()\n"
+            "    raise OSError(116, 'Stale file handle')\n"
+        )
+    assert score(pool) == [pool]
+
+
+def test_a_suspect_waits_until_its_actor_has_nothing_else(tmp_path, cluster):
+    pool = pool_of(tmp_path, "words", [["a"]] * 3)
+    first, second, suspect = pool.tasks
+    at_work = Crew(pool, size=1, fitting=1)
+
+    def step() -> tuple[ShardTask | None, ShardTask | None, bool]:
+        (reference,) = at_work.pending
+        at_work.take(reference, lambda pairs: None)
+        (seat,) = at_work.seats
+        return seat.task, seat.following, seat.alone
+
+    try:
+        step()
+        assert step() == (first, second, False)
+        at_work.suspects.append(at_work.queue.pop())
+        assert step() == (second, None, True)
+        assert step() == (suspect, None, True)
+    finally:
+        at_work.stop()
+
+
+@pytest.mark.parametrize(
+    ("actors", "message"),
+    [
+        ({"resources_per_actor": {"CPU": 1}}, "`CPU` is no custom resource; give `cpus_per_actor`"),
+        ({"resources_per_actor": {"memory": 1e9}}, "`memory` is no custom resource"),
+        ({"cpus_per_actor": 0.00001}, "Ray counts in steps of 0.0001"),
+        ({"gpus_per_actor": 1.5}, "less than or equal to 1"),
+    ],
+)
+def test_what_ray_cannot_set_aside_is_refused_with_the_recipe(actors, message):
+    with pytest.raises(ValidationError, match=message):
+        ActorPool(**actors)
+
+
+class OutOfMemoryError(RuntimeError):
+    """As PyTorch calls it."""
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left", "x"), "m: cannot be written: No space left"),
+        (OutOfMemoryError("CUDA out of memory"), "m: OutOfMemoryError: .*lower evaluation.batch"),
+    ],
+)
+def test_a_full_disk_or_gpu_ends_an_evaluation_with_a_line(cluster, error, message):
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(UserError, match=message):
+        evaluation_result(ray.remote(num_cpus=0.1)(fail).remote(), "m")
+
+
 def test_functions_run_on_the_main_thread(tmp_path, cluster):
     # Where they may use signals, and connections that belong to the thread that made them.
     score(pool_of(tmp_path, "on_main_thread"))
     assert read_scores(tmp_path / "shard-00000.parquet").chosen.tolist() == [1, 1, 1]
 
 
-def test_an_address_where_no_cluster_listens_is_refused_at_once():
-    message = "no Ray cluster lets us in at 127.0.0.1:1"
-    with pytest.raises(UserError, match=message), ray_cluster(Launch(ray_address="127.0.0.1:1")):
+@pytest.mark.parametrize("key", ["launch.ray_address", "RAY_ADDRESS"])
+def test_an_address_where_no_cluster_listens_is_refused_at_once(monkeypatch, key):
+    nowhere = "127.0.0.1:1"
+    monkeypatch.setenv("RAY_ADDRESS", nowhere)
+    launch = Launch(ray_address=nowhere if key.startswith("launch") else None)
+    message = f"{key}: no Ray cluster lets us in at {nowhere}"
+    with pytest.raises(UserError, match=message), ray_cluster(launch):
         raise AssertionError("connected to nothing")
 
 

@@ -78,6 +78,26 @@ def test_a_run_that_waits_for_room_says_so_and_goes_on(tmp_path, cluster, monkey
     assert not others and "3 actors have waited for room" in caplog.text
 
 
+def test_a_pool_takes_the_room_of_a_node_that_joins_later(tmp_path, cluster):
+    nodes = [cluster.add_node(num_cpus=1, resources={"late": 1})]
+    cluster.wait_for_nodes()
+
+    def join(pairs: float) -> None:
+        if len(nodes) == 1:
+            nodes.append(cluster.add_node(num_cpus=1, resources={"late": 1}))
+            cluster.wait_for_nodes()
+            (tmp_path / "grown").touch()
+
+    try:
+        actors = ActorPool(actors=2, cpus_per_actor=1, resources_per_actor={"late": 1})
+        pool = pool_of(tmp_path, "joined", SHARDS, actors)
+        assert list(run_pools([pool], join)) == [pool]
+    finally:
+        for node in nodes:
+            cluster.remove_node(node)
+    assert len(list(tmp_path.glob("at-work-*"))) == 2
+
+
 class Other:
     """An actor of another program's."""
 

@@ -146,25 +146,26 @@ def test_a_run_killed_at_ten_points_loses_and_doubles_nothing(
     wait_for_the_end(family)
 
 
-@pytest.mark.parametrize("point", ["raylet", "at-work"])
 def test_a_run_that_is_asked_to_stop_says_so_and_the_same_command_goes_on(
-    tmp_path, tiny_model, undisturbed, alone, on_cluster, point
+    tmp_path, tiny_model, undisturbed, alone, on_cluster
 ):
     score_by(tmp_path, tiny_model, "gated")
     close(tmp_path, undisturbed, 1)
-    process = start_score(tmp_path, env=alone)
-    if point == "raylet":
-        wait_for(process, lambda: has_started(process.pid, "raylet"))
-    else:
-        wait_for(process, lambda: score_files(tmp_path) == 1)
-    family = set(descendants(process.pid))
-    process.terminate()
-    printed = finish(process, code=75)
-    line = "vcsoup: stopped on request; the same command goes on from here"
-    assert printed.splitlines()[-1] == line
-    if point == "at-work":
-        assert "SIGTERM" not in printed and "Traceback" not in printed
-    wait_for_the_end(family)
+    points: list[Callable[[int], bool]] = [
+        lambda pid: has_started(pid, "raylet"),
+        lambda pid: score_files(tmp_path) == 1,
+    ]
+    for reached in points:
+        process = start_score(tmp_path, env=alone)
+        wait_for(process, lambda: reached(process.pid))  # noqa: B023
+        family = set(descendants(process.pid))
+        process.terminate()
+        printed = finish(process, code=75)
+        line = "vcsoup: stopped on request; the same command goes on from here"
+        assert printed.splitlines()[-1] == line
+        wait_for_the_end(family)
+    # While Ray starts, a handler of its own may print a stack before ours is asked.
+    assert "SIGTERM" not in printed and "Traceback" not in printed
     (tmp_path / "closed").write_text("")
     finish(start_score(tmp_path, env=on_cluster))
     assert score_bytes(tmp_path / "run") == score_bytes(undisturbed)
@@ -214,13 +215,12 @@ mount -t tmpfs -o size=8m none run || exit 77
 {command}
 [ $? = 2 ] || exit 1
 rm run/ballast fill
-{command} || exit 1
-cp -r run copy && umount run && cp -r copy/scores run
+cp -r run copy && umount run && cp -r copy/. run
 """
 
 
 def test_a_disk_that_is_full_in_mid_run_ends_it_with_a_line_and_loses_nothing(
-    tmp_path, tiny_model, undisturbed, alone
+    tmp_path, tiny_model, undisturbed, alone, on_cluster
 ):
     score_by(tmp_path, tiny_model, "fills_the_disk")
     (tmp_path / "run").mkdir()
@@ -240,4 +240,5 @@ def test_a_disk_that_is_full_in_mid_run_ends_it_with_a_line_and_loses_nothing(
         pytest.skip("this system lets us mount no file system")
     assert process.returncode == 0, printed
     assert "No space left on device" in printed and "nothing is lost" in printed
+    finish(start_score(tmp_path, env=on_cluster))
     assert score_bytes(tmp_path / "run") == score_bytes(undisturbed)

@@ -13,6 +13,7 @@ import pytest
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes, locate
+from vcsoup_dist.launch.processes import openers
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.workspace import Product, Workspace
 
@@ -122,7 +123,8 @@ def test_a_writer_waits_for_the_workers_of_a_killed_one(tmp_path, monkeypatch):
         pass
     worker = _holder(workspace.root, "worker")
     monkeypatch.setattr("vcsoup_dist.workspace.WORKERS_TIMEOUT", 0.3)
-    with pytest.raises(UserError, match="ranks or actors of a former run"), workspace.making(BASE):
+    message = f"ranks or actors of a former run .*pid {worker.pid}.; end them first"
+    with pytest.raises(UserError, match=message), workspace.making(BASE):
         raise AssertionError("wrote beside a living worker")
     worker.kill()
     worker.wait()
@@ -200,3 +202,29 @@ def test_a_file_that_is_not_there_is_named_by_its_key():
         locate(
             "data/a.jsonl", None, None, "dataset", "values.a.data.path", Hashes(Path("no-cache"))
         )
+
+
+FORK = """
+import os, sys, time
+from pathlib import Path
+from vcsoup_dist.workspace import hold_while_working
+hold_while_working(Path(sys.argv[1]))
+if os.fork() == 0:
+    print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_child_that_a_worker_forks_neither_holds_the_product_nor_outlives_it(tmp_path):
+    workspace = Workspace.open(tmp_path / "run", RECIPE)
+    with workspace.making(BASE) as draft:
+        lock = draft.workers_lock
+    worker = subprocess.Popen([sys.executable, "-c", FORK, str(lock)], stdout=subprocess.PIPE)
+    assert worker.stdout is not None
+    child = int(worker.stdout.readline())
+    held = openers(lock)
+    worker.kill()
+    worker.wait()
+    assert held == [worker.pid]
+    assert worker.stdout.read() == b""  # the end of the pipe, which the child has too
+    assert not Path(f"/proc/{child}/fd/0").exists()
