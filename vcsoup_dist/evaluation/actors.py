@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 
-from vcsoup_dist.errors import UserError
+from vcsoup_dist.errors import UserError, reason_of
 from vcsoup_dist.evaluation.generate import Answer, generate_answers, load_model
 from vcsoup_dist.evaluation.judges import Judge
 from vcsoup_dist.evaluation.prompts import Prompt
@@ -24,7 +24,7 @@ from vcsoup_dist.identity import Located
 from vcsoup_dist.launch.death import die_when_told, die_with_parent
 from vcsoup_dist.launch.room import check_room
 from vcsoup_dist.recipe import Evaluation
-from vcsoup_dist.scoring.actor_errors import is_out_of_memory, mendable, one_line
+from vcsoup_dist.scoring.actor_errors import is_out_of_memory, mendable
 from vcsoup_dist.scoring.rewards import Reward, Text, load_reward, score_all
 from vcsoup_dist.souping.virtual import load_soup, reweight
 from vcsoup_dist.workspace import hold_while_working
@@ -192,7 +192,7 @@ def _result(reference: Any, name: str) -> int:
         if (line := mendable(error.cause, name)) is not None:
             raise line from None
         if is_out_of_memory(error.cause):
-            raise UserError(f"{name}: {one_line(error.cause)}; {LESS}") from error
+            raise UserError(f"{name}: {reason_of(error.cause)}; {LESS}") from error
         raise
     except ray.exceptions.RayActorError as error:
         raise UserError(

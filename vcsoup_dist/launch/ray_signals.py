@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+from vcsoup_dist.launch.ranks import STOP_SIGNALS
 
 
 @contextmanager

@@ -30,8 +30,3 @@ def is_out_of_memory(cause: BaseException) -> bool:
         or type(cause).__name__ == "OutOfMemoryError"
         or "can't allocate memory" in str(cause)
     )
-
-
-def one_line(cause: BaseException) -> str:
-    """Kind and message of an exception, not too long."""
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"

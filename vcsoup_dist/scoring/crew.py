@@ -22,11 +22,11 @@ from typing import Any
 
 import ray
 
-from vcsoup_dist.errors import UserError
+from vcsoup_dist.errors import UserError, reason_of
 from vcsoup_dist.identity import Located
 from vcsoup_dist.launch.room import Room, demand_of
 from vcsoup_dist.recipe import ActorPool, CallableReward, ClassifierReward
-from vcsoup_dist.scoring.actor_errors import is_out_of_memory, mendable, one_line
+from vcsoup_dist.scoring.actor_errors import is_out_of_memory, mendable
 from vcsoup_dist.scoring.actors import ScoringActor, ShardTask, Unscored
 from vcsoup_dist.scoring.groups import too_many_unscored
 from vcsoup_dist.scoring.quarantine import SetAside, write_quarantine
@@ -203,7 +203,7 @@ class Crew:
         line = mendable(cause, what)
         if line is not None and (seat.task is not None or not self.has_loaded):
             raise line
-        reason = one_line(cause)
+        reason = reason_of(cause)
         if seat.task is None:
             self._replace(seat, reason)
             return
