@@ -24,6 +24,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck slurm/*.sh tools/*.sh .ci/run
 
 format: $(VENV)/installed
 	$(BIN)/ruff format .

@@ -62,11 +62,11 @@ set_up() {
     }
 }
 
-# run_vcsoup ARGUMENT...: run the command with its ranks on all nodes, and end as it does. Stopped on
-# request (75), the job is put back into the queue and goes on from there.
+# run_vcsoup ARGUMENT...: run the command, and end as it does. Stopped on request (75), the job is put
+# back into the queue and goes on from there.
 run_vcsoup() {
     local command code asked
-    vcsoup "$@" --launcher srun ${VCSOUP_RUN_DIR:+--run-dir "$VCSOUP_RUN_DIR"} &
+    vcsoup "$@" ${VCSOUP_RUN_DIR:+--run-dir "$VCSOUP_RUN_DIR"} &
     command=$!
     # Slurm asks this shell, the command asks the ranks, or stops at once where none run.
     trap 'asked=yes; kill -USR2 "$command" 2>/dev/null || true' USR2

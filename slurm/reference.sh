@@ -29,4 +29,4 @@ source "$here/environment.sh"
 
 job_log
 set_up
-run_vcsoup reference "$1"
+run_vcsoup reference "$1" --launcher srun

@@ -48,4 +48,4 @@ if [[ -z $value ]]; then
     mapfile -t values < <(vcsoup values "$recipe")
     value=${values[$SLURM_ARRAY_TASK_ID]:?the recipe has no value $SLURM_ARRAY_TASK_ID}
 fi
-run_vcsoup train "$value" "$recipe"
+run_vcsoup train "$value" "$recipe" --launcher srun

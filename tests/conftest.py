@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -89,3 +94,29 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-model")
     save_tiny_model(folder)
     return folder
+
+
+ROOT = Path(__file__).parents[1]
+SLURM = ROOT / "tools" / "slurm_cluster.sh"
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[None]:
+    """A Slurm of two nodes, started here unless it runs already; sbatch and srun reach it."""
+    needed = ("slurmctld", "slurmd", "munged", "sbatch")
+    if not all(shutil.which(each, path=f"{os.environ['PATH']}:/usr/sbin") for each in needed):
+        hint = f"no Slurm here; as root on Debian or Ubuntu `{SLURM} up` installs and starts it"
+        if os.environ.get("CI"):
+            pytest.fail(hint)
+        pytest.skip(hint)
+    was_up = subprocess.run([SLURM, "status"], capture_output=True).returncode == 0
+    subprocess.run([SLURM, "up"], check=True)
+    export = subprocess.run([SLURM, "env"], check=True, capture_output=True, text=True).stdout
+    with pytest.MonkeyPatch.context() as patch:
+        for assignment in shlex.split(export)[1:]:
+            patch.setenv(*assignment.split("=", 1))
+        patch.setenv("VCSOUP_SETUP", f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+        yield
+    if not was_up:
+        subprocess.run([SLURM, "down"], check=True)

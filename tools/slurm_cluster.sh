@@ -8,8 +8,8 @@
 #
 # Configuration, keys, state, pid files and logs are in one folder, $SLURM_CLUSTER_DIR or
 # /tmp/vcsoup-slurm-USER; ports and the munge socket are its own, so a Slurm or munge that runs here
-# already is neither used nor touched. It needs no systemd. Both nodes offer 4 cores each, however
-# many the host has.
+# already is neither used nor touched. It needs no systemd. Both nodes offer 4 cores and 2 GPUs each,
+# whatever the host has: its GPUs are names without a device, to see which job would get which.
 set -euo pipefail
 
 dir=${SLURM_CLUSTER_DIR:-/tmp/vcsoup-slurm-$(id -un)}
@@ -63,6 +63,8 @@ configure() {
     port=$(free_ports)
     echo 'CgroupPlugin=autodetect' >"$dir/cgroup.conf"
     : >"$dir/plugstack.conf"
+    ln -sf /dev/null "$dir/gpu0" && ln -sf /dev/null "$dir/gpu1"
+    echo "Name=gpu File=$dir/gpu[0-1]" >"$dir/gres.conf"
     cat >"$SLURM_CONF" <<END
 ClusterName=vcsoup
 SlurmctldHost=$(hostname -s)(127.0.0.1)
@@ -81,6 +83,7 @@ SlurmdLogFile=$dir/log/slurmd-%n.log
 PlugStackConfig=$dir/plugstack.conf
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
+GresTypes=gpu
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
@@ -93,7 +96,7 @@ MaxJobCount=1000
 KillWait=2
 SlurmdTimeout=20
 ReturnToService=2
-NodeName=n[1-2] NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=[$((port + 1))-$((port + 2))] CPUs=$cpus RealMemory=100000
+NodeName=n[1-2] NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=[$((port + 1))-$((port + 2))] CPUs=$cpus RealMemory=100000 Gres=gpu:2
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 END
 }
