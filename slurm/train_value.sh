@@ -7,6 +7,9 @@
 #
 #   sbatch --array=0-2 … slurm/train_value.sh RECIPE      task N trains value N of `vcsoup values`
 #
+#   sbatch --array=0-1 … slurm/train_value.sh RECIPE NAME NAME      task N trains the Nth: a value, or
+#       one policy, such as policies/vc_soup/helpful/seed-0
+#
 #   sbatch --nodes=4 --ntasks-per-node=2 --cpus-per-task=16 …      on CPUs; set launch.threads to 16
 #
 # Scores and filtered sets must be made. theta_0 and reference log-probs are made where they are
@@ -42,10 +45,11 @@ source "$here/environment.sh"
 job_log
 set_up
 recipe=$1
-value=${2:-}
-if [[ -z $value ]]; then
-    : "${SLURM_ARRAY_TASK_ID:?name a VALUE, or submit with --array}"
-    mapfile -t values < <(vcsoup values "$recipe")
-    value=${values[$SLURM_ARRAY_TASK_ID]:?the recipe has no value $SLURM_ARRAY_TASK_ID}
+names=("${@:2}")
+[[ ${#names[@]} -gt 0 ]] || mapfile -t names < <(vcsoup values "$recipe")
+task=${SLURM_ARRAY_TASK_ID:-0}
+if [[ -z ${SLURM_ARRAY_TASK_ID:-} && $# != 2 ]]; then
+    echo "name one VALUE, or submit with --array for ${names[*]}" >&2
+    exit 2
 fi
-run_vcsoup train "$value" "$recipe" --launcher srun
+run_vcsoup train "${names[task]:?there is no task $task: ${names[*]}}" "$recipe" --launcher srun

@@ -8,9 +8,11 @@ import pytest
 import yaml
 
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.plan.site import load_site
 from vcsoup_dist.recipe_file import all_sections, load_recipe
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.yaml"))
+FOLDER = Path(__file__).parents[1] / "examples"
+EXAMPLES = [file for file in sorted(FOLDER.glob("*.yaml")) if "\nmodel: " in file.read_text()]
 
 GOOD = {
     "name": "x",
@@ -99,6 +101,18 @@ MISTAKES = {
         changed("values", "helpful", "data", to={}),
         "values.helpful.data: give either",
     ),
+    "an option of sbatch by another name": (
+        changed("launch", "slurm", "train", to={"ntasks_per_node": 8}),
+        "launch.slurm.train: `ntasks_per_node`: give .* `ntasks-per-node`",
+    ),
+    "an option that submit decides": (
+        changed("launch", "slurm", "train", to={"array": 8}),
+        "launch.slurm.train: `array` cannot be set",
+    ),
+    "a time that YAML reads as a number": (
+        changed("launch", "slurm", "train", to={"time": 43200}),
+        "launch.slurm.train: `time`: put it in quotes",
+    ),
     "reward template without slots": (
         changed("values", "helpful", "reward", "text", to="{prompt}"),
         "values.helpful.reward.text",
@@ -171,3 +185,8 @@ def test_every_key_is_documented_where_it_is_defined():
         if not field.description
     ]
     assert undocumented == []
+
+
+def test_the_example_of_a_site_file_is_valid(monkeypatch):
+    monkeypatch.setenv("VCSOUP_SITE", str(FOLDER / "site.yaml"))
+    assert load_site().sbatch["account"] == "alignment"

@@ -23,6 +23,8 @@ from pydantic import (
     model_validator,
 )
 
+from vcsoup_dist.sbatch_options import JobStage, SbatchOptions
+
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_]*$"
 MOST_VALUES = 20
 """The most whose signs in base 3 fit in 32 bits, as the filter keeps them."""
@@ -462,7 +464,25 @@ class Launch(Section):
     wandb: str | None = None
     """Weights & Biases project that also gets the metrics; needs the package `wandb`."""
     ray_address: str | None = None
-    """Address of a running Ray cluster. Absent: RAY_ADDRESS, else a cluster of this machine."""
+    """Address of a running Ray cluster. Absent: RAY_ADDRESS, else a cluster of this machine.
+    `--address` on the command line goes before it."""
+    slurm: dict[JobStage, SbatchOptions] = {}
+    """Options of `sbatch` for the job of each stage, by their long names, such as
+    `train: {nodes: 2, ntasks-per-node: 8, gpus-per-node: 8, time: "24:00:00"}`. They go before the
+    site file's (docs/slurm.md), and those before what follows from the recipe: room for its ranks
+    and actors on one node."""
+    policies_at_once: int | None = Field(None, ge=1)
+    """At most so many policies are trained at a time by `vcsoup submit`, each with checkpoints on
+    the disk. Absent: as Slurm has room."""
+    merge_ranks: int = Field(1, ge=1)
+    """Jobs of one array that share the merging, in `vcsoup submit`."""
+
+    _ray_address_from: str = PrivateAttr(default="launch.ray_address")
+
+    @property
+    def ray_address_from(self) -> str:
+        """Where `ray_address` was given, for messages."""
+        return self._ray_address_from
 
 
 class Keep(Section):
@@ -524,6 +544,12 @@ class Recipe(Section):
         return self.model_copy(
             update={"launch": self.launch.model_copy(update={"launcher": launcher})}
         )
+
+    def on_ray_at(self, address: str) -> Recipe:
+        """The same recipe with the `launch.ray_address` of the command line."""
+        launch = self.launch.model_copy(update={"ray_address": address})
+        launch._ray_address_from = "--address"
+        return self.model_copy(update={"launch": launch})
 
     def resolve_paths_from(self, folder: Path) -> None:
         """Take relative paths from `folder`, where the recipe's file lies."""

@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -14,28 +14,36 @@ from pydantic import BaseModel, ValidationError
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.recipe import Recipe
 
+Content = TypeVar("Content", bound=BaseModel)
+
 
 def load_recipe(path: Path) -> Recipe:
     """Read and check a recipe; `${NAME}` in it is replaced from the environment.
 
     Raises UserError with one line per mistake, each naming the key's path.
     """
+    recipe = load_section(path, Recipe, "recipe")
+    recipe.resolve_paths_from(path.resolve().parent)
+    return recipe
+
+
+def load_section(path: Path, kind: type[Content], called: str) -> Content:
+    """What a YAML file holds as a section of that kind, with the same errors as a recipe's."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read the recipe: {error}") from error
+        raise UserError(f"{path}: cannot read the {called}: {error}") from error
     try:
         raw = yaml.safe_load(_from_environment(text, path))
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: a recipe is a YAML mapping of keys")
+        raise UserError(f"{path}: a {called} is a YAML mapping of keys")
     try:
-        recipe = Recipe.model_validate(raw)
+        return kind.model_validate(raw)
     except ValidationError as error:
-        raise UserError("\n".join(f"{path}: {line}" for line in _mistakes(error))) from error
-    recipe.resolve_paths_from(path.resolve().parent)
-    return recipe
+        lines = [f"{path}: {line}" for line in _mistakes(error, kind)]
+        raise UserError("\n".join(lines)) from error
 
 
 def _from_environment(text: str, path: Path) -> str:
@@ -52,7 +60,7 @@ def _from_environment(text: str, path: Path) -> str:
     )
 
 
-def _mistakes(error: ValidationError) -> list[str]:
+def _mistakes(error: ValidationError, kind: type[BaseModel]) -> list[str]:
     """One line per mistake: key path, what is wrong, what was given."""
     lines = []
     for detail in error.errors():
@@ -66,7 +74,7 @@ def _mistakes(error: ValidationError) -> list[str]:
         where, given = ".".join(keys), detail["input"]
         message = detail["msg"].removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden":
-            message = f"unknown key{_suggestion(keys)}"
+            message = f"unknown key{_suggestion(keys, kind)}"
         elif detail["type"] == "missing":
             message = "this key is required"
         elif detail["type"] != "value_error" and not isinstance(given, dict | list):
@@ -75,17 +83,17 @@ def _mistakes(error: ValidationError) -> list[str]:
     return lines
 
 
-def _suggestion(keys: list[str]) -> str:
-    known = sorted({key for section in all_sections() for key in section.model_fields})
+def _suggestion(keys: list[str], kind: type[BaseModel]) -> str:
+    known = sorted({key for section in all_sections(kind) for key in section.model_fields})
     if keys[-1] in known:
         return " here; it belongs to another section"
     close = difflib.get_close_matches(keys[-1], known, n=1)
     return f"; did you mean `{close[0]}`?" if close else ""
 
 
-def all_sections() -> set[type[BaseModel]]:
+def all_sections(kind: type[BaseModel] = Recipe) -> set[type[BaseModel]]:
     """Every section of a recipe, however deep."""
-    waiting: list[type[BaseModel]] = [Recipe]
+    waiting = [kind]
     found: set[type[BaseModel]] = set()
     while waiting:
         section = waiting.pop()

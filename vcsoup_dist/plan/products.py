@@ -100,6 +100,21 @@ def reads(product: Product, recipe: Recipe) -> list[Product]:
     return [each for each in product.inputs if each.stage != "merge"] + policies
 
 
+def policy_names(recipe: Recipe) -> list[str]:
+    """The policies that a recipe asks for."""
+    return [
+        policy_name(method, value, seed)
+        for method in recipe.methods
+        for value in recipe.trained_values()
+        for seed in recipe.seeds
+    ]
+
+
+def policy_name(method: str, value: str, seed: int) -> str:
+    """The name of a policy as a product."""
+    return f"policies/{method}/{value}/seed-{seed}"
+
+
 @dataclass
 class _Planner:
     recipe: Recipe
@@ -319,7 +334,7 @@ class _Planner:
         inputs += self._warmed_up()
         return self._add(
             Product(
-                f"policies/{method}/{value}/seed-{seed}",
+                policy_name(method, value, seed),
                 "train",
                 made_from,
                 inputs=tuple(inputs),

@@ -1,0 +1,269 @@
+"""`vcsoup submit`: what is due as Slurm jobs, what is in the queue already, what is in the way."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from slurm_world import Jobs, job, wait_for_end
+from training_world import wait_for
+
+from vcsoup_dist.cli import _plan
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.launch.slurm_queue import QueuedJob
+from vcsoup_dist.plan.submissions import LiveJob, read_submissions
+from vcsoup_dist.plan.submit import Step, as_script, next_steps
+
+CHAIN = ["score", "filter", "reference", "train", "merge", "evaluate", "report"]
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory) -> Jobs:
+    return Jobs(tmp_path_factory.mktemp("submit"))
+
+
+@pytest.fixture(autouse=True)
+def no_site_file(monkeypatch, tmp_path):
+    monkeypatch.delenv("VCSOUP_SITE", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+class Queue:
+    """What is due in a run directory of the recipe, and jobs in the queue for some of it."""
+
+    def __init__(self, jobs: Jobs, root: str) -> None:
+        self.recipe, self.workspace, self.plan = _plan(
+            jobs.folder / "recipe.yaml", jobs.folder / root, make=False
+        )
+        self.live: list[LiveJob] = []
+
+    def add(self, id: str, stage: str, state: str, makes=None, after=(), reason="") -> None:
+        """A job for all products of a stage, or for those named."""
+        stages = {"score": ("read", "score"), "reference": ("warmup", "reference")}
+        made = {
+            product.name: product.fingerprint
+            for product in self.plan
+            if product.stage in stages.get(stage, (stage,))
+            and (makes is None or product.name in makes)
+        }
+        self.live.append(LiveJob(QueuedJob(id, state, reason), stage, made, after))
+
+    def steps(self) -> dict[str, Step]:
+        steps = next_steps(self.recipe, self.workspace, self.plan, self.live)
+        return {step.job.stage: step for step in steps}
+
+
+@pytest.fixture
+def queue(jobs) -> Queue:
+    """Everything is due."""
+    return Queue(jobs, "nothing-made")
+
+
+def submitted(steps: dict[str, Step]) -> dict[str, list[str]]:
+    """Stage -> the products for which a job is submitted."""
+    return {
+        stage: [product.name for product in step.job.products]
+        for stage, step in steps.items()
+        if step.job.products
+    }
+
+
+def test_every_job_waits_for_those_that_make_what_it_reads(queue):
+    after = {stage: step.job.after for stage, step in queue.steps().items()}
+    assert list(after) == CHAIN
+    assert after["score"] == ()
+    assert after["filter"] == after["reference"] == ("score",)
+    assert after["train"] == ("score", "filter", "reference")
+    assert "merge" in after["evaluate"] and "evaluate" in after["report"]
+
+
+def test_what_is_made_has_no_job_and_nobody_waits_for_it(jobs):
+    steps = Queue(jobs, "filtered").steps()
+    assert list(steps) == CHAIN[2:]
+    assert steps["reference"].job.after == () and steps["train"].job.after == ("reference",)
+
+
+def test_a_whole_chain_in_the_queue_is_left_alone(queue):
+    ids: list[str] = []
+    for number, stage in enumerate(CHAIN):
+        queue.add(str(number), stage, "PENDING" if ids else "RUNNING", after=ids.copy())
+        ids.append(str(number))
+    steps = queue.steps()
+    assert submitted(steps) == {}
+    assert [step.kept for step in steps.values()] == [(id,) for id in ids]
+
+
+def test_a_failed_task_of_an_array_is_submitted_again_beside_those_that_run(queue):
+    queue.live.clear()
+    queue.add("3", "reference", "RUNNING")
+    queue.add("7_1", "train", "RUNNING", ["policies/vc_soup/polite/seed-0"], after=["3"])
+    queue.add("8", "merge", "PENDING", after=["7"], reason="DependencyNeverSatisfied")
+    steps = queue.steps()
+    assert submitted(steps)["train"] == ["policies/vc_soup/long/seed-0"]
+    assert steps["train"].kept == ("7_1",)
+    assert submitted(steps)["merge"] and steps["merge"].kept == ()
+
+
+def test_jobs_that_wait_for_one_that_is_submitted_anew_are_replaced(queue):
+    queue.add("1", "score", "PENDING")
+    queue.add("2", "filter", "PENDING", after=["1"])
+    queue.add("4", "train", "PENDING", after=["1", "2", "3"])
+    steps = queue.steps()
+    assert steps["score"].kept == ("1",) and steps["filter"].kept == ("2",)
+    assert list(submitted(steps)) == ["reference", "train", "merge", "evaluate", "report"]
+    assert steps["train"].kept == ()
+
+
+def test_a_job_that_went_back_into_the_queue_is_kept(jobs):
+    queue = Queue(jobs, "filtered")
+    queue.add("3", "reference", "PENDING", after=["1"], reason="BeginTime")
+    assert queue.steps()["reference"].kept == ("3",)
+
+
+def test_a_job_that_runs_for_another_version_of_the_recipe_is_in_the_way(queue):
+    queue.add("5", "score", "RUNNING")
+    queue.live[0] = LiveJob(queue.live[0].job, "score", {"pairs/long": "of before"})
+    with pytest.raises(UserError, match=r"job 5 \(score\) is running .* `vcsoup cancel`"):
+        queue.steps()
+    queue.live[0] = LiveJob(QueuedJob("5", "PENDING", ""), "score", {"pairs/long": "of before"})
+    assert queue.steps()["score"].kept == ()
+
+
+def test_a_running_job_that_makes_only_a_part_is_in_the_way(queue):
+    queue.add("5", "filter", "RUNNING", ["filtered/vc_soup/long"])
+    with pytest.raises(UserError, match=r"job 5 \(filter\) is running .* cannot finish"):
+        queue.steps()
+
+
+def test_a_job_that_runs_and_was_never_noted_is_in_the_way(queue):
+    queue.live.append(LiveJob(QueuedJob("5", "RUNNING", ""), "unknown"))
+    with pytest.raises(UserError, match="job 5 .* was killed"):
+        queue.steps()
+
+
+def script(jobs: Jobs, tmp_path: Path, slurm: str) -> dict[str, str]:
+    """Stage -> its line in the script of a dry run, for a recipe with that `launch`."""
+    recipe = jobs.folder / "other.yaml"
+    text = (jobs.folder / "recipe.yaml").read_text()
+    recipe.write_text(text.replace("launch: {ranks: 2}", f"launch: {slurm}"))
+    loaded, workspace, plan = _plan(recipe, tmp_path / "run", make=False)
+    lines = as_script(recipe, loaded, workspace, plan)
+    return {line.partition("=")[0]: line for line in lines if "sbatch" in line}
+
+
+def test_options_are_the_recipes_before_the_stages_before_the_sites_before_ours(
+    jobs, tmp_path, monkeypatch
+):
+    site = tmp_path / "site.yaml"
+    site.write_text(
+        "sbatch: {account: us, partition: gpu, constraint: h100}\n"
+        "stages: {merge: {partition: cpu, constraint: false, exclusive: true}}\n"
+    )
+    monkeypatch.setenv("VCSOUP_SITE", str(site))
+    launch = '{ranks: 16, slurm: {train: {nodes: 2, gpus-per-node: 8, time: "12:00:00"}}}'
+    lines = script(jobs, tmp_path, launch)
+    for wanted in ("account=us", "partition=gpu", "constraint=h100", "ntasks-per-node=8"):
+        assert f"--{wanted} " in lines["train"]
+    assert "--nodes=2 " in lines["train"] and "--time=12:00:00 " in lines["train"]
+    assert "--partition=cpu " in lines["merge"] and " --exclusive " in lines["merge"]
+    assert "constraint" not in lines["merge"] and "ntasks-per-node=16" in lines["reference"]
+
+
+def test_a_merge_of_several_ranks_is_an_array_and_a_job_that_publishes(jobs, tmp_path):
+    lines = script(jobs, tmp_path, "{merge_ranks: 3}")
+    assert "--array=0-2 " in lines["merge"] and "--finalise" not in lines["merge"]
+    assert "--finalise" in lines["merge_1"] and ":$merge" in lines["merge_1"]
+    assert ":$merge:$merge_1" in lines["evaluate"]
+
+
+def test_so_many_policies_are_trained_at_once_as_the_recipe_says(jobs, tmp_path):
+    assert "--array=0-1 " in script(jobs, tmp_path, "{ranks: 2}")["train"]
+    assert "--array=0-1%1 " in script(jobs, tmp_path, "{policies_at_once: 1}")["train"]
+
+
+def test_a_dry_run_makes_nothing(jobs, tmp_path):
+    script(jobs, tmp_path, "{ranks: 2}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("sbatch: {gpus_per_node: 8}", "sbatch: `gpus_per_node`: give .* `gpus-per-node`"),
+        ("sbatch: {dependency: singleton}", "sbatch: `dependency` cannot be set"),
+        ("stages: {merge: {time: 12:00:00}}", "stages.merge: `time`: put it in quotes"),
+        ("partition: gpu", "partition: unknown key"),
+    ],
+)
+def test_a_mistake_in_the_site_file_is_one_line(jobs, tmp_path, monkeypatch, text, line):
+    site = tmp_path / "site.yaml"
+    site.write_text(text)
+    monkeypatch.setenv("VCSOUP_SITE", str(site))
+    with pytest.raises(UserError, match=f"{site}: {line}"):
+        script(jobs, tmp_path, "{ranks: 2}")
+
+
+def test_a_site_file_that_is_not_there_is_named(jobs, tmp_path, monkeypatch):
+    monkeypatch.setenv("VCSOUP_SITE", "/nowhere/site.yaml")
+    with pytest.raises(UserError, match="VCSOUP_SITE: no such file: /nowhere/site.yaml"):
+        script(jobs, tmp_path, "{ranks: 2}")
+
+
+# --- on a real Slurm ---
+
+
+def vcsoup(jobs: Jobs, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vcsoup_dist.cli", *arguments]
+    return subprocess.run(command, cwd=jobs.folder, capture_output=True, text=True)
+
+
+def last_job(root: Path) -> str:
+    return read_submissions(root)[-1].id
+
+
+def test_a_chain_ends_in_the_report_fails_in_the_middle_and_goes_on(slurm, jobs, tmp_path):
+    root = jobs.run_directory("chain", "filtered")
+    judge = jobs.folder / "judge.py"
+    good = judge.read_text()
+    judge.write_text("def never_called(prompt, response):\n    raise ValueError('no judge')\n")
+    done = vcsoup(jobs, "submit", "recipe.yaml", "-d", str(root))
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == CHAIN[2:]
+    again = vcsoup(jobs, "submit", "recipe.yaml", "-d", str(root))
+    assert again.stdout.count("in the queue already") == len(CHAIN[2:]), again.stderr
+    report = last_job(root)
+    assert wait_for_end(report)["JobState"] == "CANCELLED"
+    stages = {each.stage: each.id for each in read_submissions(root)}
+    assert job(stages["merge"])["JobState"] == "COMPLETED"
+    assert job(stages["evaluate"])["JobState"] == "FAILED"
+    said = vcsoup(jobs, "status", "recipe.yaml", "-d", str(root)).stdout
+    assert "no judge" in said and "evaluate" in said
+
+    judge.write_text(good)
+    done = vcsoup(jobs, "submit", "recipe.yaml", "-d", str(root))
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["evaluate", "report"]
+    assert wait_for_end(last_job(root))["JobState"] == "COMPLETED"
+    assert (root / "report" / "table.txt").exists()
+    assert "nothing to do" in vcsoup(jobs, "submit", "recipe.yaml", "-d", str(root)).stderr
+
+
+def test_what_slurm_would_refuse_leaves_the_queue_as_it_was(slurm, jobs):
+    recipe = jobs.folder / "refused.yaml"
+    text = (jobs.folder / "recipe.yaml").read_text()
+    recipe.write_text(text.replace("launch: {", "launch: {slurm: {report: {partition: nowhere}}, "))
+    root = jobs.folder / "refused"
+    done = vcsoup(jobs, "submit", "refused.yaml", "-d", str(root))
+    assert done.returncode == 2 and "partition" in done.stderr
+    assert not (root / "jobs.json").exists()
+
+
+def test_cancelled_jobs_are_gone(slurm, jobs):
+    root = jobs.folder / "cancelled"
+    assert vcsoup(jobs, "submit", "recipe.yaml", "-d", str(root)).returncode == 0
+    assert len(json.loads((root / "jobs.json").read_text())) == len(CHAIN)
+    done = vcsoup(jobs, "cancel", "recipe.yaml", "-d", str(root))
+    assert done.stdout.startswith("cancelled ")
+    wait_for(lambda: "no jobs" in vcsoup(jobs, "cancel", "recipe.yaml", "-d", str(root)).stdout)

@@ -1,0 +1,82 @@
+"""The queue of Slurm: putting jobs into it, finding them there, taking them out."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vcsoup_dist.errors import UserError
+
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "DEADLINE"}
+"""States of which `squeue` may still tell for a while."""
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """A job, or one task of an array, that has not ended."""
+
+    id: str
+    """Such as `12`, or `12_3` for a task."""
+    state: str
+    """Slurm's, such as PENDING or RUNNING."""
+    reason: str
+    """Why it waits, in Slurm's word."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has no nodes yet, or has given them back."""
+        return self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
+
+
+def queued_jobs(comment: str) -> list[QueuedJob]:
+    """This user's jobs with that comment that have not ended, tasks of arrays one by one."""
+    # Ours last: it may hold any character.
+    command = ["squeue", "--noheader", "--array", f"--user={getpass.getuser()}"]
+    said = _run([*command, "--format=%i|%T|%r|%k"])
+    rows = [line.split("|", 3) for line in said.splitlines()]
+    return [
+        QueuedJob(job, state, reason)
+        for job, state, reason, of in rows
+        if of == comment and state not in ENDED
+    ]
+
+
+def check_job(command: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Raise UserError where Slurm would refuse this command of `sbatch`; nothing is submitted."""
+    _run([command[0], "--test-only", *command[1:]], environment)
+
+
+def submit_job(command: Sequence[str], environment: Mapping[str, str]) -> str:
+    """Run a command of `sbatch` with `--parsable`; returns the job's id."""
+    return _run(command, environment).strip().partition(";")[0]  # `id;cluster` with several
+
+
+def cancel_jobs(ids: Sequence[str]) -> None:
+    """Take jobs out of the queue, and end those that run."""
+    if ids:
+        _run(["scancel", "--quiet", *ids])  # also where one has just ended
+
+
+def environment_for_jobs() -> dict[str, str]:
+    """Ours, without what Slurm has set where we are in a job ourselves."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    if "SLURM_CONF" in os.environ:
+        inherited["SLURM_CONF"] = os.environ["SLURM_CONF"]
+    return inherited
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise UserError(
+            f"no `{command[0]}` here: this must run where jobs are submitted, such as a cluster's "
+            "login node"
+        ) from None
+    if done.returncode:
+        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise UserError(f"{command[0]}: {said}")
+    return done.stdout

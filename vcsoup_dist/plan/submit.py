@@ -1,0 +1,260 @@
+"""`vcsoup submit`: what is due as a chain of Slurm jobs."""
+
+from __future__ import annotations
+
+import fcntl
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.launch.slurm_queue import (
+    cancel_jobs,
+    check_job,
+    environment_for_jobs,
+    submit_job,
+)
+from vcsoup_dist.plan.jobs import StageJob, jobs_for, script_of
+from vcsoup_dist.plan.products import to_make
+from vcsoup_dist.plan.site import load_site
+from vcsoup_dist.plan.submissions import LiveJob, Submission, live_jobs, mark_of, note_submissions
+from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.workspace import Product, Workspace
+
+
+@dataclass(frozen=True)
+class Step:
+    """A job that is to be submitted, or those in the queue that make the same; or some of both."""
+
+    job: StageJob
+    """With the products that no job in the queue makes; none where nothing is to be submitted."""
+    kept: tuple[str, ...]
+    """Ids of the jobs in the queue that make the rest."""
+
+
+def submit(
+    recipe_file: Path, recipe: Recipe, workspace: Workspace, plan: Sequence[Product]
+) -> list[str]:
+    """Submit jobs for all that is due and that no job in the queue makes; returns a line of each.
+
+    Jobs that wait for one that failed, or for one that is submitted anew, are replaced. Every job
+    is shown to Slurm before the first is submitted, so that a mistake leaves the queue as it was.
+    Raises UserError where Slurm refuses one, or where one runs that would be in the way.
+    """
+    with _alone(workspace):
+        live = live_jobs(workspace.root)
+        steps = next_steps(recipe, workspace, plan, live)
+        environment = _environment(workspace)
+        for step in steps:
+            for part in _parts(step.job, recipe_file, recipe):
+                check_job(_sbatch(part, step.job, recipe, workspace, []), environment)
+        note_submissions(workspace.root)
+        _logs(workspace).mkdir(parents=True, exist_ok=True)
+        cancel_jobs(_replaced(steps, live))
+        ids: dict[str, list[str]] = {}
+        lines = []
+        for step in steps:
+            after = [id for stage in step.job.after for id in ids[stage]]
+            own = list(step.kept)
+            for part in _parts(step.job, recipe_file, recipe):
+                waits_for = [*after, *own]
+                command = _sbatch(part, step.job, recipe, workspace, waits_for)
+                own.append(submit_job(command, environment))
+                time = datetime.now().isoformat(timespec="seconds")
+                note_submissions(
+                    workspace.root,
+                    Submission(own[-1], step.job.stage, part.tasks, waits_for, time),
+                )
+            ids[step.job.stage] = own
+            lines.append(_line(step, own, after))
+        return lines
+
+
+def as_script(
+    recipe_file: Path, recipe: Recipe, workspace: Workspace, plan: Sequence[Product]
+) -> list[str]:
+    """The lines of a shell script that does what `submit` would do now."""
+    live = live_jobs(workspace.root)
+    steps = next_steps(recipe, workspace, plan, live)
+    if not steps:
+        return []
+    ours = environment_for_jobs()
+    lines = [
+        f"export {name}={shlex.quote(value)}"
+        for name, value in _environment(workspace).items()
+        if ours.get(name) != value
+    ]
+    if any(step.job.products for step in steps):  # Slurm does not make it
+        lines.append(f"mkdir -p {shlex.quote(str(_logs(workspace)))}")
+    if replaced := _replaced(steps, live):
+        lines.append(f"scancel {' '.join(replaced)}")
+    ids: dict[str, list[str]] = {}
+    for step in steps:
+        own = list(step.kept)
+        for number, part in enumerate(_parts(step.job, recipe_file, recipe)):
+            after = [id for stage in step.job.after for id in ids[stage]]
+            command = _sbatch(part, step.job, recipe, workspace, [*after, *own])
+            # Only the dependency holds variables, those of this script.
+            words = [
+                f'"{word}"' if word.startswith("--dependency=") else shlex.quote(word)
+                for word in command
+            ]
+            variable = step.job.stage + (f"_{number}" if number else "")
+            lines.append(f"{variable}=$({' '.join(words)})")
+            own.append(f"${variable}")
+        ids[step.job.stage] = own
+    return lines
+
+
+def next_steps(
+    recipe: Recipe, workspace: Workspace, plan: Sequence[Product], live: Sequence[LiveJob]
+) -> list[Step]:
+    """What to do about every job that is due, in order."""
+    due = to_make(plan, workspace, recipe)
+    jobs = jobs_for(recipe, load_site(), due)
+    current = {product.name: product.fingerprint for product in plan}
+    for each in live:
+        if not each.job.waits and each.stage == "unknown":
+            raise _in_the_way(each, "is of a `vcsoup submit` that was killed")
+        if not each.job.waits and not _is_current(each, current):
+            raise _in_the_way(each, "makes something that the recipe does not ask for any more")
+    steps: dict[str, Step] = {}
+    for job in jobs:
+        before = [steps[stage] for stage in job.after]
+        needed = {id.partition("_")[0] for step in before for id in step.kept}
+        renewed = any(step.job.products for step in before)
+
+        def is_well(each: LiveJob, needed: set[str] = needed, renewed: bool = renewed) -> bool:
+            if not each.job.waits:
+                return True
+            waits_for = {id.partition("_")[0] for id in each.after}
+            return (
+                _is_current(each, current)
+                and not (each.is_stuck or renewed)
+                and needed <= waits_for
+            )
+
+        of_stage = [each for each in live if each.stage == job.stage]
+        well = [each for each in of_stage if is_well(each)]
+        made = {name for each in well for name in each.makes}
+        rest = tuple(product for product in job.products if product.name not in made)
+        if rest and not job.is_array:
+            for each in well:
+                if not each.job.waits:
+                    raise _in_the_way(each, f"is part of {job.stage}, which it cannot finish")
+            well, rest = [], job.products
+        steps[job.stage] = Step(replace(job, products=rest), tuple(each.job.id for each in well))
+    return list(steps.values())
+
+
+def _is_current(live: LiveJob, current: Mapping[str, str]) -> bool:
+    return all(current.get(name) == made for name, made in live.makes.items())
+
+
+def _in_the_way(live: LiveJob, why: str) -> UserError:
+    return UserError(
+        f"job {live.job.id} ({live.stage}) is {live.job.state.lower()} and {why}; wait for its "
+        "end, or `vcsoup cancel`, and submit again"
+    )
+
+
+def cancel_all(workspace: Workspace) -> list[str]:
+    """Take all jobs of a run directory out of the queue; returns their ids."""
+    ids = [each.job.id for each in live_jobs(workspace.root)]
+    cancel_jobs(ids)
+    return ids
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One `sbatch` of a job."""
+
+    script: Sequence[str]
+    tasks: Sequence[Mapping[str, str]]
+    """Of the submission's record."""
+    array: str = ""
+    """Which tasks, where it is one."""
+
+
+def _parts(job: StageJob, recipe_file: Path, recipe: Recipe) -> list[_Part]:
+    """One, or two for a merge by several ranks, whose soups another job publishes."""
+    if not job.products:
+        return []
+    script = script_of(job, recipe_file)
+    makes = {product.name: product.fingerprint for product in job.products}
+    if job.is_array:
+        at_once = f"%{recipe.launch.policies_at_once}" if recipe.launch.policies_at_once else ""
+        tasks = [{name: made} for name, made in makes.items()]
+        return [_Part(script, tasks, f"0-{len(makes) - 1}{at_once}")]
+    if job.ranks > 1:
+        finalise = [script[0], "--finalise", *script[1:]]
+        return [_Part(script, [], f"0-{job.ranks - 1}"), _Part(finalise, [makes])]
+    return [_Part(script, [makes])]
+
+
+def _sbatch(
+    part: _Part, job: StageJob, recipe: Recipe, workspace: Workspace, after: Sequence[str]
+) -> list[str]:
+    log = _logs(workspace) / ("%x-%A_%a.out" if part.array else "%x-%j.out")
+    options: dict[str, object] = {
+        "job-name": f"{recipe.name}-{job.stage}",
+        "comment": mark_of(workspace.root),
+        "output": log,
+        "kill-on-invalid-dep": "yes",
+        "dependency": "afterok:" + ":".join(after) if after else False,
+        "array": part.array or False,
+        **job.options,
+    }
+    words = [
+        f"--{name}" if value is True else f"--{name}={value}"
+        for name, value in options.items()
+        if value is not False
+    ]
+    return ["sbatch", "--parsable", *words, *part.script]
+
+
+def _replaced(steps: Sequence[Step], live: Sequence[LiveJob]) -> list[str]:
+    """Jobs of the run that wait for what will not come, or that nobody waits for any more."""
+    kept = {id for step in steps for id in step.kept}
+    return [each.job.id for each in live if each.job.waits and each.job.id not in kept]
+
+
+def _environment(workspace: Workspace) -> dict[str, str]:
+    """Of the jobs: ours, what the site file adds, and where the run directory and its logs are."""
+    return {
+        # As `vcsoup` was found here it is found there.
+        "VCSOUP_SETUP": f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
+        **load_site().environment,
+        **environment_for_jobs(),
+        "VCSOUP_RUN_DIR": str(workspace.root),
+        "VCSOUP_LOG_DIR": str(_logs(workspace)),
+    }
+
+
+def _logs(workspace: Workspace) -> Path:
+    return workspace.root / "logs" / "jobs"
+
+
+@contextmanager
+def _alone(workspace: Workspace) -> Iterator[None]:
+    """One `vcsoup submit` of a run directory at a time; the others wait."""
+    locks = workspace.root / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with open(locks / "submit", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _line(step: Step, own: Sequence[str], after: Sequence[str]) -> str:
+    parts = [f"{step.job.stage:10}", *own]
+    if step.job.is_array and len(step.job.products) > 1:
+        parts.append(f"({len(step.job.products)} tasks)")
+    if not step.job.products:
+        parts.append("in the queue already")
+    if after:
+        parts.append(f"after {', '.join(after)}")
+    return " ".join(parts)
