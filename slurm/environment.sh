@@ -13,7 +13,8 @@
 #   VCSOUP_CONTAINER  srun options that put the ranks into a container, such as pyxis's
 #                     '--container-image=/images/vcsoup.sqsh --container-mounts=/scratch'. Its
 #                     `python3` needs the same vcsoup_dist; the command itself runs outside, from
-#                     VCSOUP_SETUP
+#                     VCSOUP_SETUP. With Ray (score.sh, evaluate.sh) the Ray nodes are in it, and the
+#                     command too: add --container-workdir with the folder of sbatch
 #
 # When ranks do not find each other, hang or die, export some of these as well:
 #
@@ -40,15 +41,42 @@ if [[ -z ${SLURM_JOB_ID:-} ]]; then
     exit 2
 fi
 
+vcsoup=(vcsoup) # how the command is called
+at_end=:        # what to do before the job goes back into the queue
+
+# job_name: the job's number, and that of its task in an array.
+job_name() {
+    echo "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+}
+
+# log_of WHO: the file for what WHO says in this start of the job.
+log_of() {
+    echo "$VCSOUP_LOG_DIR/$SLURM_JOB_NAME-$(job_name)-$1-${SLURM_RESTART_COUNT:-0}.log"
+}
+
 # job_log: from here on, what is said goes to the log of this start of the job.
 job_log() {
-    local job=$SLURM_JOB_ID restart=${SLURM_RESTART_COUNT:-0} file
-    [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-    file=$VCSOUP_LOG_DIR/$SLURM_JOB_NAME-$job-$SLURMD_NODENAME-$restart.log
+    local file job restart=${SLURM_RESTART_COUNT:-0}
+    job=$(job_name)
+    file=$(log_of "$SLURMD_NODENAME")
     mkdir -p "$VCSOUP_LOG_DIR"
     echo "$(date +%FT%T) job $job, restart $restart, on $SLURM_JOB_NODELIST: see $file"
     exec >>"$file" 2>&1
+    VCSOUP_JOB_LOG=$(realpath "$file") # for `vcsoup status`
+    export VCSOUP_JOB_LOG
     echo "== $(date +%FT%T) $SLURM_JOB_NAME $job, restart $restart, on $SLURM_JOB_NODELIST"
+    trap requeue USR2 # until the command runs
+}
+
+# requeue: stopped on request, the job goes back into the queue and goes on from there.
+requeue() {
+    echo "== $(date +%FT%T) stopped on request; job $SLURM_JOB_ID goes back into the queue"
+    trap '' USR2
+    "$at_end"
+    # Slurm ends this shell for it.
+    scontrol requeue "$SLURM_JOB_ID" && sleep 60
+    echo "== it was not taken back; submit the job again, and it goes on" >&2
+    exit 75
 }
 
 # set_up: run VCSOUP_SETUP, which may use variables that are not set.
@@ -62,11 +90,10 @@ set_up() {
     }
 }
 
-# run_vcsoup ARGUMENT...: run the command, and end as it does. Stopped on request (75), the job is put
-# back into the queue and goes on from there.
+# run_vcsoup ARGUMENT...: run the command, and end as it does, or by `requeue`.
 run_vcsoup() {
     local command code asked
-    vcsoup "$@" ${VCSOUP_RUN_DIR:+--run-dir "$VCSOUP_RUN_DIR"} &
+    "${vcsoup[@]}" "$@" ${VCSOUP_RUN_DIR:+--run-dir "$VCSOUP_RUN_DIR"} &
     command=$!
     # Slurm asks this shell, the command asks the ranks, or stops at once where none run.
     trap 'asked=yes; kill -USR2 "$command" 2>/dev/null || true' USR2
@@ -77,13 +104,7 @@ run_vcsoup() {
     do :; done
     # By 140 USR2 ended it before it could listen.
     [[ $code != 140 ]] || code=75
-    if [[ $code == 75 ]]; then
-        echo "== $(date +%FT%T) stopped on request; job $SLURM_JOB_ID goes back into the queue"
-        # Slurm ends this shell for it.
-        scontrol requeue "$SLURM_JOB_ID" && sleep 60
-        echo "== it was not taken back; submit the job again, and it goes on" >&2
-    else
-        echo "== $(date +%FT%T) ended with exit code $code"
-    fi
+    [[ $code != 75 ]] || requeue
+    echo "== $(date +%FT%T) ended with exit code $code"
     exit "$code"
 }

@@ -83,6 +83,7 @@ def vcsoup(*arguments: object, folder: Path, code: int = 0) -> str:
 COMMANDS = """
 import json, os, sys, traceback
 import vcsoup_dist.checkpoints.pickled, vcsoup_dist.souping.export, vcsoup_dist.souping.merge
+import vcsoup_dist.plan.run, vcsoup_dist.recipe_file, vcsoup_dist.souping.stage
 import rich.progress, typer._adapters, yaml
 from vcsoup_dist.cli import main
 

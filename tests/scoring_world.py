@@ -153,9 +153,14 @@ def write_recipe(folder: Path, model: Path, rewards: dict[str, dict], scoring: d
     return folder / "recipe.yaml"
 
 
-def start_score(folder: Path, **options: object) -> subprocess.Popen[str]:
+def start_score(folder: Path, *arguments: str, **options: object) -> subprocess.Popen[str]:
     """Start `vcsoup score recipe.yaml --run-dir run` in `folder`."""
     command = [sys.executable, "-m", "vcsoup_dist.cli", "score", "recipe.yaml", "--run-dir", "run"]
     return subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+        [*command, *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
     )

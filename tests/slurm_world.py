@@ -31,6 +31,8 @@ values:
 training:
   {dtype: fp32, learning_rate: 1.0e-3, pairs_per_step: 8, steps: 70, max_length: 64,
    checkpoint_every: 10, evaluate_every: 20, gradient_checkpointing: false}
+soup: {grid: 0.5}
+evaluation: {prompts: 4, max_prompt_tokens: 64, max_new_tokens: 4, dtype: fp32}
 launch: {ranks: 2}
 """
 

@@ -103,12 +103,12 @@ def test_check_prints_the_plan_and_its_cost_and_writes_nothing(folder):
 
 
 def test_status_marks_every_product(folder):
-    printed = vcsoup("status", "recipe.yaml", folder=folder)
-    assert "missing   pairs/long" in printed
+    printed = vcsoup("status", "recipe.yaml", "--products", folder=folder)
+    assert "missing     pairs/long" in printed
     vcsoup("score", "recipe.yaml", folder=folder)
-    printed = vcsoup("status", "recipe.yaml", folder=folder)
-    assert "made      scores/long/long" in printed
-    assert "missing   filtered/vc_soup/long" in printed
+    printed = vcsoup("status", "recipe.yaml", "--products", folder=folder)
+    assert "made        scores/long/long" in printed
+    assert "missing     filtered/vc_soup/long" in printed
     again = vcsoup("score", "recipe.yaml", folder=folder)
     assert "nothing to do" in again
 

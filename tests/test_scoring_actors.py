@@ -26,7 +26,7 @@ from vcsoup_dist.identity import Hashes, Located
 from vcsoup_dist.launch.processes import children
 from vcsoup_dist.launch.ray_cluster import ray_cluster
 from vcsoup_dist.plan.products import make_plan
-from vcsoup_dist.recipe import ActorPool, Launch
+from vcsoup_dist.recipe import ActorPool, Launch, Recipe
 from vcsoup_dist.recipe_file import load_recipe
 from vcsoup_dist.scoring import crew, stage
 from vcsoup_dist.scoring.actors import ShardTask
@@ -113,17 +113,17 @@ def test_only_the_files_that_a_killed_run_has_not_left_are_written(tmp_path, tin
     assert again.items() >= made.items() and len(again) == len(made) + 1
 
 
-def test_a_machine_where_ray_cannot_start_is_told_in_a_line(monkeypatch):
+def test_a_machine_where_ray_cannot_start_is_told_in_a_line(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("vcsoup_dist.launch.ray_cluster.OBJECT_STORE", 1)
     message = "Ray cannot be started on this machine: ValueError"
-    with pytest.raises(UserError, match=message), ray_cluster(Launch()):
+    with pytest.raises(UserError, match=message), ray_cluster(Launch(), tmp_path):
         raise AssertionError("started")
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    with ray_cluster(Launch()):
+def cluster(tmp_path_factory):
+    with ray_cluster(Launch(), tmp_path_factory.mktemp("run")):
         yield
 
 
@@ -344,13 +344,16 @@ def test_functions_run_on_the_main_thread(tmp_path, cluster):
     assert read_scores(tmp_path / "shard-00000.parquet").chosen.tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize("key", ["launch.ray_address", "RAY_ADDRESS"])
-def test_an_address_where_no_cluster_listens_is_refused_at_once(monkeypatch, key):
+@pytest.mark.parametrize("key", ["--address", "launch.ray_address", "RAY_ADDRESS"])
+def test_an_address_where_no_cluster_listens_is_refused_at_once(tmp_path, monkeypatch, key):
     nowhere = "127.0.0.1:1"
     monkeypatch.setenv("RAY_ADDRESS", nowhere)
     launch = Launch(ray_address=nowhere if key.startswith("launch") else None)
+    if key == "--address":
+        values = {"a": {"data": {"path": "a.jsonl"}, "reward": {"callable": "a.py:a"}}}
+        launch = Recipe(name="x", model="m", values=values).on_ray_at(nowhere).launch
     message = f"{key}: no Ray cluster lets us in at {nowhere}"
-    with pytest.raises(UserError, match=message), ray_cluster(launch):
+    with pytest.raises(UserError, match=message), ray_cluster(launch, tmp_path):
         raise AssertionError("connected to nothing")
 
 
@@ -360,6 +363,7 @@ import ray
 from vcsoup_dist.launch.death import die_with_parent
 from vcsoup_dist.launch.ray_cluster import ray_cluster
 from vcsoup_dist.recipe import Launch
+from pathlib import Path
 
 class Busy:
     def __init__(self):
@@ -371,7 +375,7 @@ class Busy:
                 print(time.time(), file=ticks)
                 time.sleep(0.02)
 
-with ray_cluster(Launch(threads=3)):
+with ray_cluster(Launch(threads=3), Path()):
     ray.remote(max_restarts=-1, max_task_retries=-1)(Busy).remote().work.remote(sys.argv[1])
     time.sleep(600)
 """

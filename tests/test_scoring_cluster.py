@@ -21,7 +21,7 @@ ONE_EACH = ActorPool(actors=3, cpus_per_actor=1, placement="spread")
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(tmp_path_factory):
     """Three nodes of one CPU each, where a lost node is noticed within seconds."""
     settings = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
     cluster = Cluster(
@@ -30,7 +30,7 @@ def cluster():
     for _ in range(2):
         cluster.add_node(num_cpus=1, resources={"slot": 1})
     cluster.wait_for_nodes()
-    with ray_cluster(Launch(ray_address=cluster.address)):
+    with ray_cluster(Launch(ray_address=cluster.address), tmp_path_factory.mktemp("run")):
         yield cluster
     cluster.shutdown()
 

@@ -443,6 +443,11 @@ def test_finalise_names_the_ranks_that_are_missing_and_publishes_when_none_is(
     for _ in range(2):  # once more does no harm
         assert small(world_size=4, finalise=True).finished
         assert files_of(tmp_path / "out") == alone and not (tmp_path / "out.partial").exists()
+        # As a kill leaves it between the last two things that are removed.
+        (tmp_path / "out.partial").mkdir()
+        (tmp_path / "out.partial" / "door.lock").touch()
+    assert small(world_size=4, finalise=True).finished
+    assert not (tmp_path / "out.partial").exists()
 
 
 @pytest.fixture

@@ -22,7 +22,10 @@ CHAIN = ["score", "filter", "reference", "train", "merge", "evaluate", "report"]
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory) -> Jobs:
-    return Jobs(tmp_path_factory.mktemp("submit"))
+    jobs = Jobs(tmp_path_factory.mktemp("submit"))
+    recipe = jobs.folder / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("steps: 70", "steps: 4"))
+    return jobs
 
 
 @pytest.fixture(autouse=True)
@@ -175,7 +178,7 @@ def test_options_are_the_recipes_before_the_stages_before_the_sites_before_ours(
 def test_a_merge_of_several_ranks_is_an_array_and_a_job_that_publishes(jobs, tmp_path):
     lines = script(jobs, tmp_path, "{merge_ranks: 3}")
     assert "--array=0-2 " in lines["merge"] and "--finalise" not in lines["merge"]
-    assert "--finalise" in lines["merge_1"] and ":$merge" in lines["merge_1"]
+    assert "--finalise --world-size 3" in lines["merge_1"] and ":$merge" in lines["merge_1"]
     assert ":$merge:$merge_1" in lines["evaluate"]
 
 
@@ -248,6 +251,20 @@ def test_a_chain_ends_in_the_report_fails_in_the_middle_and_goes_on(slurm, jobs,
     assert wait_for_end(last_job(root))["JobState"] == "COMPLETED"
     assert (root / "report" / "table.txt").exists()
     assert "nothing to do" in vcsoup(jobs, "submit", "recipe.yaml", "-d", str(root)).stderr
+
+
+def test_a_job_that_ends_before_the_command_begins_is_a_failure_with_its_log(
+    slurm, jobs, monkeypatch
+):
+    root = jobs.folder / "no-setup"
+    monkeypatch.setenv("VCSOUP_SETUP", "echo wrong module; false")
+    assert vcsoup(jobs, "submit", "recipe.yaml", "-d", str(root)).returncode == 0
+    first = read_submissions(root)[0].id
+    assert wait_for_end(first)["JobState"] == "FAILED"
+    said = vcsoup(jobs, "status", "recipe.yaml", "-d", str(root)).stdout
+    assert "read failed" in said and f"in job {first}" in said
+    assert "ended before `vcsoup` began" in said and "wrong module" in said
+    wait_for(lambda: "no jobs" in vcsoup(jobs, "cancel", "recipe.yaml", "-d", str(root)).stdout)
 
 
 def test_what_slurm_would_refuse_leaves_the_queue_as_it_was(slurm, jobs):

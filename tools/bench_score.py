@@ -197,7 +197,7 @@ def actor_rate(pairs: Sequence[Pair], model: Path, dtype: str, actors: int, fold
         begun=False, quarantine=folder / "quarantine.json",
     )  # fmt: skip
     times: list[tuple[float, float]] = [(0.0, 0.0)]
-    with ray_cluster(Launch(threads=1)):
+    with ray_cluster(Launch(threads=1), folder):
         list(run_pools([pool], lambda n: times.append((time.perf_counter(), times[-1][1] + n))))
     warm = next(each for each in times if each[1] >= len(pairs) / 5)
     return (times[-1][1] - warm[1]) / (times[-1][0] - warm[0])

@@ -64,6 +64,15 @@ LauncherOption = Annotated[
     ),
 ]
 
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="A running Ray cluster, such as HOST:6379 or `auto`; `local` starts one here. "
+        "`launch.ray_address` by default, else RAY_ADDRESS, else `local`.",
+    ),
+]
+
 
 def _print_version(wanted: bool) -> None:
     if wanted:
@@ -96,15 +105,24 @@ def check(recipe: RecipeFile, run_dir: RunDir = None) -> None:
 
 
 @app.command()
-def status(recipe: RecipeFile, run_dir: RunDir = None) -> None:
-    """Say stage by stage what is made and what is missing.
+def status(
+    recipe: RecipeFile,
+    run_dir: RunDir = None,
+    products: Annotated[
+        bool, typer.Option("--products", "-p", help="List every product with its mark instead.")
+    ] = False,
+) -> None:
+    """Say stage by stage what is done, runs, waits or failed, and how long it took.
 
     Example: vcsoup status recipe.yaml
     """
-    from vcsoup_dist.plan.show import show_status
+    from vcsoup_dist.plan.status import show_products, show_status
 
     loaded, workspace, plan = _plan(recipe, run_dir, make=False)
-    show_status(loaded, workspace, plan)
+    if products:
+        show_products(loaded, workspace, plan)
+    else:
+        show_status(loaded, workspace, plan)
 
 
 @app.command("reward-check")
@@ -125,21 +143,21 @@ def reward_check(recipe: RecipeFile, run_dir: RunDir = None) -> None:
 
 
 @app.command()
-def score(recipe: RecipeFile, run_dir: RunDir = None) -> None:
+def score(recipe: RecipeFile, run_dir: RunDir = None, address: AddressOption = None) -> None:
     """Read the preference pairs and score them with every reward, on Ray actors.
 
     Example: vcsoup score recipe.yaml
     """
-    _make(recipe, run_dir, ["read", "score"])
+    _make(recipe, run_dir, ["read", "score"], address=address)
 
 
 @app.command("filter")
-def filter_pairs(recipe: RecipeFile, run_dir: RunDir = None) -> None:
+def filter_pairs(recipe: RecipeFile, run_dir: RunDir = None, address: AddressOption = None) -> None:
     """Keep the consistent pairs of every value.
 
     Example: vcsoup filter recipe.yaml
     """
-    _make(recipe, run_dir, ["filter"])
+    _make(recipe, run_dir, ["filter"], address=address)
 
 
 @app.command()
@@ -183,12 +201,18 @@ def reference(recipe: RecipeFile, run_dir: RunDir = None, launcher: LauncherOpti
 
 @app.command()
 def train(
-    value: Annotated[str, typer.Argument(metavar="VALUE", help="A value of the recipe.")],
+    value: Annotated[
+        str,
+        typer.Argument(
+            metavar="VALUE",
+            help="A value of the recipe, or one policy: policies/METHOD/VALUE/seed-SEED.",
+        ),
+    ],
     recipe: RecipeFile,
     run_dir: RunDir = None,
     launcher: LauncherOption = None,
 ) -> None:
-    """Train one value's policies (every method and seed) with DeepSpeed.
+    """Train one value's policies (every method and seed), or one of them, with DeepSpeed.
 
     theta_0 and the reference log-probs they need are made first, once for all.
 
@@ -197,17 +221,27 @@ def train(
 
     Example: vcsoup train helpful recipe.yaml
     """
+    from vcsoup_dist.plan.products import policy_names
     from vcsoup_dist.recipe_file import load_recipe
 
-    known = load_recipe(recipe).trained_values()
-    if value not in known:
+    loaded = load_recipe(recipe)
+    known = loaded.trained_values()
+    if value not in known and value not in (policies := policy_names(loaded)):
+        known = policies if "/" in value else known
         raise UserError(f"`{value}` is no value with a policy; the recipe has {', '.join(known)}")
     stages = ["warmup", "reference", "train"]
-    _make(recipe, run_dir, stages, lambda each: each.value in (None, value), launcher)
+    _make(
+        recipe,
+        run_dir,
+        stages,
+        lambda each: each.stage != "train" or value in (each.value, each.name),
+        launcher,
+    )
 
 
 @app.command()
 def merge(
+    context: typer.Context,
     policies: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -277,12 +311,31 @@ def merge(
 
     Example: vcsoup merge step-1000 base-model --grid 0.25 --dtype bf16 --out soups --verify
 
-    With a recipe: the soups of its grid. Example: vcsoup merge recipe.yaml
+    With a recipe: the soups of its grid. Of the options it takes only --run-dir,
+    and to share the work --rank and --world-size; then --finalise publishes.
+
+    Example: vcsoup merge recipe.yaml
+
+    Example: vcsoup merge recipe.yaml --rank 3 --world-size 8
     """
     policies = policies or []
-    if len(policies) == 1 and policies[0].is_file() and out is None:
-        _make(policies[0], run_dir, ["merge"])
+    given = _given(context)
+    if len(policies) == 1 and (policies[0].is_file() or policies[0].suffix in (".yaml", ".yml")):
+        shares = given & {"--rank", "--world-size", "--finalise"}
+        if others := given - shares - {"--policies", "--run-dir"}:
+            say = ", ".join(sorted(others))
+            raise UserError(
+                f"{policies[0]}: a recipe says itself what its soups are; leave out {say}"
+            )
+        if not shares:
+            _make(policies[0], run_dir, ["merge"])
+        elif len(shares) != 2 or "--world-size" not in shares:
+            raise UserError("with a recipe give --world-size and either --rank or --finalise")
+        else:
+            _merge_shares(policies[0], run_dir, None if finalise else rank, world_size)
         return
+    if "--run-dir" in given:
+        raise UserError("--run-dir is of a recipe; policies are merged to --out")
     from vcsoup_dist.souping.merge import merge as merge_checkpoints
 
     if out is None:
@@ -364,12 +417,12 @@ def verify(
 
 
 @app.command()
-def evaluate(recipe: RecipeFile, run_dir: RunDir = None) -> None:
+def evaluate(recipe: RecipeFile, run_dir: RunDir = None, address: AddressOption = None) -> None:
     """Generate held-out answers with every soup and score them, on Ray actors.
 
     Example: vcsoup evaluate recipe.yaml
     """
-    _make(recipe, run_dir, ["evaluate"])
+    _make(recipe, run_dir, ["evaluate"], address=address)
 
 
 @app.command()
@@ -385,7 +438,12 @@ def report(recipe: RecipeFile, run_dir: RunDir = None) -> None:
 
 
 @app.command()
-def run(recipe: RecipeFile, run_dir: RunDir = None, launcher: LauncherOption = None) -> None:
+def run(
+    recipe: RecipeFile,
+    run_dir: RunDir = None,
+    launcher: LauncherOption = None,
+    address: AddressOption = None,
+) -> None:
     """Make all that is missing, from the pairs to the report; run again, it goes on.
 
     Exit codes: 0 done; 2 a mistake to mend; 75 training stopped on request, by
@@ -396,8 +454,47 @@ def run(recipe: RecipeFile, run_dir: RunDir = None, launcher: LauncherOption = N
     from vcsoup_dist.plan.products import STAGES
     from vcsoup_dist.plan.show import show_result
 
-    workspace = _make(recipe, run_dir, STAGES, launcher=launcher)
+    workspace = _make(recipe, run_dir, STAGES, launcher=launcher, address=address)
     show_result(workspace)
+
+
+@app.command()
+def submit(
+    recipe: RecipeFile,
+    run_dir: RunDir = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print the commands of sbatch, as a script.")
+    ] = False,
+) -> None:
+    """Make all that is missing by a chain of Slurm jobs; submitted again, it goes on.
+
+    What `launch.slurm` and the site file say each job asks for: docs/slurm.md.
+
+    Example: vcsoup submit recipe.yaml --run-dir /scratch/me/run1
+    """
+    from vcsoup_dist.plan.submit import as_script
+    from vcsoup_dist.plan.submit import submit as submit_jobs
+
+    loaded, workspace, plan = _plan(recipe, run_dir, make=not dry_run)
+    do = as_script if dry_run else submit_jobs
+    lines = do(recipe.resolve(), loaded, workspace, plan)
+    for line in lines:
+        print(line)
+    if not lines:
+        logging.getLogger("vcsoup").info("nothing to do: %s is up to date", workspace.root)
+
+
+@app.command()
+def cancel(recipe: RecipeFile, run_dir: RunDir = None) -> None:
+    """Take the jobs of a run out of Slurm's queue; what they finished stays.
+
+    Example: vcsoup cancel recipe.yaml
+    """
+    from vcsoup_dist.plan.submit import cancel_all
+
+    _, workspace, _ = _plan(recipe, run_dir, make=False)
+    ids = cancel_all(workspace)
+    print(f"cancelled {', '.join(ids)}" if ids else f"no jobs of {workspace.root} in the queue")
 
 
 @app.command()
@@ -462,17 +559,49 @@ def _make(
     stages: Sequence[str],
     only: Callable[[Product], bool] = lambda product: True,
     launcher: Launcher | None = None,
+    address: str | None = None,
 ) -> Workspace:
     from vcsoup_dist.plan.run import make_missing
 
     recipe, workspace, plan = _plan(recipe_file, run_dir, make=True)
     if launcher:
         recipe = recipe.launched_by(launcher.value)
+    if address:
+        recipe = recipe.on_ray_at(address)
     if not make_missing(recipe, workspace, plan, stages, only):
         asked = any(product.stage in stages for product in plan)
         reason = f"{workspace.root} is up to date" if asked else f"no {stages[-1]} in this recipe"
         logging.getLogger("vcsoup").info("nothing to do: %s", reason)
     return workspace
+
+
+def _given(context: typer.Context) -> set[str]:
+    """The options that the command was given, such as `--run-dir`."""
+    found = set()
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            found.add(f"--{name.replace('_', '-')}")
+    return found
+
+
+def _merge_shares(recipe_file: Path, run_dir: Path | None, rank: int | None, size: int) -> None:
+    """Write one rank's share of the soups, or publish what all ranks have written."""
+    from vcsoup_dist.plan.history import recorded
+    from vcsoup_dist.souping.stage import make_share, publish_shares
+
+    if not 0 <= (rank or 0) < size:
+        raise UserError(f"--rank {rank or 0} of --world-size {size}: ranks count from 0")
+    recipe, workspace, plan = _plan(recipe_file, run_dir, make=True)
+    missing = [each for each in plan if each.stage == "merge" and not workspace.is_made(each)]
+    if not missing:
+        logging.getLogger("vcsoup").info("nothing to do: %s is up to date", workspace.root)
+        return
+    with recorded(workspace.root, "merge", missing):
+        if rank is None:
+            publish_shares(recipe, workspace, missing, size)
+        else:
+            make_share(recipe, workspace, missing, rank, size)
 
 
 def _numbers(row: str) -> list[float]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write aside, fsync, rename: a reader sees the old file or the new one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    # A pid alone may be taken on another node, or in a container beside this one.
+    aside = path.with_name(f".{path.name}.{os.getpid()}{secrets.randbelow(10**9):09}")
     with open(aside, "wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()

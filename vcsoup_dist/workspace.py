@@ -4,7 +4,7 @@
     <product name>/                 a finished product, with its product.json
     work/<product name>/output/     the product while it is being made
     work/<product name>/scratch/    what its maker needs to go on after a kill (checkpoints)
-    locks/                          one writer per product
+    locks/                          one writer per product, or several that share it
 
 A product is published by one rename, so a reader sees all of it or nothing.
 """
@@ -20,8 +20,8 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +41,8 @@ log = logging.getLogger("vcsoup")
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 WORKERS_TIMEOUT = 60.0  # seconds; ranks and actors of a killed run die well within this
+
+GLANCE = 0.5  # seconds; `is_being_made` holds a lock for less
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +164,11 @@ class Workspace:
             )
         return self.folder(product)
 
+    def draft(self, product: Product) -> Draft:
+        """Where the product is made, or would be."""
+        work = self.root / "work" / product.name
+        return Draft(product, work / "output", work / "scratch", self._lock(product, "workers"))
+
     @contextmanager
     def making(
         self, product: Product, wait: bool = False, keep_scratch: bool = True
@@ -173,21 +180,14 @@ class Workspace:
         waited for, or refused with a UserError; whoever waits looks again whether the product is
         made.
         """
-        with self._alone(product, wait) as workers_lock:
-            work = self.root / "work" / product.name
-            marker = work / "fingerprint"
-            if not marker.exists() or marker.read_text() != product.fingerprint:
-                shutil.rmtree(work, ignore_errors=True)
-                work.mkdir(parents=True)
-                write_atomically(marker, product.fingerprint)
-            draft = Draft(product, work / "output", work / "scratch", workers_lock)
-            draft.output.mkdir(exist_ok=True)
-            draft.scratch.mkdir(exist_ok=True)
+        with self._alone(product, wait):
+            draft = self._prepare(product)
             try:
                 yield draft
                 self._publish(draft)
                 if not keep_scratch:
-                    shutil.rmtree(work, ignore_errors=True)  # while nobody else can be in it
+                    # While nobody else can be in it.
+                    shutil.rmtree(draft.scratch.parent, ignore_errors=True)
             except OSError as error:
                 if error.errno not in DISK_ERRORS:
                     raise
@@ -197,15 +197,31 @@ class Workspace:
                     "mend it and run the same command again"
                 ) from error
 
+    @contextmanager
+    def sharing(self, products: Sequence[Product]) -> Iterator[list[Draft]]:
+        """Hold a share of the products' locks, and give the drafts of those that are not made.
+
+        For processes that write into the same drafts and agree among themselves on who writes what.
+        None publishes: `making` does, once none works any more. UserError where somebody is making
+        a product, or where others share it that make it from something else.
+        """
+        locks = self.root / "locks"
+        locks.mkdir(exist_ok=True)
+        with ExitStack() as stack:
+            with open(locks / "sharing", "a") as door:  # one enters at a time
+                fcntl.flock(door, fcntl.LOCK_EX)
+                drafts = [stack.enter_context(self._share(product)) for product in products]
+            yield [draft for draft in drafts if draft is not None]
+
     def is_being_made(self, name: str) -> bool:
         """Whether a writer, or a worker of one, holds the product of that name."""
         for kind in ("writer", "workers"):
             path = self.root / "locks" / f"{name.replace('/', '.')}.{kind}"
             if path.exists():
-                with open(path, "a") as lock:
-                    try:
-                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    except BlockingIOError:
+                # In another user's run directory only the writer can be seen.
+                mine = os.access(path, os.W_OK)
+                with open(path, "a" if mine else "r") as lock:
+                    if not _locked(lock, fcntl.LOCK_EX if mine else fcntl.LOCK_SH):
                         return True
         return False
 
@@ -236,45 +252,98 @@ class Workspace:
         if not any(draft.scratch.iterdir()):  # nothing for `keep` to decide on
             shutil.rmtree(draft.scratch.parent)
 
+    def _is_drafted(self, product: Product) -> bool:
+        """Whether its draft is of what the recipe says now."""
+        marker = self.root / "work" / product.name / "fingerprint"
+        return marker.exists() and marker.read_text() == product.fingerprint
+
+    def _prepare(self, product: Product) -> Draft:
+        """The draft, without what is not of this product."""
+        draft = self.draft(product)
+        if not self._is_drafted(product):
+            work = draft.scratch.parent
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+            write_atomically(work / "fingerprint", product.fingerprint)
+        draft.output.mkdir(exist_ok=True)
+        draft.scratch.mkdir(exist_ok=True)
+        return draft
+
+    def _lock(self, product: Product, kind: str) -> Path:
+        return self.root / "locks" / f"{product.name.replace('/', '.')}.{kind}"
+
     @contextmanager
-    def _alone(self, product: Product, wait: bool) -> Iterator[Path]:
+    def _alone(self, product: Product, wait: bool) -> Iterator[None]:
         """One writer: an exclusive lock, after the workers of a killed writer are gone."""
-        locks = self.root / "locks"
-        locks.mkdir(exist_ok=True)
-        stem = product.name.replace("/", ".")
-        workers_lock = locks / f"{stem}.workers"
-        with open(locks / f"{stem}.writer", "a+") as writer, open(workers_lock, "a") as workers:
-            try:
-                fcntl.flock(writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                writer.seek(0)
-                busy = f"{product.name} is being made by another process ({writer.read().strip()})"
+        (self.root / "locks").mkdir(exist_ok=True)
+        with open(self._lock(product, "writer"), "a+") as writer:
+            if not _locked(writer, fcntl.LOCK_EX, GLANCE):
+                busy = _busy(product, writer)
                 if not wait:
-                    raise UserError(busy) from error
+                    raise UserError(busy)
                 log.info("waiting: %s", busy)
                 fcntl.flock(writer, fcntl.LOCK_EX)
-            writer.truncate(0)
-            writer.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
-            writer.flush()
-            _wait_for_workers(workers, product)
-            yield workers_lock
+            _sign(writer)
+            _wait_for_workers(self._lock(product, "workers"), product)
+            yield
+
+    @contextmanager
+    def _share(self, product: Product) -> Iterator[Draft | None]:
+        """A share of the writer's lock, and the draft unless the product is made."""
+        with open(self._lock(product, "writer"), "a+") as writer:
+            if not _locked(writer, fcntl.LOCK_SH, GLANCE):
+                raise UserError(_busy(product, writer))
+            draft = None
+            if not self.is_made(product):
+                if not self._is_drafted(product):
+                    if not _locked(writer, fcntl.LOCK_EX, GLANCE):
+                        raise UserError(
+                            f"{_busy(product, writer)}, from something else than the recipe says"
+                            " now; wait for it, or end it"
+                        )
+                    _wait_for_workers(self._lock(product, "workers"), product)
+                draft = self._prepare(product)
+            _sign(writer)
+            if not _locked(writer, fcntl.LOCK_SH):  # somebody came between the two locks
+                raise UserError(_busy(product, writer))
+            yield draft
 
 
-def _wait_for_workers(lock: Any, product: Product) -> None:
-    deadline = time.monotonic() + WORKERS_TIMEOUT
+def _locked(file: Any, kind: int, patience: float = 0.0) -> bool:
+    """Take an flock(2) of `kind`; False where somebody is in the way for `patience` seconds."""
+    deadline = time.monotonic() + patience
     while True:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            fcntl.flock(lock, fcntl.LOCK_UN)
-            return
-        except BlockingIOError as error:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.01)
+
+
+def _sign(lock: Any) -> None:
+    lock.truncate(0)
+    lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+    lock.flush()
+
+
+def _busy(product: Product, lock: Any) -> str:
+    lock.seek(0)
+    return f"{product.name} is being made by another process ({lock.read().strip()})"
+
+
+def _wait_for_workers(path: Path, product: Product) -> None:
+    deadline = time.monotonic() + WORKERS_TIMEOUT
+    with open(path, "a") as lock:
+        while not _locked(lock, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
-                pids = ", ".join(str(pid) for pid in openers(Path(lock.name)))
+                pids = ", ".join(str(pid) for pid in openers(path))
                 who = f"pid {pids}" if pids else "none to be seen on this machine"
                 raise UserError(
                     f"{product.name}: ranks or actors of a former run still write to it after "
                     f"{WORKERS_TIMEOUT:.0f} s ({who}); end them first"
-                ) from error
+                )
             time.sleep(0.1)
 
 

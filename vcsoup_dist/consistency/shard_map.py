@@ -43,14 +43,17 @@ def run_here(
 
 
 @contextmanager
-def runner(launch: Launch, on_cluster: bool) -> Iterator[Run]:
-    """In this process, or on the Ray cluster of `launch`, whose start takes seconds."""
+def runner(launch: Launch, folder: Path, on_cluster: bool) -> Iterator[Run]:
+    """In this process, or on the Ray cluster of `launch`, whose start takes seconds.
+
+    `folder`: the run directory.
+    """
     if not on_cluster:
         yield run_here
         return
     from vcsoup_dist.launch.ray_cluster import ray_cluster
 
-    with ray_cluster(launch):
+    with ray_cluster(launch, folder):
         yield _run_as_tasks
 
 

@@ -69,7 +69,7 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
         len(group) * _size(each) for each, group in zip(inputs, groups.values(), strict=True)
     )
     scales: dict[tuple[str, ...], NDArray[np.float64]] = {}
-    with runner(recipe.launch, work >= ON_CLUSTER) as run:
+    with runner(recipe.launch, workspace.root, work >= ON_CLUSTER) as run:
         for each, group in zip(inputs, groups.values(), strict=True):
             _make_group(workspace, group, judge_pairs(each, run, scales), run)
 

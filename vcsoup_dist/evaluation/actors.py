@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from vcsoup_dist.files import write_atomically
 from vcsoup_dist.identity import Located
 from vcsoup_dist.launch.death import die_when_told, die_with_parent
 from vcsoup_dist.launch.room import check_room
+from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Evaluation
 from vcsoup_dist.scoring.actor_errors import is_out_of_memory, mendable
 from vcsoup_dist.scoring.rewards import Reward, Text, load_reward, score_all
@@ -30,7 +31,8 @@ from vcsoup_dist.souping.virtual import load_soup, reweight
 from vcsoup_dist.workspace import hold_while_working
 
 LESS = "lower evaluation.batch or scoring.tokens_per_batch, or give it more memory"
-RETRIES = 2  # of one soup, when its actor dies
+ATTEMPTS = 3  # at one soup, when its actors die
+QUIET = 60.0  # seconds without any result, after which the log says that all wait for room
 
 ANSWERS = "answers.parquet"
 
@@ -153,36 +155,103 @@ def evaluate_all(
 ) -> None:
     """Evaluate every task on the connected Ray cluster, the next one wherever an actor is free.
 
-    Actors for which there is no room get no task and keep nobody waiting.
+    Actors for which there is no room get no task and keep nobody waiting. Raises UserError for a
+    task whose actors die again and again.
     """
     check_room("evaluation", {"CPU": settings.cpus_per_actor, "GPU": settings.gpus_per_actor})
-    kind = ray.remote(max_restarts=-1, max_task_retries=RETRIES)(EvaluationActor).options(
+    # Ray is not asked to restart an actor: its task would wait with it, for room on other nodes.
+    kind = ray.remote(max_restarts=0, max_task_retries=0)(EvaluationActor).options(
         num_cpus=settings.cpus_per_actor, num_gpus=settings.gpus_per_actor
     )
     gpu = settings.gpus_per_actor > 0
-    actors = [
-        kind.remote(judges, settings, tokens_per_batch, gpu)
-        for _ in range(min(settings.actors, len(tasks)))
-    ]
+    crew = _Crew(lambda: kind.remote(judges, settings, tokens_per_batch, gpu), settings.actors)
     waiting = deque(tasks)
     unfinished = len(tasks)
-    pending: dict[Any, tuple[Any, EvaluationTask | None]] = {
-        actor.ready.remote(): (actor, None) for actor in actors
-    }
     try:
         while unfinished:
-            done, _ = ray.wait(list(pending), num_returns=1)
-            actor, task = pending.pop(done[0])
-            answers = _result(done[0], task.name if task else "evaluation")
-            if task is not None:
+            crew.fill(unfinished)
+            reference = crew.first_result()
+            actor, task = crew.pending[reference]
+            try:
+                answers = _result(reference, task.name if task else "evaluation")
+            except ray.exceptions.RayTaskError:
+                raise
+            except ray.exceptions.RayError as error:
+                crew.dismiss(reference)
+                crew.died(task, error)
+                if task is not None:
+                    waiting.appendleft(task)
+                continue
+            if task is None:
+                crew.deaths[None] = 0
+            else:
                 advance(answers)
                 unfinished -= 1
             if waiting:
                 task = waiting.popleft()
-                pending[actor.evaluate.remote(task, list(prompts))] = (actor, task)
+                crew.pending[actor.evaluate.remote(task, list(prompts))] = (actor, task)
+                del crew.pending[reference]
+            else:
+                crew.dismiss(reference)
     finally:
-        for actor in actors:
-            ray.kill(actor, no_restart=True)
+        for reference in list(crew.pending):
+            crew.dismiss(reference)
+
+
+class _Crew:
+    """The actors, each with one result to come: that it is ready, or of its task."""
+
+    def __init__(self, hire: Callable[[], Any], size: int) -> None:
+        self.hire = hire
+        self.size = size
+        self.pending: dict[Any, tuple[Any, EvaluationTask | None]] = {}
+        """Ray's reference to a result -> its actor and task."""
+        self.deaths: Counter[EvaluationTask | None] = Counter()
+        """Task -> actors that died at it; None -> those in a row that never were ready."""
+
+    def fill(self, most: int) -> None:
+        """Hire up to `size` actors, and no more than `most`."""
+        while len(self.pending) < min(self.size, most):
+            actor = self.hire()
+            self.pending[actor.ready.remote()] = (actor, None)
+
+    def dismiss(self, reference: Any) -> None:
+        """End the actor of that result."""
+        actor, _ = self.pending.pop(reference)
+        ray.kill(actor)
+
+    def first_result(self) -> Any:
+        """Wait for a result; returns Ray's reference to it."""
+        while True:
+            done, _ = ray.wait(list(self.pending), num_returns=1, timeout=QUIET)
+            if done:
+                return done[0]
+            if not self._is_at_work():
+                log.warning(
+                    "evaluation: %d actors wait for room on the Ray cluster", len(self.pending)
+                )
+
+    def died(self, task: EvaluationTask | None, error: Exception) -> None:
+        """Count the death of an actor at a task, or before it was ready; raises UserError at last.
+
+        Where actors do not come so far as to be ready while others are at work, as on a broken
+        machine, those go on without them.
+        """
+        name = task.name if task else "evaluation"
+        reason = " ".join(str(error).split())[:300]
+        self.deaths[task] += 1
+        if self.deaths[task] < ATTEMPTS:
+            log.warning("%s: its actor died, another takes its place (%s)", name, reason)
+        elif task is None and self._is_at_work():
+            self.size, self.deaths[None] = len(self.pending), 0
+            log.warning("evaluation: going on with %d actors (%s)", self.size, reason)
+        else:
+            raise UserError(
+                f"{name}: its actor died {ATTEMPTS} times; out of memory? {LESS} ({reason})"
+            ) from error
+
+    def _is_at_work(self) -> bool:
+        return any(task is not None for _, task in self.pending.values())
 
 
 def _result(reference: Any, name: str) -> int:
@@ -194,8 +263,3 @@ def _result(reference: Any, name: str) -> int:
         if is_out_of_memory(error.cause):
             raise UserError(f"{name}: {reason_of(error.cause)}; {LESS}") from error
         raise
-    except ray.exceptions.RayActorError as error:
-        raise UserError(
-            f"{name}: its actor died {RETRIES + 1} times; out of memory? {LESS} "
-            f"({' '.join(str(error).split())[:300]})"
-        ) from error

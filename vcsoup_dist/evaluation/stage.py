@@ -45,7 +45,7 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
             return
         log.info("evaluation: %d held-out prompts, %d models", len(prompts), len(tasks))
         with (
-            ray_cluster(recipe.launch),
+            ray_cluster(recipe.launch, workspace.root),
             progress("evaluation", len(tasks) * len(prompts), "answers") as advance,
         ):
             evaluate_all(

@@ -16,6 +16,7 @@ from typing import Any
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.launch.processes import children, name_of
+from vcsoup_dist.launch.ray_check import check_nodes
 from vcsoup_dist.launch.ray_signals import our_signals, stops_as_interrupts
 from vcsoup_dist.recipe import Launch
 
@@ -24,12 +25,13 @@ LONGEST_BASE = 24  # characters: Ray puts sockets below it, whose paths may have
 
 
 @contextmanager
-def ray_cluster(launch: Launch) -> Iterator[None]:
+def ray_cluster(launch: Launch, folder: Path) -> Iterator[None]:
     """Connect to `launch.ray_address` or RAY_ADDRESS, else start Ray on this machine for the block.
 
-    Actors see this process's own import paths (on a cluster: by a shared file system) and
-    OMP_NUM_THREADS = `launch.threads`. Nothing that was started here outlives this process, even
-    when it is killed.
+    Raises UserError where a node of a running cluster does not see `folder`, the run directory, as
+    this one does. Actors have this process's own import paths (on a cluster: by the shared file
+    system) and OMP_NUM_THREADS = `launch.threads`. Nothing that was started here outlives this
+    process, even when it is killed.
     """
 
     address = launch.ray_address or os.environ.get("RAY_ADDRESS") or "local"
@@ -41,14 +43,14 @@ def ray_cluster(launch: Launch) -> Iterator[None]:
         "logging_level": "ERROR",
         "runtime_env": {"env_vars": _actor_environment(launch.threads)},
     }
-    origin = "launch.ray_address" if launch.ray_address else "RAY_ADDRESS"
-    cluster = _local_ray(settings) if address == "local" else _remote_ray(settings, origin)
+    origin = launch.ray_address_from if launch.ray_address else "RAY_ADDRESS"
+    cluster = _local_ray(settings) if address == "local" else _remote_ray(settings, origin, folder)
     with stops_as_interrupts(), cluster:
         yield
 
 
 @contextmanager
-def _remote_ray(settings: dict[str, Any], origin: str) -> Iterator[None]:
+def _remote_ray(settings: dict[str, Any], origin: str, folder: Path) -> Iterator[None]:
     import ray
 
     address = settings["address"]
@@ -63,6 +65,7 @@ def _remote_ray(settings: dict[str, Any], origin: str) -> Iterator[None]:
             f"({' '.join(str(error).split())[:300]})"
         ) from error
     try:
+        check_nodes(folder, f"{origin}: the Ray cluster at {address}")
         yield
     finally:
         with our_signals():

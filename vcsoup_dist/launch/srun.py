@@ -3,7 +3,8 @@
 The contract is that of `ranks.py`. The command runs inside the job, as a rule in its batch script
 on the first node; every task is `srun_rank.py`, which takes its place among the ranks from Slurm.
 A request to stop is handed on through srun, once the ranks can act on it; `scancel --signal=USR2`
-and sbatch's `--signal=USR2@N` reach them without this command.
+and sbatch's `--signal=USR2@N` reach them without this command. A task that does not see the log
+folder cannot leave anything there: it says so on its stderr, which srun hands to this command.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from vcsoup_dist.launch.ranks import (
     raise_what_ranks_said,
     stop_if_asked,
 )
+from vcsoup_dist.launch.shared_files import token
+from vcsoup_dist.launch.srun_rank import UNSEEN
 from vcsoup_dist.progress import log
 
 GRACE = 30  # seconds for the other ranks to end, in whatever way, after the first
@@ -35,14 +38,16 @@ KILLED_BY_REQUEST = 128 + signal.SIGUSR2
 
 # Such as `srun: error: n2: tasks 2-3: Killed`.
 TASK_ENDED = re.compile(rb"srun: error: (\S+): tasks? (\d+)[\d,-]*: (.+)")
+UNSEEN_LINE = re.compile(rf"{UNSEEN}(\S+): (.+)".encode())
 STOPPED = f"Exited with exit code {EXIT_PREEMPTED}"
 
 
 def run_on_slurm(module: str, job: Path, threads: int, logs: Path) -> None:
     """Run as many processes as the Slurm job has tasks, and wait for all.
 
-    Raises UserError with the failed rank's own line, or with the end of what it left; Preempted
-    where the ranks saved and stopped on request, or the request came before.
+    Raises UserError with the failed rank's own line, or with the end of what it left, or where a
+    node does not see the log folder; Preempted where the ranks saved and stopped on request, or the
+    request came before.
     """
     stop_if_asked()
     ranks = tasks_of_job()
@@ -60,7 +65,13 @@ def run_on_slurm(module: str, job: Path, threads: int, logs: Path) -> None:
         *(ranks, "" if ranks == 1 else "s"),
         *(os.environ["SLURM_JOB_ID"], os.environ["SLURM_JOB_NODELIST"]),
     )
-    command = srun_command(ranks, module, job)
+    # By its name `begin_logs` removes what a killed command leaves.
+    with token(logs, "rank-sees") as file:
+        environment["VCSOUP_SHARED_FILE"] = str(file)
+        _run_step(srun_command(ranks, module, job), environment, ranks, logs)
+
+
+def _run_step(command: list[str], environment: dict[str, str], ranks: int, logs: Path) -> None:
     launcher = os.getpid()
     too_early = False
     try:
@@ -87,7 +98,7 @@ def run_on_slurm(module: str, job: Path, threads: int, logs: Path) -> None:
         try:
             with handing_on(hand_on):
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-                ended = _pass_on(step)
+                ended, unseen = _pass_on(step)
                 code = step.wait()
         finally:
             if step.poll() is None:  # the command was interrupted
@@ -97,6 +108,10 @@ def run_on_slurm(module: str, job: Path, threads: int, logs: Path) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     if code and too_early:
         raise Preempted
+    if unseen:
+        mounts = "; VCSOUP_CONTAINER must mount it" if os.environ.get("VCSOUP_CONTAINER") else ""
+        trouble = next(iter(unseen.values()))
+        raise UserError(f"launcher srun: on {', '.join(sorted(unseen))}: {trouble}{mounts}")
     if code:
         _explain(code, ended, logs)
 
@@ -141,18 +156,28 @@ def srun_command(ranks: int, module: str, job: Path) -> list[str]:
     return [*command, *container, *task, module, str(job)]
 
 
-def _pass_on(step: subprocess.Popen[bytes]) -> tuple[int, str] | None:
-    """Show what rank 0 and srun say until srun ends; the rank that failed first, and how."""
+def _pass_on(step: subprocess.Popen[bytes]) -> tuple[tuple[int, str] | None, dict[str, str]]:
+    """Show what rank 0 and srun say until srun ends.
+
+    Returns the rank that failed first, and how; and node -> its trouble with the log folder, at the
+    first of which the step is ended.
+    """
     assert step.stderr is not None
     first = None
+    unseen: dict[str, str] = {}
     for line in step.stderr:
+        if found := UNSEEN_LINE.search(line):
+            node, trouble = (each.decode(errors="replace") for each in found.groups())
+            unseen[node] = trouble
+            step.terminate()
+            continue
         sys.stderr.buffer.write(line)
         sys.stderr.buffer.flush()
         if first is None and (found := TASK_ENDED.match(line)):
             node, rank, reason = (each.decode(errors="replace") for each in found.groups())
             if reason != STOPPED:
                 first = int(rank), f"on {node} ended: {reason.lower()}"
-    return first
+    return first, unseen
 
 
 def _explain(code: int, ended: tuple[int, str] | None, logs: Path) -> None:

@@ -12,9 +12,17 @@ import runpy
 import sys
 from pathlib import Path
 
+from vcsoup_dist.launch.shared_files import trouble_with
+
+UNSEEN = "vcsoup: unseen: "
+"""How the line of a task begins that does not see the log folder."""
+
 
 def main() -> None:
-    """Become rank SLURM_PROCID and run MODULE."""
+    """Become rank SLURM_PROCID and run MODULE, where this node sees the log folder."""
+    if trouble := trouble_with(os.environ["VCSOUP_SHARED_FILE"]):
+        print(f"{UNSEEN}{os.environ['SLURMD_NODENAME']}: {trouble}", file=sys.stderr)
+        sys.exit(2)
     rank = os.environ["SLURM_PROCID"]
     node = int(os.environ["SLURM_NODEID"])
     os.environ |= {

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from vcsoup_dist.launch.ranks import stop_if_asked
+from vcsoup_dist.plan.history import recorded
 from vcsoup_dist.plan.products import STAGES, to_make
 from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe
@@ -55,8 +56,9 @@ def make_missing(
         began = time.monotonic()
         log.info("== %s: %d to make", stage, len(due))
         module, _, name = DOORS[stage].partition(":")
-        door: Door = getattr(importlib.import_module(module), name)
-        door(recipe, workspace, due)
+        with recorded(workspace.root, stage, due):
+            door: Door = getattr(importlib.import_module(module), name)
+            door(recipe, workspace, due)
         made += len(due)
         log.info("== %s: done in %.1f s", stage, time.monotonic() - began)
         stop_if_asked()

@@ -1,4 +1,4 @@
-"""What `check`, `status` and the end of a run print."""
+"""What `check` and the end of a run print."""
 
 from __future__ import annotations
 
@@ -69,21 +69,6 @@ def _show_training(recipe: Recipe, console: Console) -> None:
         console.print(f"{name:32} {text}", highlight=False)
     for warning in needs.warnings:
         console.print(f"warning: {warning}", style="bold red", soft_wrap=True)
-
-
-def show_status(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) -> None:
-    """Every product with a mark: made, made from something else, missing, or not needed."""
-    console = Console()
-    needed = {product.name for product in to_make(plan, workspace, recipe)}
-    for product in plan:
-        on_disk = workspace.fingerprint_on_disk(product.name)
-        if on_disk == product.fingerprint:
-            mark = "made"
-        elif on_disk is not None:
-            mark = "changed"
-        else:
-            mark = "missing" if product.name in needed else "not kept"
-        console.print(f"{mark:8}  {product.name}", highlight=False)
 
 
 def show_result(workspace: Workspace) -> None:

@@ -27,6 +27,7 @@ class Submission:
     after: Sequence[str]
     """Ids of the jobs that it waits for."""
     submitted: str
+    is_array: bool = False
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,9 @@ def submit(
                 time = datetime.now().isoformat(timespec="seconds")
                 note_submissions(
                     workspace.root,
-                    Submission(own[-1], step.job.stage, part.tasks, waits_for, time),
+                    Submission(
+                        own[-1], step.job.stage, part.tasks, waits_for, time, bool(part.array)
+                    ),
                 )
             ids[step.job.stage] = own
             lines.append(_line(step, own, after))
@@ -191,7 +193,7 @@ def _parts(job: StageJob, recipe_file: Path, recipe: Recipe) -> list[_Part]:
         tasks = [{name: made} for name, made in makes.items()]
         return [_Part(script, tasks, f"0-{len(makes) - 1}{at_once}")]
     if job.ranks > 1:
-        finalise = [script[0], "--finalise", *script[1:]]
+        finalise = [*script, "--finalise", "--world-size", str(job.ranks)]
         return [_Part(script, [], f"0-{job.ranks - 1}"), _Part(finalise, [makes])]
     return [_Part(script, [makes])]
 

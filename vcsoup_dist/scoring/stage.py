@@ -90,7 +90,7 @@ def score(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> 
             else:
                 for_actors.append(group)
         if for_actors:
-            _score_with_actors(recipe, for_actors)
+            _score_with_actors(recipe, workspace, for_actors)
 
 
 def _score_columns(group: Group, settings: ColumnsReward) -> None:
@@ -99,7 +99,7 @@ def _score_columns(group: Group, settings: ColumnsReward) -> None:
             write_scores(file, column_scores(read_slice(part), settings))
 
 
-def _score_with_actors(recipe: Recipe, groups: Sequence[Group]) -> None:
+def _score_with_actors(recipe: Recipe, workspace: Workspace, groups: Sequence[Group]) -> None:
     from vcsoup_dist.launch.ray_cluster import ray_cluster
     from vcsoup_dist.scoring.pools import run_pools
     from vcsoup_dist.scoring.tasks import pool_of
@@ -108,7 +108,7 @@ def _score_with_actors(recipe: Recipe, groups: Sequence[Group]) -> None:
     of_pool = dict(zip([pool.name for pool in pools], groups, strict=True))
     pairs = sum(task.pairs.rows for pool in pools for task in pool.tasks)
     with (
-        ray_cluster(recipe.launch),
+        ray_cluster(recipe.launch, workspace.root),
         progress("scoring", pairs, "pairs") as advance,
         closing(run_pools(pools, advance)) as done,
     ):

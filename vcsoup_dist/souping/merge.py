@@ -12,7 +12,7 @@ from vcsoup_dist.souping.formats import format_named
 from vcsoup_dist.souping.grids import random_weights, simplex_grid, validate_weights, weights_name
 from vcsoup_dist.souping.mergekit_config import read_mergekit_config
 from vcsoup_dist.souping.preflight import SHARD_SIZE, MergePlan, check_disk, plan_merge
-from vcsoup_dist.souping.screen import describe, expected_seconds, last_line
+from vcsoup_dist.souping.screen import describe, expected_seconds, last_line, not_done
 from vcsoup_dist.souping.verify import verify_soups
 from vcsoup_dist.souping.write import (
     Placement,
@@ -179,7 +179,5 @@ def _finalise(plan: MergePlan, where: Placement, world_size: int, sha256: bool) 
         if not where.work.is_dir():
             raise UserError(f"{where.work}: there is nothing to finalise")
         missing = missing_ranks(plan, where, world_size)
-        raise UserError(
-            f"{where.work}: not done yet: ranks {', '.join(map(str, missing))} of {world_size}"
-        )
+        raise UserError(f"{where.work}: {not_done(missing, world_size)}")
     return Written(tuple(plan.soups), 0, 0, 0, True)

@@ -57,7 +57,7 @@ def publish(
             _state_dtype(plan, folder / CONFIG_NAME)
         if card:
             text = card_text(
-                targets[soup].name,
+                soup,
                 weights=dict(zip(plan.names, row, strict=False)),  # the base has none
                 sources=identities,
                 base=plan.base,

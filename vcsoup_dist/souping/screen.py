@@ -100,6 +100,13 @@ def last_line(report: Written, seconds: float) -> str:
     )
 
 
+def not_done(ranks: Sequence[int], world_size: int) -> str:
+    """The ranks whose part is missing, as far as their number was given."""
+    if world_size == 1:
+        return "not done yet; give the --world-size of the ranks to see which are missing"
+    return f"not done yet: ranks {', '.join(map(str, ranks))} of {world_size}"
+
+
 def _peak_memory() -> int:
     """Bytes of this process."""
     status = Path("/proc/self/status")

@@ -1,28 +1,86 @@
-"""The door of souping: all missing soups of one method and seed in one pass over its policies."""
+"""The door of souping: all missing soups of one method and seed in one pass over its policies.
+
+One process makes and publishes them, or ranks write a share each (`make_share`) and one process
+publishes what they have written (`publish_shares`). All work in the same folder, that of the first
+missing soup, so one goes on from what others have left.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe
-from vcsoup_dist.souping.preflight import plan_merge
-from vcsoup_dist.souping.screen import last_line
-from vcsoup_dist.souping.write import placement, write_soups
-from vcsoup_dist.workspace import Product, Workspace
+from vcsoup_dist.souping.preflight import MergePlan, plan_merge
+from vcsoup_dist.souping.screen import last_line, not_done
+from vcsoup_dist.souping.work import door, writers
+from vcsoup_dist.souping.write import Placement, finish, missing_ranks, write_soups
+from vcsoup_dist.workspace import Draft, Product, Workspace
 
 
 def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
     """Make soups."""
+    for group in _groups(products):
+        with contextlib.ExitStack() as stack:
+            drafts = [stack.enter_context(workspace.making(product)) for product in group]
+            _write(recipe, workspace, drafts, rank=0, world_size=1, publishing=True)
+
+
+def make_share(
+    recipe: Recipe, workspace: Workspace, products: Sequence[Product], rank: int, world_size: int
+) -> None:
+    """Write one rank's share of soups, and publish nothing."""
+    for group in _groups(products):
+        with workspace.sharing(group) as drafts:
+            if drafts:
+                _write(recipe, workspace, drafts, rank, world_size, publishing=False)
+
+
+def publish_shares(
+    recipe: Recipe, workspace: Workspace, products: Sequence[Product], world_size: int
+) -> None:
+    """Publish soups of which all ranks have written their share.
+
+    UserError that names the ranks which are still at work, or have not written theirs.
+    """
+    for group in _groups(products):
+        title = _title(group)
+        plan, where = _plan(recipe, workspace, [workspace.draft(product) for product in group])
+        with door(where.work, make=False):
+            at_work = writers(where.work)
+        if at_work:
+            raise UserError(
+                f"{title}: still at work: {'; '.join(at_work)}; publish them afterwards"
+            )
+        with contextlib.ExitStack() as stack:
+            for product in group:
+                stack.enter_context(workspace.making(product))
+            if all(map(workspace.is_made, group)):
+                continue  # another was faster
+            if missing := missing_ranks(plan, where, world_size):
+                raise UserError(f"{title}: {not_done(missing, world_size)}")
+            finish(plan, where)
+        log.info("%s: %d, published", title, len(group))
+
+
+def _groups(products: Sequence[Product]) -> Iterator[list[Product]]:
     for _, group in itertools.groupby(products, key=lambda each: (each.method, each.seed)):
-        _make_together(recipe, workspace, list(group))
+        yield list(group)
 
 
-def _make_together(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
+def _title(group: Sequence[Product]) -> str:
+    return f"soups of {group[0].method}, seed {group[0].seed}"
+
+
+def _plan(
+    recipe: Recipe, workspace: Workspace, drafts: Sequence[Draft]
+) -> tuple[MergePlan, Placement]:
+    """One pass that writes below one folder, from where each soup goes to its own draft."""
+    products = [draft.product for draft in drafts]
     policies = products[0].inputs_of("train")
     plan = plan_merge(
         [workspace.need(policy) for policy in policies],
@@ -30,15 +88,33 @@ def _make_together(recipe: Recipe, workspace: Workspace, products: Sequence[Prod
         names=[policy.value or policy.name for policy in policies],
         shard_size=recipe.soup.shard_size,
     )
-    with contextlib.ExitStack() as stack:
-        drafts = [stack.enter_context(workspace.making(product)) for product in products]
-        # One pass writes all soups below one folder, from where each goes to its own draft.
-        where = placement(plan, drafts[0].scratch / "soups", inside=True)
-        began = time.monotonic()
-        title = f"soups of {products[0].method}"
-        written = write_soups(plan, where, memory=recipe.soup.memory, overwrite=True, title=title)
-        for draft, target in zip(drafts, where.targets.values(), strict=True):
-            shutil.rmtree(draft.output)
-            target.rename(draft.output)
-        where.out.rmdir()
-    log.info("%s: %d, %s", title, len(plan.soups), last_line(written, time.monotonic() - began))
+    targets = {soup: draft.output for soup, draft in zip(plan.soups, drafts, strict=True)}
+    return plan, Placement(drafts[0].scratch / "soups", targets)
+
+
+def _write(
+    recipe: Recipe,
+    workspace: Workspace,
+    drafts: Sequence[Draft],
+    rank: int,
+    world_size: int,
+    publishing: bool,
+) -> None:
+    plan, where = _plan(recipe, workspace, drafts)
+    began = time.monotonic()
+    title = _title([draft.product for draft in drafts])
+    if not publishing:
+        title += f", rank {rank} of {world_size}"
+    written = write_soups(
+        plan,
+        where,
+        memory=recipe.soup.memory,
+        rank=rank,
+        world_size=world_size,
+        overwrite=True,
+        title=title,
+        publishing=publishing,
+    )
+    seconds = time.monotonic() - began
+    said = last_line(written, seconds) if written.soups else "nothing is left to write"
+    log.info("%s: %d, %s", title, len(plan.soups), said)

@@ -110,14 +110,16 @@ def writing(work: Path, rank: int, world_size: int) -> Iterator[None]:
                 f"{work}: another process writes there ({own.read_text().strip()}); wait for it"
             ) from None
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        who = f"rank {rank} of {world_size}, " if world_size > 1 else ""
+        who += f"pid {os.getpid()} on {socket.gethostname()}\n"
+        os.pwrite(descriptor, who.encode(), 0)
         yield
     finally:
         os.close(descriptor)
 
 
 def writers(work: Path) -> list[str]:
-    """Who works in the folder as any rank: `pid 7 on host`."""
+    """Who works in the folder: `pid 7 on host`, with several ranks `rank 1 of 4, pid 7 on host`."""
     return [path.read_text().strip() for path in sorted(work.glob("rank-*.lock")) if _is_held(path)]
 
 

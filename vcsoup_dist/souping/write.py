@@ -105,13 +105,14 @@ def write_soups(
     card: bool = True,
     sha256: bool = False,
     title: str = "merge",
+    publishing: bool = True,
 ) -> Written:
     """Write this rank's shards of every soup; the rank that finds all done publishes them.
 
     Every input byte is read once. Killed at any instant, the same call goes on, and ends with
     the same bytes, as any number of ranks do. memory: bytes; overwrite: replace
     what lies at the targets; card: write a README.md; sha256: also record what `sha256sum`
-    prints; title: of the progress bar.
+    prints; title: of the progress bar; publishing: False leaves that to `finish` in any case.
     UserError for NaN or infinity in a policy unless `allow_nonfinite`, integers that differ, a
     full disk, a place that is taken or in use.
     """
@@ -137,7 +138,7 @@ def write_soups(
             files = SoupFiles([where.folder(soup) for soup in plan.soups], plan.shards, kept)
             journal = Journal(where.work, rank, world_size)
             report = _write(plan, missing, files, journal, memory, allow_nonfinite, title)
-        finished = finish(plan, where, card=card, sha256=sha256)
+        finished = publishing and finish(plan, where, card=card, sha256=sha256)
     return replace(report, pieces_kept=len(kept), finished=finished)
 
 
@@ -148,8 +149,16 @@ def finish(plan: MergePlan, where: Placement, *, card: bool = True, sha256: bool
     """
     with door(where.work, make=False) as there, _disk_full_is_said(where.work):
         if not there:  # another rank was faster, or none has begun
-            return all(is_made(plan, soup, where.targets[soup]) for soup in plan.soups)
-        same = _started(plan, where)
+            return _all_made(plan, where)
+        record = read_record(where.work)
+        same = _started(plan, where, record)
+        if record is not None and same is None:
+            raise _of_another(where.work)
+        if _all_made(same or plan, where):  # who published them was killed before it had tidied up
+            remove(where.work)
+            return True
+        if same is None:
+            return False
         done = read_journals(where.work)
         if any(piece.number not in done for piece in cut_pieces(same.shards)):
             return False
@@ -160,8 +169,12 @@ def finish(plan: MergePlan, where: Placement, *, card: bool = True, sha256: bool
 
 
 def missing_ranks(plan: MergePlan, where: Placement, world_size: int) -> list[int]:
-    """The ranks whose part is not done."""
-    done = read_journals(where.work)
+    """The ranks whose part is not done; all that have one where nothing of this merge is."""
+    with door(where.work, make=False) as there:
+        started = _started(plan, where, read_record(where.work)) if there else None
+        if _all_made(started or plan, where):
+            return []
+        done = read_journals(where.work) if started else {}
     missing = {piece.shard for piece in cut_pieces(plan.shards) if piece.number not in done}
     dealt = deal_shards(plan.shards, world_size)
     return [rank for rank, shards in enumerate(dealt) if missing & set(shards)]
@@ -209,15 +222,15 @@ def _enter(plan: MergePlan, where: Placement, overwrite: bool) -> MergePlan:
     there is nothing to do, and then without the folder."""
     work = where.work
     record = read_record(work)
-    if record is not None and not (
-        overwrite and fingerprint(_of(plan, record)) != record.fingerprint
-    ):
-        same = _started(plan, where)
-        if not all(is_made(same, soup, where.targets[soup]) for soup in same.soups):
+    same = _started(plan, where, record)
+    if same is not None:
+        if not _all_made(same, where):
             check_disk(same, work)
             return same
         clear(work)  # a run was killed that had published all
     elif record is not None:
+        if not overwrite:
+            raise _of_another(work)
         if who := writers(work):
             raise UserError(f"{work}: another process writes there ({who[0]}); wait for it")
         clear(work)
@@ -235,22 +248,27 @@ def _enter(plan: MergePlan, where: Placement, overwrite: bool) -> MergePlan:
     return missing
 
 
-def _of(plan: MergePlan, record: Record) -> MergePlan:
-    return narrowed(plan, record.soups)
-
-
-def _started(plan: MergePlan, where: Placement) -> MergePlan:
-    """The part of the plan that the work folder is of, all else being made; UserError where it is
-    of another."""
-    record = read_record(where.work)
-    same = _of(plan, record) if record else narrowed(plan, [])
+def _started(plan: MergePlan, where: Placement, record: Record | None) -> MergePlan | None:
+    """The part of the plan that the work folder is of, all else being made; None where it is of
+    another, or of none."""
+    if record is None:
+        return None
+    same = narrowed(plan, record.soups)
     rest = narrowed(plan, [soup for soup in plan.soups if soup not in same.soups])
-    if record is None or fingerprint(same) != record.fingerprint or due(rest, where, True):
-        raise UserError(
-            f"{where.work}: holds a started merge of other policies, weights or options; give the"
-            " same ones to go on with it, or --overwrite to begin anew"
-        )
+    if fingerprint(same) != record.fingerprint or due(rest, where, True):
+        return None
     return same
+
+
+def _of_another(work: Path) -> UserError:
+    return UserError(
+        f"{work}: holds a started merge of other policies, weights or options; give the"
+        " same ones to go on with it, or --overwrite to begin anew"
+    )
+
+
+def _all_made(plan: MergePlan, where: Placement) -> bool:
+    return all(is_made(plan, soup, where.targets[soup]) for soup in plan.soups)
 
 
 def _write(

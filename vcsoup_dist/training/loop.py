@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ from vcsoup_dist.training.examples import (
 )
 from vcsoup_dist.training.export import export_policy
 from vcsoup_dist.training.flops import FlopCounter, peak_tflops
-from vcsoup_dist.training.jobs import PolicyTask
+from vcsoup_dist.training.jobs import PolicyTask, count_steps
 from vcsoup_dist.training.metrics import MetricsLog
 from vcsoup_dist.training.schedule import learning_rate
 from vcsoup_dist.training.start_check import check_forward, check_start
@@ -116,14 +115,6 @@ def train_policy(
     if is_first():
         _summarise(task, training, examples, unusable, measured, exported, gap)
     return True
-
-
-def count_steps(training: Training, unfiltered_pairs: int, pairs: int) -> int:
-    """Optimizer steps of a policy; see `training.epochs` in the recipe."""
-    if training.steps is not None:
-        return training.steps
-    counted = unfiltered_pairs if training.equal_steps else pairs
-    return max(1, math.ceil(training.epochs * counted / training.pairs_per_step))
 
 
 def _load(

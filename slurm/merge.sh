@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Writes soups on CPU nodes, by one process or by as many ranks as a job array has tasks. Without an
+# array one job does all:
+#
+#   sbatch --cpus-per-task=8 --mem=4G slurm/merge.sh RECIPE
+#
+# With an array task R writes the share of rank R, and a job that depends on it publishes the soups:
+#
+#   job=$(sbatch --parsable --array=0-7 --cpus-per-task=8 --mem=4G slurm/merge.sh RECIPE)
+#   sbatch --dependency=afterok:"$job" slurm/merge.sh RECIPE --finalise --world-size 8
+#
+# Checkpoints without a recipe are merged alike; all arguments are those of `vcsoup merge`:
+#
+#   sbatch --array=0-7 … slurm/merge.sh POLICY... --grid 0.1 --out OUT
+#   sbatch --dependency=afterok:"$job" slurm/merge.sh POLICY... --grid 0.1 --out OUT --finalise
+#
+# Ranks that failed are submitted again with the number of all: --array=3,5 … --world-size 8. Ranks
+# share weights files, so give each one at least: soup.shard_size in the recipe, or --shard-size.
+#
+# A rank holds the recipe's soup.memory, or --memory (1 GiB by default), whatever the model's size; the
+# rest of --mem is for Python and the page cache.
+#
+# Two minutes before its time is over, and on `scancel --batch --signal=USR2 JOB`, a job stops, goes back
+# into the queue and goes on later; it does so also when a node fails. Its exit code is that of
+# `vcsoup merge`. Variables (VCSOUP_SETUP and others) and logs: see environment.sh beside this file.
+#
+#SBATCH --job-name=vcsoup-merge
+#SBATCH --output=%x-%j.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR2@120
+set -euo pipefail
+
+if [[ $# == 0 || $1 == -h || $1 == --help ]]; then
+    sed -n '2,/^#SBATCH/{/^#SBATCH/d;s/^# \{0,1\}//;p}' "$0"
+    exit 0
+fi
+
+# Slurm runs a copy of this file; its record of the job says where the original is.
+here=$(dirname "$0")
+[[ -f $here/environment.sh ]] || here=$(
+    scontrol show job "$SLURM_JOB_ID" --oneliner | sed -n '1s|.* Command=\(.*\)/merge\.sh.*|\1|p'
+)
+# shellcheck source-path=SCRIPTDIR source=environment.sh
+source "$here/environment.sh"
+
+job_log
+set_up
+arguments=("$@")
+if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
+    arguments+=(--rank "$SLURM_ARRAY_TASK_ID")
+    if [[ " $*" != *" --world-size"* ]]; then
+        # shellcheck disable=SC2153 # Slurm sets them
+        if ((SLURM_ARRAY_TASK_MIN > 0 || SLURM_ARRAY_TASK_MAX >= SLURM_ARRAY_TASK_COUNT)); then
+            echo "this array has not all ranks from 0 on: add --world-size, the number of all" >&2
+            exit 2
+        fi
+        arguments+=(--world-size "$SLURM_ARRAY_TASK_COUNT")
+    fi
+fi
+# Without a recipe there is no run directory.
+[[ " $*" != *" --out"* ]] || VCSOUP_RUN_DIR=
+run_vcsoup merge "${arguments[@]}"

@@ -1,0 +1,127 @@
+# shellcheck shell=bash
+# Sourced after environment.sh: `start_ray` makes a Ray cluster of the nodes of the job, for scripts
+# whose actors run on all of them. Every node is a Ray node, a step of its own, with all CPUs and GPUs
+# that the job has there. The first node, that of the batch script, is the head.
+#
+# Ports are free ones and files are in a folder of Ray's own in /tmp (or in $TMPDIR, where that is
+# short), so that several jobs may share a host. Only who knows the job's random token is let in.
+# What each Ray node says is in the log folder, NAME-JOB[_TASK]-ray-NODE-RESTART.log.
+#
+# All nodes must have joined within ten minutes. Later a lost node costs time only, unless it is the
+# first: then the job fails, and goes on when it is submitted again.
+
+declare -A ray_steps=() # process of srun -> node
+
+# ray_node ROLE CLIENT_PORT: one Ray node, a `head` or a `worker`, until TERM or USR1 asks it to end.
+ray_node() {
+    local base=${TMPDIR:-/tmp} asked='' ray code options name
+    [[ ${#base} -le 24 ]] || base=/tmp # Ray's sockets are below it, and their paths have 107 at most
+    folder=$(mktemp -d "$base/vcsoup-ray-XXXXXX") # not local: the function ends before the trap
+    trap 'rm -rf "$folder"' EXIT
+    trap exit TERM USR1
+    options=(
+        --block --temp-dir="$folder" --node-name="$SLURMD_NODENAME"
+        --num-cpus="$SLURM_CPUS_ON_NODE" --num-gpus="${SLURM_GPUS_ON_NODE:-0}"
+        --dashboard-agent-listen-port=0 # any; the other ports are so by themselves
+        --object-store-memory=268435456 # only paths and counts travel between actors
+    )
+    if [[ $1 == head ]]; then
+        options+=(
+            --head --node-ip-address="${RAY_ADDRESS%:*}" --port="${RAY_ADDRESS##*:}"
+            --ray-client-server-port="$2" --include-dashboard=false
+            --system-config='{"enable_worker_prestart": false}' # no idle process per CPU
+        )
+    else
+        options+=(--address="$RAY_ADDRESS")
+        until (: <"/dev/tcp/${RAY_ADDRESS/://}") 2>/dev/null; do sleep 0.5; done
+    fi
+    # Libraries in an actor would take it for a rank of this step.
+    for name in $(compgen -e); do
+        [[ ! $name =~ ^(SLURM|SRUN|PMI|PMIX)_ ]] || unset "$name"
+    done
+    # These come to all processes of the step. USR2 is the command's to obey, USR1 ours.
+    trap '' USR1 USR2
+    export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # its actors have ended, or are to end now
+    ray start "${options[@]}" &
+    ray=$!
+    # Slurm may kill us a few seconds after its TERM, so the folder goes first.
+    trap 'asked=yes; kill "$ray" 2>/dev/null || true; rm -rf "$folder"' TERM USR1
+    while
+        code=0
+        wait "$ray" || code=$?
+        kill -0 "$ray" 2>/dev/null # then it was the trap that ended the wait
+    do :; done
+    echo "== $(date +%FT%T) Ray on $SLURMD_NODENAME ended with exit code $code"
+    [[ $asked ]] || return "$code"
+}
+
+# start_ray: start the cluster, wait until it is whole, and export RAY_ADDRESS. It ends with this
+# shell, or by stop_ray.
+start_ray() {
+    local nodes peer address client node role step container waiter
+    # srun would give the step one task's share of the node.
+    unset SLURM_CPUS_PER_TASK SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK
+    eval "container=($VCSOUP_CONTAINER)"
+    step=(
+        srun --overlap --nodes=1 --ntasks=1 --ntasks-per-node=1 --gpu-bind=none --cpu-bind=none
+        --mpi=none --export=ALL "${container[@]}"
+    )
+    mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    peer=$(scontrol show node "${nodes[-1]}" --oneliner | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
+    address=$(python3 -m vcsoup_dist.launch.ray_nodes head "$peer")
+    read -r RAY_ADDRESS client <<<"$address"
+    RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+    export RAY_ADDRESS RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+    trap stop_ray EXIT
+    role='head'
+    for node in "${nodes[@]}"; do
+        "${step[@]}" --nodelist="$node" --output="$(log_of "ray-$node")" --open-mode=append \
+            bash -c "$(declare -f ray_node); ray_node $role $client" </dev/null &
+        ray_steps[$!]=$node
+        role='worker'
+    done
+    # The command must have the same Python and Ray as its actors.
+    local here=()
+    if [[ ${#container[@]} -gt 0 ]]; then
+        here=("${step[@]}" --nodelist="$SLURMD_NODENAME")
+        # shellcheck disable=SC2034 # environment.sh uses it
+        vcsoup=("${here[@]}" python3 -m vcsoup_dist.cli)
+    fi
+    "${here[@]}" python3 -m vcsoup_dist.launch.ray_nodes wait "$RAY_ADDRESS" "${#nodes[@]}" &
+    waiter=$!
+    wait -n "$waiter" "${!ray_steps[@]}" || true
+    if kill -0 "$waiter" 2>/dev/null; then # so it was a Ray node that ended
+        kill "$waiter"
+        say_which_ended
+        exit 2
+    fi
+    wait "$waiter" || exit 2
+    echo "== $(date +%FT%T) Ray runs on ${#nodes[@]} nodes, its head at $RAY_ADDRESS"
+}
+
+say_which_ended() {
+    local pid node
+    for pid in "${!ray_steps[@]}"; do
+        kill -0 "$pid" 2>/dev/null && continue
+        node=${ray_steps[$pid]}
+        echo "== Ray on $node has ended; the end of $(log_of "ray-$node"):"
+        tail -n 5 "$(log_of "ray-$node")" || true
+    done >&2
+}
+
+# stop_ray: end the cluster's own steps, on every node.
+stop_ray() {
+    local i pids=("${!ray_steps[@]}")
+    [[ ${#pids[@]} -gt 0 ]] || return 0
+    ray_steps=()
+    kill -USR1 "${pids[@]}" 2>/dev/null || true # srun hands it on
+    for ((i = 0; i < 200; i++)); do
+        kill -0 "${pids[@]}" 2>/dev/null || return 0
+        sleep 0.1
+    done
+    kill "${pids[@]}" 2>/dev/null || true # srun has the step killed
+    wait "${pids[@]}" || true
+}
+
+# shellcheck disable=SC2034 # environment.sh uses it
+at_end=stop_ray
