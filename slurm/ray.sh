@@ -15,12 +15,13 @@ declare -A ray_steps=() # process of srun -> node
 # ray_node ROLE CLIENT_PORT: one Ray node, a `head` or a `worker`, until TERM or USR1 asks it to end.
 ray_node() {
     local base=${TMPDIR:-/tmp} asked='' ray code options name
-    [[ ${#base} -le 24 ]] || base=/tmp # Ray's sockets are below it, and their paths have 107 at most
+    [[ ${#base} -le 18 ]] || base=/tmp # Ray's sockets are below it, and their paths have 107 at most
     folder=$(mktemp -d "$base/vcsoup-ray-XXXXXX") # not local: the function ends before the trap
     trap 'rm -rf "$folder"' EXIT
     trap exit TERM USR1
+    # Ray opens its folder to all users, and this one around it is closed.
     options=(
-        --block --temp-dir="$folder" --node-name="$SLURMD_NODENAME"
+        --block --temp-dir="$folder/ray" --node-name="$SLURMD_NODENAME"
         --num-cpus="$SLURM_CPUS_ON_NODE" --num-gpus="${SLURM_GPUS_ON_NODE:-0}"
         --dashboard-agent-listen-port=0 # any; the other ports are so by themselves
         --object-store-memory=268435456 # only paths and counts travel between actors

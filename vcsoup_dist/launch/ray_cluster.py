@@ -21,7 +21,7 @@ from vcsoup_dist.launch.ray_signals import our_signals, stops_as_interrupts
 from vcsoup_dist.recipe import Launch
 
 OBJECT_STORE = 256 << 20  # bytes; only paths and counts travel between actors
-LONGEST_BASE = 24  # characters: Ray puts sockets below it, whose paths may have 107
+LONGEST_BASE = 22  # characters: Ray puts sockets below it, whose paths may have 107
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def _local_ray(settings: dict[str, Any]) -> Iterator[None]:
                 num_cpus=max(cores, 2),
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE,
-                _temp_dir=folder,
+                _temp_dir=f"{folder}/ray",  # Ray opens that to all users, and ours is closed
                 _system_config={"enable_worker_prestart": False},
             )
             agents_are(agent for raylet in _raylets() for agent in children(raylet))
@@ -141,12 +141,15 @@ def _end_with_us(folder: str) -> Iterator[Callable[[Iterable[int]], None]]:
 
     Ray has the kernel kill its server and raylet with their driver, but the raylet's two agents
     then try for a minute to report that death to the dead server (ray 2.60). A shell that waits
-    for the end of a pipe from us kills them. It gets a session of its own, so that a kill of our
-    process group leaves it. Yields what tells it the agents' pids.
+    for the end of a pipe from us kills them, and a little later a worker that was just being
+    started, which would wait for the dead raylet. It gets a session of its own, so that a kill of
+    our process group leaves it. Yields what tells it the agents' pids.
     """
     script = (
         'read agents; read line; [ -n "$line" ] && exit; '
-        '[ -n "$agents" ] && kill -9 $agents; sleep 3; rm -rf "$0"'
+        '[ -n "$agents" ] && kill -9 $agents; sleep 3; '
+        'for p in /proc/[0-9]*; do grep -qs "$0/" "$p/cmdline" && kill -9 "${p#/proc/}"; done; '
+        'rm -rf "$0"'
     )
     shell = subprocess.Popen(
         ["/bin/sh", "-c", script, folder],
