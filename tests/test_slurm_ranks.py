@@ -202,3 +202,22 @@ def test_no_rank_outlives_a_command_that_is_killed(small, tmp_path):
     assert process.poll() is None
     (tmp_path / "over").touch()
     process.communicate(timeout=20)
+
+
+def test_a_step_that_slurm_ends_before_its_ranks_is_not_done(small):
+    process = small.start(
+        "(logs / f'here-{rank}').write_text(os.environ['SLURM_JOB_ID'])\n"
+        "time.sleep(600)  # TERM is blocked"
+    )
+    wait_for(lambda: len(small.up()) == 2 and all(each.read_text() for each in small.up()))
+    subprocess.run(["scancel", f"{small.up()[0].read_text()}.0"], check=True)
+    assert "vcsoup: " in small.end(process, 2)
+
+
+def test_a_rank_is_done_when_it_says_so_and_not_by_the_exit_code_of_srun(small):
+    # As where srun has given up waiting: a rank that ends with 0 in silence.
+    said = small.end(
+        small.start("if rank == 1: os._exit(0)\nprint('bye', end='', file=sys.stderr)"), 2
+    )
+    assert "Slurm ended the step before its ranks did (1 of 2 were done)" in said
+    assert "bye" in said and "vcsoup-rank-done" not in said

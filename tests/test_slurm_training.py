@@ -57,19 +57,24 @@ def test_stopped_in_both_ways_and_killed_it_goes_on_to_the_same_bytes(jobs, loca
         return jobs.submit(root, "train_value.sh", "recipe.yaml", "long", options=TWO_NODES)
 
     number = submit()
-    # To the ranks, and to the script alone as for `--signal=B:USR2@600`.
-    for restart, (to, after) in enumerate({"": 10, "--batch": 28}.items()):
+    # To the ranks; to the script alone as for `--signal=B:USR2@600`; and by Slurm, which may end
+    # the step before its ranks have saved.
+    to_batch = ["scancel", "--batch", "--signal=USR2"]
+    disturb = [["scancel", "--signal=USR2"], to_batch, ["scontrol", "requeue"]]
+    for restart, (command, after) in enumerate(zip(disturb, (10, 24, 36), strict=True)):
         wait_for(lambda after=after: steps() > after)
-        subprocess.run(["scancel", "--signal=USR2", *to.split(), number], check=True)
+        subprocess.run([*command, number], check=True)
         wait_for(lambda: time.sleep(0.2) or job(number)["JobState"] == "PENDING")
         log = jobs.log(f"vcsoup-train-{number}-n1-{restart}.log")
-        assert "stopped on request" in log and f"job {number} goes back into the queue" in log
+        if command[0] == "scancel":
+            assert "stopped on request" in log and f"job {number} goes back into the queue" in log
         assert int(job(number)["Restarts"]) == restart + 1
+        assert not (root / LONG).exists(), log
         start_now(number)
-    wait_for(lambda: steps() > 46)
+    wait_for(lambda: steps() > 48)
     os.kill(rank_of_step(root, 1), signal.SIGKILL)
     ended = wait_for_end(number)
-    log = jobs.log(f"vcsoup-train-{number}-n1-2.log")
+    log = jobs.log(f"vcsoup-train-{number}-n1-3.log")
     assert "resumed after step" in log
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0")
     assert "vcsoup: rank 1 on n2 ended: killed" in log
@@ -81,6 +86,15 @@ def test_stopped_in_both_ways_and_killed_it_goes_on_to_the_same_bytes(jobs, loca
     assert ended["JobState"] == "COMPLETED", log
     assert "resumed after step" in log
     assert files(root / LONG) == files(local / LONG)
+
+
+def test_a_job_with_no_time_before_it_is_asked_to_stop_fails_at_once(jobs):
+    root = jobs.folder / "short"
+    number = jobs.submit(root, "train_value.sh", "recipe.yaml", "long", options=["--time=19"])
+    ended = wait_for_end(number)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
+    log = jobs.log(f"vcsoup-train-{number}-n1-0.log")
+    assert "19 minutes, and is asked to stop 10 before" in log and "at least 20" in log
 
 
 def rank_of_step(root: Path, rank: int) -> int:

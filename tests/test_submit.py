@@ -14,7 +14,7 @@ from training_world import wait_for
 from vcsoup_dist.cli import _plan
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.launch.slurm_queue import QueuedJob
-from vcsoup_dist.plan.submissions import LiveJob, read_submissions
+from vcsoup_dist.plan.submissions import LiveJob, mark_of, read_submissions
 from vcsoup_dist.plan.submit import Step, as_script, next_steps
 
 CHAIN = ["score", "filter", "reference", "train", "merge", "evaluate", "report"]
@@ -108,6 +108,11 @@ def test_a_failed_task_of_an_array_is_submitted_again_beside_those_that_run(queu
     assert submitted(steps)["train"] == ["policies/vc_soup/long/seed-0"]
     assert steps["train"].kept == ("7_1",)
     assert submitted(steps)["merge"] and steps["merge"].kept == ()
+    lines = as_script(Path("recipe"), queue.recipe, queue.workspace, queue.plan, queue.live)
+    depends = {line.partition("=")[0]: line.partition("--dependency=")[2] for line in lines}
+    assert depends["train"].startswith('afterok:$score:$filter:3"')  # not on 7_1, its sibling
+    assert "$train" in depends["merge"] and ":7_1" in depends["merge"]
+    assert "scancel 8" in lines
 
 
 def test_jobs_that_wait_for_one_that_is_submitted_anew_are_replaced(queue):
@@ -143,7 +148,7 @@ def test_a_running_job_that_makes_only_a_part_is_in_the_way(queue):
 
 def test_a_job_that_runs_and_was_never_noted_is_in_the_way(queue):
     queue.live.append(LiveJob(QueuedJob("5", "RUNNING", ""), "unknown"))
-    with pytest.raises(UserError, match="job 5 .* was killed"):
+    with pytest.raises(UserError, match="job 5 .* that was killed"):
         queue.steps()
 
 
@@ -153,7 +158,7 @@ def script(jobs: Jobs, tmp_path: Path, slurm: str) -> dict[str, str]:
     text = (jobs.folder / "recipe.yaml").read_text()
     recipe.write_text(text.replace("launch: {ranks: 2}", f"launch: {slurm}"))
     loaded, workspace, plan = _plan(recipe, tmp_path / "run", make=False)
-    lines = as_script(recipe, loaded, workspace, plan)
+    lines = as_script(recipe, loaded, workspace, plan, [])
     return {line.partition("=")[0]: line for line in lines if "sbatch" in line}
 
 
@@ -173,6 +178,26 @@ def test_options_are_the_recipes_before_the_stages_before_the_sites_before_ours(
     assert "--nodes=2 " in lines["train"] and "--time=12:00:00 " in lines["train"]
     assert "--partition=cpu " in lines["merge"] and " --exclusive " in lines["merge"]
     assert "constraint" not in lines["merge"] and "ntasks-per-node=16" in lines["reference"]
+
+
+def test_options_of_another_name_stand_in_for_ours(jobs, tmp_path):
+    given = "{train: {ntasks: 6, nodes: 2-3}, evaluate: {nodes: false}, score: {cpus-per-gpu: 4}}"
+    lines = script(jobs, tmp_path, f"{{ranks: 3, slurm: {given}}}")
+    assert "ntasks-per-node" not in lines["train"] and "--nodes=2-3 " in lines["train"]
+    assert "--nodes" not in lines["evaluate"] and "--cpus-per-task" not in lines["score"]
+    lines = script(jobs, tmp_path, "{ranks: 3, slurm: {train: {nodes: 2}}}")
+    assert "--ntasks=3 --ntasks-per-node=2 " in lines["train"]
+
+
+def test_a_run_directory_is_known_by_whatever_path_it_is_named(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert mark_of(tmp_path / "link" / "a" / ".." / "run") == f"vcsoup {tmp_path}/run"
+
+
+def test_a_damaged_record_of_submissions_is_named(tmp_path):
+    (tmp_path / "jobs.json").write_text('[{"id": "1", "stage": "train", "tasks": null}]')
+    with pytest.raises(UserError, match="jobs.json: unreadable"):
+        read_submissions(tmp_path)
 
 
 def test_a_merge_of_several_ranks_is_an_array_and_a_job_that_publishes(jobs, tmp_path):
@@ -227,8 +252,11 @@ def last_job(root: Path) -> str:
     return read_submissions(root)[-1].id
 
 
-def test_a_chain_ends_in_the_report_fails_in_the_middle_and_goes_on(slurm, jobs, tmp_path):
+def test_a_chain_ends_in_the_report_fails_in_the_middle_and_goes_on(slurm, jobs, monkeypatch):
     root = jobs.run_directory("chain", "filtered")
+    for name, value in (("SBATCH_EXPORT", "NONE"), ("SQUEUE_STATES", "RUNNING"), ("USER", "bob")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOGNAME", "bob")
     judge = jobs.folder / "judge.py"
     good = judge.read_text()
     judge.write_text("def never_called(prompt, response):\n    raise ValueError('no judge')\n")

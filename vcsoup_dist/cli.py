@@ -472,12 +472,17 @@ def submit(
 
     Example: vcsoup submit recipe.yaml --run-dir /scratch/me/run1
     """
-    from vcsoup_dist.plan.submit import as_script
+    from vcsoup_dist.plan.submissions import was_submitted
+    from vcsoup_dist.plan.submit import as_script, settled_jobs
     from vcsoup_dist.plan.submit import submit as submit_jobs
 
     loaded, workspace, plan = _plan(recipe, run_dir, make=not dry_run)
-    do = as_script if dry_run else submit_jobs
-    lines = do(recipe.resolve(), loaded, workspace, plan)
+    file = recipe.resolve()
+    if dry_run:  # also where there is no Slurm
+        live = settled_jobs(workspace.root) if was_submitted(workspace.root) else []
+        lines = as_script(file, loaded, workspace, plan, live)
+    else:
+        lines = submit_jobs(file, loaded, workspace, plan)
     for line in lines:
         print(line)
     if not lines:

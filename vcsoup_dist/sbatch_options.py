@@ -14,6 +14,7 @@ JobStage = Literal["score", "filter", "reference", "train", "merge", "evaluate",
 RESERVED = {
     "array": "the number of policies, or `launch.merge_ranks`, decides it",
     "chdir": "jobs run in the folder of `vcsoup submit`",
+    "clusters": "jobs are looked for on this cluster alone",
     "comment": "it says which run a job is of",
     "dependency": "the stages decide it",
     "error": "logs are in the run directory",
@@ -22,6 +23,7 @@ RESERVED = {
     "output": "logs are in the run directory",
     "parsable": "`vcsoup submit` sets it",
     "test-only": "use `vcsoup submit --dry-run`",
+    "wait": "`vcsoup submit` does not wait",
     "wrap": "each stage has its script",
 }
 """What `vcsoup submit` decides, and why."""

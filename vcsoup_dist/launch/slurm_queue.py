@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.progress import log
 
-ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "DEADLINE"}
-"""States of which `squeue` may still tell for a while."""
+DRAINED = "Requested node configuration is not available"
 
 
 @dataclass(frozen=True)
@@ -28,25 +27,30 @@ class QueuedJob:
     @property
     def waits(self) -> bool:
         """Whether it has no nodes yet, or has given them back."""
-        return self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
+        return self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
 
 
 def queued_jobs(comment: str) -> list[QueuedJob]:
     """This user's jobs with that comment that have not ended, tasks of arrays one by one."""
-    # Ours last: it may hold any character.
-    command = ["squeue", "--noheader", "--array", f"--user={getpass.getuser()}"]
-    said = _run([*command, "--format=%i|%T|%r|%k"])
+    environment = {name: each for name, each in os.environ.items() if not name.startswith("SQUEUE")}
+    # Ours last: it may hold any character; and others' comments may even hold line ends.
+    command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}"]
+    said = _run([*command, "--format=%i|%T|%r|%k"], environment)
     rows = [line.split("|", 3) for line in said.splitlines()]
-    return [
-        QueuedJob(job, state, reason)
-        for job, state, reason, of in rows
-        if of == comment and state not in ENDED
-    ]
+    return [QueuedJob(*row[:3]) for row in rows if len(row) == 4 and row[3] == comment]
 
 
 def check_job(command: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Raise UserError where Slurm would refuse this command of `sbatch`; nothing is submitted."""
-    _run([command[0], "--test-only", *command[1:]], environment)
+    """Raise UserError where Slurm would refuse this command of `sbatch`; nothing is submitted.
+
+    What it says of nodes may be true only as long as some are drained: that is a warning.
+    """
+    try:
+        _run([command[0], "--test-only", *command[1:]], environment)
+    except UserError as error:
+        if DRAINED not in str(error):
+            raise
+        log.warning("%s (it may wait for nodes that are drained or down)", error)
 
 
 def submit_job(command: Sequence[str], environment: Mapping[str, str]) -> str:
@@ -70,7 +74,9 @@ def environment_for_jobs() -> dict[str, str]:
 
 def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, errors="replace"
+        )
     except FileNotFoundError:
         raise UserError(
             f"no `{command[0]}` here: this must run where jobs are submitted, such as a cluster's "

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vcsoup_dist.errors import EXIT_PREEMPTED, Preempted, UserError
@@ -30,7 +31,7 @@ from vcsoup_dist.launch.ranks import (
     stop_if_asked,
 )
 from vcsoup_dist.launch.shared_files import token
-from vcsoup_dist.launch.srun_rank import UNSEEN
+from vcsoup_dist.launch.srun_rank import DONE, UNSEEN
 from vcsoup_dist.progress import log
 
 GRACE = 30  # seconds for the other ranks to end, in whatever way, after the first
@@ -39,6 +40,7 @@ KILLED_BY_REQUEST = 128 + signal.SIGUSR2
 # Such as `srun: error: n2: tasks 2-3: Killed`.
 TASK_ENDED = re.compile(rb"srun: error: (\S+): tasks? (\d+)[\d,-]*: (.+)")
 UNSEEN_LINE = re.compile(rf"{UNSEEN}(\S+): (.+)".encode())
+RANK_DONE = re.compile(rf"{DONE}(\d+)\n".encode())
 STOPPED = f"Exited with exit code {EXIT_PREEMPTED}"
 
 
@@ -98,7 +100,7 @@ def _run_step(command: list[str], environment: dict[str, str], ranks: int, logs:
         try:
             with handing_on(hand_on):
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-                ended, unseen = _pass_on(step)
+                said = _pass_on(step)
                 code = step.wait()
         finally:
             if step.poll() is None:  # the command was interrupted
@@ -108,12 +110,19 @@ def _run_step(command: list[str], environment: dict[str, str], ranks: int, logs:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     if code and too_early:
         raise Preempted
-    if unseen:
+    if said.unseen:
         mounts = "; VCSOUP_CONTAINER must mount it" if os.environ.get("VCSOUP_CONTAINER") else ""
-        trouble = next(iter(unseen.values()))
-        raise UserError(f"launcher srun: on {', '.join(sorted(unseen))}: {trouble}{mounts}")
+        trouble = next(iter(said.unseen.values()))
+        raise UserError(f"launcher srun: on {', '.join(sorted(said.unseen))}: {trouble}{mounts}")
     if code:
-        _explain(code, ended, logs)
+        _explain(code, said.failed, logs)
+    if len(said.done) < ranks:  # srun gave up waiting for a step that Slurm has ended, with 0
+        raise_what_ranks_said(logs)
+        stop_if_asked()
+        raise UserError(
+            f"Slurm ended the step before its ranks did ({len(said.done)} of {ranks} were done); "
+            "the same command goes on"
+        )
 
 
 def tasks_of_job() -> int:
@@ -156,28 +165,40 @@ def srun_command(ranks: int, module: str, job: Path) -> list[str]:
     return [*command, *container, *task, module, str(job)]
 
 
-def _pass_on(step: subprocess.Popen[bytes]) -> tuple[tuple[int, str] | None, dict[str, str]]:
-    """Show what rank 0 and srun say until srun ends.
+@dataclass
+class _Said:
+    """What came by srun's stderr."""
 
-    Returns the rank that failed first, and how; and node -> its trouble with the log folder, at the
-    first of which the step is ended.
-    """
+    failed: tuple[int, str] | None = None
+    """The rank that failed first, and how."""
+    unseen: dict[str, str] = field(default_factory=dict)
+    """Node -> its trouble with the log folder."""
+    done: set[int] = field(default_factory=set)
+    """The ranks that came to their end."""
+
+
+def _pass_on(step: subprocess.Popen[bytes]) -> _Said:
+    """Show what rank 0 and srun say until srun ends; a node in trouble ends the step."""
     assert step.stderr is not None
-    first = None
-    unseen: dict[str, str] = {}
+    said = _Said()
     for line in step.stderr:
+        if found := RANK_DONE.search(line):
+            said.done.add(int(found[1]))
+            line = line[: found.start()]  # what rank 0 has left without a line's end
+            if not line:
+                continue
         if found := UNSEEN_LINE.search(line):
             node, trouble = (each.decode(errors="replace") for each in found.groups())
-            unseen[node] = trouble
+            said.unseen[node] = trouble
             step.terminate()
             continue
         sys.stderr.buffer.write(line)
         sys.stderr.buffer.flush()
-        if first is None and (found := TASK_ENDED.match(line)):
+        if said.failed is None and (found := TASK_ENDED.match(line)):
             node, rank, reason = (each.decode(errors="replace") for each in found.groups())
             if reason != STOPPED:
-                first = int(rank), f"on {node} ended: {reason.lower()}"
-    return first, unseen
+                said.failed = int(rank), f"on {node} ended: {reason.lower()}"
+    return said
 
 
 def _explain(code: int, ended: tuple[int, str] | None, logs: Path) -> None:

@@ -18,6 +18,9 @@ UNSEEN = "vcsoup: unseen: "
 """How the line of a task begins that does not see the log folder."""
 
 
+DONE = "vcsoup-rank-done "
+
+
 def main() -> None:
     """Become rank SLURM_PROCID and run MODULE, where this node sees the log folder."""
     if trouble := trouble_with(os.environ["VCSOUP_SHARED_FILE"]):
@@ -37,12 +40,19 @@ def main() -> None:
     output = os.open(
         os.devnull if rank == "0" else logs / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT, 0o666
     )
+    srun = os.dup(2)
     os.dup2(output, 1)
     if rank != "0":
         os.dup2(output, 2)
     (logs / f"rank-{rank}.up").touch()
     module = sys.argv.pop(1)
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        if ended.code not in (None, 0):
+            raise
+    # srun's own exit code is 0 also where it gave up waiting for us.
+    os.write(srun, f"{DONE}{rank}\n".encode())
 
 
 def tasks_per_node(text: str) -> list[int]:

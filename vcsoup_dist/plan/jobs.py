@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,15 @@ MADE_BY: dict[str, JobStage] = {
     "report": "report",
 }
 """Stage of a product -> stage of the job that makes it."""
+
+
+SAID_OTHERWISE = {
+    "ntasks": ("ntasks-per-node", "ntasks-per-gpu"),
+    "ntasks-per-node": ("ntasks", "ntasks-per-gpu"),
+    "gpus-per-node": ("gpus", "gres", "gpus-per-task", "gpus-per-socket"),
+    "cpus-per-task": ("cpus-per-gpu",),
+}
+"""Options of ours that those of a person stand in for, beside one of the same name."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +106,11 @@ def script_of(job: StageJob, recipe_file: Path) -> list[str]:
 def options_of(stage: JobStage, recipe: Recipe, site: Site) -> SbatchOptions:
     """The recipe's options before the stage's and all jobs' of the site file, before ours."""
     given = {**site.sbatch, **site.stages.get(stage, {}), **recipe.launch.slurm.get(stage, {})}
-    ours = _room(stage, recipe, int(given.get("nodes", 1)))
-    if "ntasks" in given:
-        ours.pop("ntasks-per-node", None)
+    fewest = re.match(r"[1-9]\d*", str(given.get("nodes", 1)))  # of `2-4`, 2
+    ours = _room(stage, recipe, int(fewest[0]) if fewest else 1)
+    for name, others in SAID_OTHERWISE.items():
+        if any(other in given for other in others):
+            ours.pop(name, None)
     return {**ours, **given}
 
 
@@ -106,8 +118,12 @@ def _room(stage: JobStage, recipe: Recipe, nodes: int) -> SbatchOptions:
     """What the ranks and actors of the recipe need on each of so many nodes."""
     if stage in ("reference", "train"):
         launch = recipe.launch
-        tasks = math.ceil(launch.ranks / nodes)
-        return {"nodes": nodes, "ntasks-per-node": tasks, "cpus-per-task": launch.threads}
+        return {
+            "nodes": nodes,
+            "ntasks": launch.ranks,
+            "ntasks-per-node": math.ceil(launch.ranks / nodes),
+            "cpus-per-task": launch.threads,
+        }
     cpus, gpus = 1, 0
     if stage == "score":
         rewards = [value.reward for value in recipe.values.values()]

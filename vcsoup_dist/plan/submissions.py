@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from vcsoup_dist.errors import UserError
+from pydantic import TypeAdapter
+
+from vcsoup_dist.errors import UserError, reason_of
 from vcsoup_dist.files import write_atomically
 from vcsoup_dist.launch.slurm_queue import QueuedJob, queued_jobs
 
@@ -30,6 +32,9 @@ class Submission:
     is_array: bool = False
 
 
+SUBMISSIONS = TypeAdapter(list[Submission])
+
+
 @dataclass(frozen=True)
 class LiveJob:
     """A job of the run, or a task of an array, that is in Slurm's queue."""
@@ -47,19 +52,19 @@ class LiveJob:
 
 
 def mark_of(root: Path) -> str:
-    """The comment by which the jobs of a run directory are known."""
-    return f"vcsoup {root}"
+    """The comment by which the jobs of a run directory are known, by whatever path it is named."""
+    return f"vcsoup {root.resolve()}"
 
 
 def read_submissions(root: Path) -> list[Submission]:
     """All that was ever submitted for a run directory, in that order."""
     file = root / "jobs.json"
     try:
-        return [Submission(**each) for each in json.loads(file.read_text())]
+        return SUBMISSIONS.validate_json(file.read_bytes())
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{file}: unreadable ({error}); remove it") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: unreadable ({reason_of(error)}); remove it") from error
 
 
 def note_submissions(root: Path, *submissions: Submission) -> None:
@@ -68,10 +73,13 @@ def note_submissions(root: Path, *submissions: Submission) -> None:
     write_atomically(root / "jobs.json", json.dumps(records, indent=1) + "\n")
 
 
+def was_submitted(root: Path) -> bool:
+    """Whether `vcsoup submit` ever submitted something for a run directory."""
+    return (root / "jobs.json").exists()
+
+
 def live_jobs(root: Path) -> list[LiveJob]:
-    """The jobs of a run directory that Slurm has; does not ask where nothing was ever submitted."""
-    if not (root / "jobs.json").exists():
-        return []
+    """The jobs of a run directory that Slurm has."""
     known = {each.id: each for each in read_submissions(root)}
     return [_joined(job, known) for job in queued_jobs(mark_of(root))]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ from vcsoup_dist.plan.site import load_site
 from vcsoup_dist.plan.submissions import LiveJob, Submission, live_jobs, mark_of, note_submissions
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.workspace import Product, Workspace
+
+SETTLING = 60.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def submit(
     Raises UserError where Slurm refuses one, or where one runs that would be in the way.
     """
     with _alone(workspace):
-        live = live_jobs(workspace.root)
+        live = settled_jobs(workspace.root)
         steps = next_steps(recipe, workspace, plan, live)
         environment = _environment(workspace)
         for step in steps:
@@ -59,33 +62,37 @@ def submit(
         lines = []
         for step in steps:
             after = [id for stage in step.job.after for id in ids[stage]]
-            own = list(step.kept)
+            own: list[str] = []
             for part in _parts(step.job, recipe_file, recipe):
                 waits_for = [*after, *own]
                 command = _sbatch(part, step.job, recipe, workspace, waits_for)
                 own.append(submit_job(command, environment))
-                time = datetime.now().isoformat(timespec="seconds")
+                now = datetime.now().isoformat(timespec="seconds")
                 note_submissions(
                     workspace.root,
                     Submission(
-                        own[-1], step.job.stage, part.tasks, waits_for, time, bool(part.array)
+                        own[-1], step.job.stage, part.tasks, waits_for, now, bool(part.array)
                     ),
                 )
-            ids[step.job.stage] = own
-            lines.append(_line(step, own, after))
+            ids[step.job.stage] = [*step.kept, *own]
+            lines.append(_line(step, ids[step.job.stage], after))
         return lines
 
 
 def as_script(
-    recipe_file: Path, recipe: Recipe, workspace: Workspace, plan: Sequence[Product]
+    recipe_file: Path,
+    recipe: Recipe,
+    workspace: Workspace,
+    plan: Sequence[Product],
+    live: Sequence[LiveJob],
 ) -> list[str]:
-    """The lines of a shell script that does what `submit` would do now."""
-    live = live_jobs(workspace.root)
+    """The lines of a shell script that does what `submit` would do now, but for its record."""
     steps = next_steps(recipe, workspace, plan, live)
     if not steps:
         return []
     ours = environment_for_jobs()
-    lines = [
+    lines = ["set -euo pipefail"]
+    lines += [
         f"export {name}={shlex.quote(value)}"
         for name, value in _environment(workspace).items()
         if ours.get(name) != value
@@ -96,7 +103,7 @@ def as_script(
         lines.append(f"scancel {' '.join(replaced)}")
     ids: dict[str, list[str]] = {}
     for step in steps:
-        own = list(step.kept)
+        own: list[str] = []
         for number, part in enumerate(_parts(step.job, recipe_file, recipe)):
             after = [id for stage in step.job.after for id in ids[stage]]
             command = _sbatch(part, step.job, recipe, workspace, [*after, *own])
@@ -108,8 +115,37 @@ def as_script(
             variable = step.job.stage + (f"_{number}" if number else "")
             lines.append(f"{variable}=$({' '.join(words)})")
             own.append(f"${variable}")
-        ids[step.job.stage] = own
+        ids[step.job.stage] = [*step.kept, *own]
     return lines
+
+
+def settled_jobs(root: Path) -> list[LiveJob]:
+    """The run's jobs, once Slurm knows what becomes of them.
+
+    One that is ending may have failed, and one whose predecessors have all ended may start now or
+    never.
+    """
+    deadline = time.monotonic() + SETTLING
+    while True:
+        live = live_jobs(root)
+        there = {_base(each.job.id) for each in live}
+        unsettled = any(
+            each.job.state == "COMPLETING"
+            or (
+                each.job.reason == "Dependency"
+                and each.after
+                and not any(_base(id) in there for id in each.after)
+            )
+            for each in live
+        )
+        if not unsettled or time.monotonic() > deadline:
+            return live
+        time.sleep(1)
+
+
+def _base(id: str) -> str:
+    """The number of an array, of one of its tasks."""
+    return id.partition("_")[0]
 
 
 def next_steps(
@@ -121,19 +157,21 @@ def next_steps(
     current = {product.name: product.fingerprint for product in plan}
     for each in live:
         if not each.job.waits and each.stage == "unknown":
-            raise _in_the_way(each, "is of a `vcsoup submit` that was killed")
+            raise _in_the_way(
+                each, "was not submitted by `vcsoup submit`, or by one that was killed"
+            )
         if not each.job.waits and not _is_current(each, current):
             raise _in_the_way(each, "makes something that the recipe does not ask for any more")
     steps: dict[str, Step] = {}
     for job in jobs:
         before = [steps[stage] for stage in job.after]
-        needed = {id.partition("_")[0] for step in before for id in step.kept}
+        needed = {_base(id) for step in before for id in step.kept}
         renewed = any(step.job.products for step in before)
 
         def is_well(each: LiveJob, needed: set[str] = needed, renewed: bool = renewed) -> bool:
             if not each.job.waits:
                 return True
-            waits_for = {id.partition("_")[0] for id in each.after}
+            waits_for = {_base(id) for id in each.after}
             return (
                 _is_current(each, current)
                 and not (each.is_stuck or renewed)
@@ -201,11 +239,12 @@ def _parts(job: StageJob, recipe_file: Path, recipe: Recipe) -> list[_Part]:
 def _sbatch(
     part: _Part, job: StageJob, recipe: Recipe, workspace: Workspace, after: Sequence[str]
 ) -> list[str]:
-    log = _logs(workspace) / ("%x-%A_%a.out" if part.array else "%x-%j.out")
+    folder = str(_logs(workspace)).replace("%", "%%")
     options: dict[str, object] = {
         "job-name": f"{recipe.name}-{job.stage}",
         "comment": mark_of(workspace.root),
-        "output": log,
+        "output": f"{folder}/" + ("%x-%A_%a.out" if part.array else "%x-%j.out"),
+        "export": "ALL",  # whatever SBATCH_EXPORT says
         "kill-on-invalid-dep": "yes",
         "dependency": "afterok:" + ":".join(after) if after else False,
         "array": part.array or False,

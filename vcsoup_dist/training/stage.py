@@ -16,6 +16,7 @@ from vcsoup_dist.training.warmup import find_theta_0, warmup_training
 from vcsoup_dist.workspace import Draft, Product, Workspace
 
 RANK = "vcsoup_dist.training.rank"
+SUMMARY = "training.json"  # what rank 0 writes last
 
 
 def make_theta_0(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
@@ -132,10 +133,12 @@ def _launch(
     logs = Path(workspace.root / "logs" / product.name).resolve()
     if recipe.launch.launcher == "srun":
         run_on_slurm(RANK, file, recipe.launch.threads, logs)
-        return
-    ranks = recipe.launch.ranks
-    log.info("%s: starting %d rank%s", product.stage, ranks, "" if ranks == 1 else "s")
-    run_ranks(RANK, file, ranks, recipe.launch.threads, logs)
+    else:
+        ranks = recipe.launch.ranks
+        log.info("%s: starting %d rank%s", product.stage, ranks, "" if ranks == 1 else "s")
+        run_ranks(RANK, file, ranks, recipe.launch.threads, logs)
+    if policy and not (draft.output / SUMMARY).exists():
+        raise RuntimeError(f"the ranks ended well and left no {SUMMARY} in {draft.output}")
 
 
 def _swap_folder(recipe: Recipe, product: Product) -> str | None:
