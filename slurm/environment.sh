@@ -66,6 +66,24 @@ job_log() {
     export VCSOUP_JOB_LOG
     echo "== $(date +%FT%T) $SLURM_JOB_NAME $job, restart $restart, on $SLURM_JOB_NODELIST"
     trap requeue USR2 # until the command runs
+    check_time
+}
+
+# check_time: end a job that would be asked to stop before it has done anything, and requeued, for
+# ever. It cannot see a --signal on the command line of sbatch: export SBATCH_SIGNAL instead.
+check_time() {
+    local margin start end
+    margin=${SBATCH_SIGNAL:-$(sed -n 's/^#SBATCH --signal=//p' "$0")} # such as B:USR2@600
+    [[ $margin == *@* ]] || return 0
+    margin=${margin##*@}
+    read -r start end < <( # in seconds
+        SLURM_TIME_FORMAT=%s scontrol show job "$(job_name)" --oneliner |
+            sed -n 's/.* StartTime=\([0-9]*\) EndTime=\([0-9]*\) .*/\1 \2/p'
+    ) || return 0 # without a limit
+    ((end - start < 2 * margin)) || return 0
+    echo "this job has $(((end - start) / 60)) minutes, and is asked to stop $((margin / 60)) before" \
+        "their end: give it at least $((2 * margin / 60)), by --time or \`time\`" >&2
+    exit 2
 }
 
 # requeue: stopped on request, the job goes back into the queue and goes on from there.

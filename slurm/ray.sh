@@ -52,16 +52,40 @@ ray_node() {
         wait "$ray" || code=$?
         kill -0 "$ray" 2>/dev/null # then it was the trap that ended the wait
     do :; done
-    echo "== $(date +%FT%T) Ray on $SLURMD_NODENAME ended with exit code $code"
-    [[ $asked ]] || return "$code"
+    if [[ $asked ]]; then
+        echo "== $(date +%FT%T) Ray on $SLURMD_NODENAME ended as it was asked to"
+    else
+        echo "== $(date +%FT%T) Ray on $SLURMD_NODENAME ended with exit code $code"
+        return "$code"
+    fi
+}
+
+# gpus_of_nodes: `NODE COUNT`, the GPUs that the job has on each node, which may differ.
+gpus_of_nodes() {
+    local names kinds kind count
+    while read -r names kinds; do
+        count=0
+        for kind in ${kinds//,/ }; do # such as gpu:2 or gpu:h100:2
+            [[ $kind != gpu:* ]] || count=$((count + ${kind##*:}))
+        done
+        scontrol show hostnames "$names" | sed "s/$/ $count/"
+    done < <(
+        scontrol show job --details "$(job_name)" |
+            sed -n 's/([^)]*)//g;s/^ *Nodes=\([^ ]*\) .* GRES=\(.*\)/\1 \2/p'
+    )
 }
 
 # start_ray: start the cluster, wait until it is whole, and export RAY_ADDRESS. It ends with this
 # shell, or by stop_ray.
 start_ray() {
-    local nodes peer address client node role step container waiter
-    # srun would give the step one task's share of the node.
-    unset SLURM_CPUS_PER_TASK SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK
+    local nodes peer address client node count role step container waiter
+    local -A gpus=() # node -> option of srun for all its GPUs
+    # srun would ask for the whole job's GPUs on one node, or for one task's share of the node.
+    unset SLURM_CPUS_PER_TASK SLURM_NTASKS_PER_GPU SLURM_NTASKS_PER_TRES SLURM_TRES_PER_TASK \
+        SLURM_GPUS SLURM_GPUS_PER_NODE SLURM_GPUS_PER_SOCKET SLURM_GPUS_PER_TASK
+    while read -r node count; do
+        [[ $count == 0 ]] || gpus[$node]=--gpus=$count
+    done < <(gpus_of_nodes)
     eval "container=($VCSOUP_CONTAINER)"
     step=(
         srun --overlap --nodes=1 --ntasks=1 --ntasks-per-node=1 --gpu-bind=none --cpu-bind=none
@@ -76,7 +100,8 @@ start_ray() {
     trap stop_ray EXIT
     role='head'
     for node in "${nodes[@]}"; do
-        "${step[@]}" --nodelist="$node" --output="$(log_of "ray-$node")" --open-mode=append \
+        "${step[@]}" --nodelist="$node" ${gpus[$node]:+"${gpus[$node]}"} \
+            --output="$(log_of "ray-$node")" --open-mode=append \
             bash -c "$(declare -f ray_node); ray_node $role $client" </dev/null &
         ray_steps[$!]=$node
         role='worker'
@@ -84,7 +109,8 @@ start_ray() {
     # The command must have the same Python and Ray as its actors.
     local here=()
     if [[ ${#container[@]} -gt 0 ]]; then
-        here=("${step[@]}" --nodelist="$SLURMD_NODENAME")
+        node=$SLURMD_NODENAME
+        here=("${step[@]}" --nodelist="$node" ${gpus[$node]:+"${gpus[$node]}"})
         # shellcheck disable=SC2034 # environment.sh uses it
         vcsoup=("${here[@]}" python3 -m vcsoup_dist.cli)
     fi
@@ -101,12 +127,17 @@ start_ray() {
 }
 
 say_which_ended() {
-    local pid node
+    local pid node log
     for pid in "${!ray_steps[@]}"; do
         kill -0 "$pid" 2>/dev/null && continue
         node=${ray_steps[$pid]}
-        echo "== Ray on $node has ended; the end of $(log_of "ray-$node"):"
-        tail -n 5 "$(log_of "ray-$node")" || true
+        log=$(log_of "ray-$node")
+        if [[ -e $log ]]; then
+            echo "== Ray on $node has ended; the end of $log:"
+            tail -n 5 "$log"
+        else
+            echo "== Ray on $node has not started; srun says why, above"
+        fi
     done >&2
 }
 

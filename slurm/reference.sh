@@ -16,6 +16,7 @@ set -euo pipefail
 
 if [[ $# == 0 || $1 == -h || $1 == --help ]]; then
     sed -n '2,/^#SBATCH/{/^#SBATCH/d;s/^# \{0,1\}//;p}' "$0"
+    [[ $# -gt 0 && $1 == -* ]] || exit 2
     exit 0
 fi
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from conftest import save_tiny_model
 from ray.cluster_utils import Cluster
@@ -29,6 +30,31 @@ def deadly(prompt, response):
     if deaths:
         (HERE / "deaths").write_bytes(deaths[1:])
         os.kill(os.getpid(), signal.SIGKILL)
+    return len(response)
+
+def takes_others_along(prompt, response):
+    # At the soup whose answer is in the file `answer`: kills all actors, the others first. Actors
+    # wait for each other; the third time not for long, since each may be alone.
+    guilty = response == (HERE / "answer").read_text()
+    own, other = ("guilty", "innocent") if guilty else ("innocent", "guilty")
+    with (HERE / f"tries-{own}").open("a") as file:
+        file.write(".")
+    tries = (HERE / f"tries-{own}").stat().st_size
+    here = HERE / f"{own}-{os.getpid()}"
+    here.touch()
+    deadline = time.monotonic() + [300, 300, 5, 0, 0][tries - 1]
+    while not list(HERE.glob(f"{other}-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if guilty:
+        for file in HERE.glob("innocent-*"):
+            file.unlink()
+            os.kill(int(file.name.rpartition("-")[2]), signal.SIGKILL)
+            time.sleep(2 if tries > 2 else 0)  # let that death be seen first
+        here.unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    while tries < 3 or list(HERE.glob("guilty-*")):
+        time.sleep(0.01)
+    here.unlink()
     return len(response)
 
 def one_of_two(prompt, response):
@@ -117,6 +143,19 @@ def test_a_soup_that_kills_every_actor_is_named(tmp_path, cluster, models):
     with pytest.raises(UserError, match="^soup b: its actor died 3 times; out of memory"):
         evaluate(tmp_path, {"b": models["b"]}, "deadly", 2, lambda n: None)
     assert (tmp_path / "deaths").read_bytes() == b"..."
+
+
+def test_a_soup_that_takes_others_along_is_the_one_that_is_named(
+    tmp_path, cluster, models, expected
+):
+    (tmp_path / "expected").write_bytes(expected["b"])
+    answer = pq.read_table(tmp_path / "expected")["answer"][0].as_py()
+    assert answer.encode() not in expected["a"]
+    (tmp_path / "answer").write_text(answer)
+    pair = {name: models[name] for name in "ab"}
+    with pytest.raises(UserError, match="^soup b: its actor died 3 times"):
+        evaluate(tmp_path, pair, "takes_others_along", 2, lambda n: None)
+    assert (tmp_path / "tries-guilty").read_text() == "..."
 
 
 # Last, since the node does not come back.

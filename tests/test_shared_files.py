@@ -91,6 +91,16 @@ def test_a_token_that_is_there_is_read_and_another_is_not(tmp_path, monkeypatch)
         assert again != path
 
 
+def test_a_token_that_a_killed_command_left_is_removed_later(tmp_path):
+    old, new, other = (tmp_path / name for name in ("seen-1", "seen-2", "kept-1"))
+    for file in (old, new, other):
+        file.touch()
+    for file in (old, other):
+        os.utime(file, (0, 0))
+    with token(tmp_path, "seen"):
+        assert not old.exists() and new.exists() and other.exists()
+
+
 TAKE_ALL = """
 import sys, ray
 ray.init(sys.argv[1], log_to_driver=False)

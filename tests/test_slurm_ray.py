@@ -350,8 +350,10 @@ def test_every_actor_has_a_gpu_of_its_own_and_nobody_comes_in_without_the_token(
 
 def test_two_clusters_on_the_same_nodes_do_not_disturb_each_other(jobs, tmp_path):
     said = [tmp_path / "first", tmp_path / "second"]
-    half = ["--gpus-per-node=1", "--cpus-per-task=2"]
-    numbers = [submit_gpus(jobs, 2, mine, other, half) for mine, other in (said, said[::-1])]
+    numbers = [
+        submit_gpus(jobs, 2, mine, other, [gpus, "--cpus-per-task=2"])
+        for gpus, mine, other in (("--gpus-per-node=1", *said), ("--gpus=2", *said[::-1]))
+    ]
     for number in numbers:
         ended = wait_for_end(number)
         assert ended["JobState"] == "COMPLETED", jobs.log(number)

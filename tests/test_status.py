@@ -23,7 +23,7 @@ from vcsoup_dist.launch.slurm_queue import QueuedJob
 from vcsoup_dist.plan.history import FOLDER, Execution, read_history, recorded, time_taken
 from vcsoup_dist.plan.products import make_plan
 from vcsoup_dist.plan.status import duration, look, show_status
-from vcsoup_dist.plan.submissions import LiveJob
+from vcsoup_dist.plan.submissions import LiveJob, Submission
 from vcsoup_dist.recipe_file import load_recipe
 from vcsoup_dist.workspace import Workspace
 
@@ -278,6 +278,45 @@ def test_a_job_in_the_queue_comes_before_what_was_said_last(run, planned):
     helper = LiveJob(QueuedJob("8", "RUNNING", "None"), "merge")
     (merge,) = [each for each in look(recipe, workspace, plan, [helper]) if each.stage == "merge"]
     assert merge.state == "running"
+
+
+def test_jobs_that_ended_before_the_command_are_told_by_their_logs(run, planned):
+    recipe, workspace, plan = planned
+    logs = run.root / "logs" / "jobs"
+    logs.mkdir(parents=True)
+    for name in (
+        "tiny-train-7_0-gpu-12-0.log",
+        "tiny-train-12-ray-n1-0.log",
+        "tiny-train-12.out",
+        "tiny-merge-8_0-n-1-0.log",
+        "tiny-merge-8_1-n-2-1.log",
+        "other-train-9-n1-0.log",
+    ):
+        (logs / name).write_text("no vcsoup here\n")
+    made = {each.name: each.fingerprint for each in plan}
+    soups = {name: made[name] for name in made if name.startswith("soups/")}
+    submissions = [
+        Submission("7", "train", [{LONG: made[LONG]}], [], "", is_array=True),
+        Submission("8", "merge", [], ["7"], "", is_array=True),
+        Submission("10", "merge", [soups], ["7", "8"], ""),
+        Submission("12", "train", [{POLITE: made[POLITE]}], [], ""),
+        Submission("9", "train", [{POLITE: made[POLITE]}], [], ""),
+    ]
+    live = [LiveJob(QueuedJob("8_1", "RUNNING", "None"), "merge")]
+    stages = {each.stage: each for each in look(recipe, workspace, plan, live, submissions)}
+    train, merge = (stages[each].executions for each in ("train", "merge"))
+    assert {(each.job, each.host, *each.products) for each in train} == {
+        ("7_0", "gpu-12", LONG),
+        ("12", "its node", POLITE),
+    }
+    assert [(each.job, each.host, each.products) for each in merge] == [("8_0", "n-1", soups)]
+
+
+def test_damaged_submissions_are_one_warning(run, planned):
+    (run.root / "jobs.json").write_text('[{"id":')
+    said = run.vcsoup("status", "recipe.yaml")
+    assert said.count("jobs.json: unreadable") == 1
+    assert re.search("report +│ to do", said)
 
 
 HOLDS = """

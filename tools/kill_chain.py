@@ -9,8 +9,10 @@ the same command, and so on; the last start goes to the end. The moments of the 
 uniformly from the time of the first run; the second reaches such a moment with the same products,
 and so many seconds after the last of them. Every second kill takes the command alone, as the kernel
 does that runs out of memory; the others take all processes of the run at once, Ray's and the ranks
-among them, as a node does that loses power. With --slurm it is always all of them, with the
-slurmstepd of every job; all nodes must be on this machine (tools/slurm_cluster.sh).
+among them. The machine itself lives on: what was written but not synced is not lost, as it would
+be where the power fails. With --slurm it is always all of them, with the slurmstepd of every job;
+all nodes must be on this machine (tools/slurm_cluster.sh). Where the run ends before the moment of
+a kill, it says so and makes no more of them.
 
 After each kill all processes must be gone, and what is finished must have the bytes of the run left
 alone. So must all files in the end, but `work`, locks, logs and what knows times of files
@@ -90,7 +92,7 @@ def wait(run: LocalRun, enough: Callable[[], object]) -> int | None:
     deadline = time.monotonic() + LIMIT
     while (code := run.ended()) is None and not enough():
         if time.monotonic() > deadline:
-            run.kill(everything=True)
+            run.give_up()
             sys.exit(f"{run.root} hangs; see {run.log} and {run.root / 'logs'}")
         time.sleep(run.poll)
     return code

@@ -119,6 +119,10 @@ class LocalRun:
         self.process.wait()
         return making, list(running.values())
 
+    def give_up(self) -> None:
+        """End a run that hangs."""
+        self.kill(everything=True)
+
     def _vcsoup(self, command: str) -> subprocess.Popen[bytes]:
         words = [sys.executable, "-m", "vcsoup_dist.cli", command, str(self.recipe)]
         with self.log.open("ab") as log:
@@ -159,6 +163,10 @@ class SlurmRun(LocalRun):
             time.sleep(2)
         time.sleep(2)  # within a second of the requeue the nodes refuse the job
         return making, list(running.values())
+
+    def give_up(self) -> None:
+        self._vcsoup("cancel").wait()  # also the jobs that wait
+        super().give_up()
 
 
 def check(run: LocalRun, code: int | None) -> None:

@@ -31,7 +31,7 @@ from vcsoup_dist.souping.virtual import load_soup, reweight
 from vcsoup_dist.workspace import hold_while_working
 
 LESS = "lower evaluation.batch or scoring.tokens_per_batch, or give it more memory"
-ATTEMPTS = 3  # at one soup, when its actors die
+ATTEMPTS = 3  # at one soup, when its actors die; the last one alone
 QUIET = 60.0  # seconds without any result, after which the log says that all wait for room
 
 ANSWERS = "answers.parquet"
@@ -155,8 +155,9 @@ def evaluate_all(
 ) -> None:
     """Evaluate every task on the connected Ray cluster, the next one wherever an actor is free.
 
-    Actors for which there is no room get no task and keep nobody waiting. Raises UserError for a
-    task whose actors die again and again.
+    Actors for which there is no room get no task and keep nobody waiting. A task whose actors die
+    again and again may take others along, as where a node runs out of memory; so its last attempt
+    is made while no other task is at work, and UserError names the right one.
     """
     check_room("evaluation", {"CPU": settings.cpus_per_actor, "GPU": settings.gpus_per_actor})
     # Ray is not asked to restart an actor: its task would wait with it, for room on other nodes.
@@ -165,11 +166,11 @@ def evaluate_all(
     )
     gpu = settings.gpus_per_actor > 0
     crew = _Crew(lambda: kind.remote(judges, settings, tokens_per_batch, gpu), settings.actors)
-    waiting = deque(tasks)
+    waiting, suspects = deque(tasks), deque[EvaluationTask]()
     unfinished = len(tasks)
     try:
         while unfinished:
-            crew.fill(unfinished)
+            crew.fill(1 if suspects else unfinished)
             reference = crew.first_result()
             actor, task = crew.pending[reference]
             try:
@@ -179,7 +180,9 @@ def evaluate_all(
             except ray.exceptions.RayError as error:
                 crew.dismiss(reference)
                 crew.died(task, error)
-                if task is not None:
+                if task is not None and crew.deaths[task] == ATTEMPTS - 1:
+                    suspects.append(task)
+                elif task is not None:
                     waiting.appendleft(task)
                 continue
             if task is None:
@@ -187,12 +190,18 @@ def evaluate_all(
             else:
                 advance(answers)
                 unfinished -= 1
-            if waiting:
-                task = waiting.popleft()
-                crew.pending[actor.evaluate.remote(task, list(prompts))] = (actor, task)
-                del crew.pending[reference]
-            else:
+                if task in suspects:
+                    suspects.remove(task)
+            following = None
+            if not suspects:
+                following = waiting.popleft() if waiting else None
+            elif crew.is_last(reference):
+                following = suspects[0]  # where it stays until it is finished, so that none joins
+            if following is None:
                 crew.dismiss(reference)
+            else:
+                crew.pending[actor.evaluate.remote(following, list(prompts))] = (actor, following)
+                del crew.pending[reference]
     finally:
         for reference in list(crew.pending):
             crew.dismiss(reference)
@@ -219,6 +228,15 @@ class _Crew:
         """End the actor of that result."""
         actor, _ = self.pending.pop(reference)
         ray.kill(actor)
+
+    def is_last(self, reference: Any) -> bool:
+        """Whether all others are idle; those are dismissed then."""
+        others = {ref: task for ref, (_, task) in self.pending.items() if ref != reference}
+        if any(task is not None for task in others.values()):
+            return False
+        for other in others:
+            self.dismiss(other)
+        return True
 
     def first_result(self) -> Any:
         """Wait for a result; returns Ray's reference to it."""

@@ -5,18 +5,26 @@ Its name is new every time, so that no node can have an old one, or remember tha
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+LEFT_BEHIND = 3600.0  # seconds; nobody reads a token that is so old
 PATIENCE = 5.0  # seconds; a network file system may show a new file late
 
 
-@contextmanager
+@contextlib.contextmanager
 def token(folder: Path, prefix: str) -> Iterator[Path]:
-    """A file in `folder` for the block; another node tells by `trouble_with` whether it sees it."""
+    """A file in `folder` for the block; another node tells by `trouble_with` whether it sees it.
+
+    Removes those that killed commands have left there.
+    """
+    for old in folder.glob(f"{prefix}-*"):
+        with contextlib.suppress(FileNotFoundError):  # another command was faster
+            if old.stat().st_mtime < time.time() - LEFT_BEHIND:
+                old.unlink()
     nonce = uuid.uuid4().hex
     path = folder.absolute() / f"{prefix}-{nonce}"
     path.write_text(nonce)

@@ -21,7 +21,13 @@ from vcsoup_dist.plan.history import Execution, read_history, time_taken
 from vcsoup_dist.plan.last_words import end_of_log, last_step
 from vcsoup_dist.plan.products import STAGES, to_make
 from vcsoup_dist.plan.silent_jobs import silent_jobs
-from vcsoup_dist.plan.submissions import LiveJob, live_jobs
+from vcsoup_dist.plan.submissions import (
+    LiveJob,
+    Submission,
+    live_jobs,
+    read_submissions,
+    was_submitted,
+)
 from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.workspace import Product, Workspace
@@ -68,7 +74,8 @@ def show_status(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) -
     """The table of stages; then, how far training is, and what failed ones said last."""
     console = Console()
     now = time.time()
-    stages = look(recipe, workspace, plan, _jobs(workspace))
+    submissions, jobs = _jobs(workspace)
+    stages = look(recipe, workspace, plan, jobs, submissions)
     console.print(f"{recipe.name} in {workspace.root}", markup=False, soft_wrap=True)
     table = Table()
     for column in ("stage", "state", "products", "jobs", "time"):
@@ -112,11 +119,15 @@ def show_products(recipe: Recipe, workspace: Workspace, plan: Sequence[Product])
 
 
 def look(
-    recipe: Recipe, workspace: Workspace, plan: Sequence[Product], jobs: Sequence[LiveJob]
+    recipe: Recipe,
+    workspace: Workspace,
+    plan: Sequence[Product],
+    jobs: Sequence[LiveJob],
+    submissions: Sequence[Submission] = (),
 ) -> list[StageStatus]:
     """How each stage of the plan stands now."""
     history = read_history(workspace.root)
-    history += silent_jobs(workspace.root, plan, jobs, history)
+    history += silent_jobs(workspace.root, recipe.name, plan, submissions, jobs, history)
     needed = {product.name for product in to_make(plan, workspace, recipe)}
     found = []
     for stage in STAGES:
@@ -139,13 +150,19 @@ def look(
     return found
 
 
-def _jobs(workspace: Workspace) -> list[LiveJob]:
-    """The run's jobs; none where Slurm cannot be asked: the rest is true without them."""
+def _jobs(workspace: Workspace) -> tuple[list[Submission], list[LiveJob]]:
+    """What was submitted for the run, and its jobs in the queue; what cannot be known is left out.
+
+    The rest is true without them.
+    """
+    submissions: list[Submission] = []
     try:
-        return live_jobs(workspace.root)
+        submissions = read_submissions(workspace.root)
+        jobs = live_jobs(workspace.root) if was_submitted(workspace.root) else []
     except UserError as error:
         log.warning("jobs in the queue are not known: %s", error)
-        return []
+        jobs = []
+    return submissions, jobs
 
 
 def _state(

@@ -63,7 +63,9 @@ def publish_shares(
                 continue  # another was faster
             if missing := missing_ranks(plan, where, world_size):
                 raise UserError(f"{title}: {not_done(missing, world_size)}")
-            finish(plan, where)
+            if not finish(plan, where):  # what they have written was removed meanwhile
+                missing = missing_ranks(plan, where, world_size)
+                raise UserError(f"{title}: {not_done(missing, world_size)}")
         log.info("%s: %d, published", title, len(group))
 
 
