@@ -14,7 +14,7 @@ TOOLS = Path(__file__).parents[1] / "tools"
 sys.path.append(str(TOOLS))
 
 from kill_chain import different  # noqa: E402
-from killable_runs import MARK, processes_of, send, short, stop_all  # noqa: E402
+from killable_runs import MARK, Process, processes_of, send, short, stop_all  # noqa: E402
 
 
 def test_a_changed_a_missing_and_a_needless_file_are_told_apart(tmp_path):
@@ -35,16 +35,20 @@ def test_a_changed_a_missing_and_a_needless_file_are_told_apart(tmp_path):
     assert different(disturbed, calm, []) == []
 
 
+def names(processes: dict[int, Process]) -> list[str]:
+    return [short(each.command) for each in processes.values()]
+
+
 def test_processes_of_a_run_are_found_and_stopped_in_whatever_session():
     # Each starts another in a session of its own, as Ray's are.
     script = "import subprocess, time; subprocess.Popen(['sleep', '600'], start_new_session=True); "
     environment = os.environ | {MARK: "of-this-test"}
     process = subprocess.Popen([sys.executable, "-c", script + "time.sleep(600)"], env=environment)
     try:
-        wait_for(lambda: len(processes_of("of-this-test")) == 2)
+        wait_for(lambda: "sleep" in names(processes_of("of-this-test")))
         stopped = stop_all("of-this-test")
         assert {each.state for each in stopped.values()} == {"T"}
-        assert "sleep" in [short(each.command) for each in stopped.values()]
+        assert len(stopped) == 2
     finally:
         for pid in processes_of("of-this-test"):
             send(pid, signal.SIGKILL)

@@ -50,7 +50,10 @@ def stop_all(mark: str) -> dict[int, Process]:
     """Stop all processes of a run, so that none starts another any more."""
     while True:
         found = processes_of(mark)
-        moving = [pid for pid, each in found.items() if each.state != "T"]
+        # One that has forked by vfork is stopped with its child, and shown as D.
+        held = {each.parent for each in found.values() if each.state == "T"}
+        still = {pid for pid in held if pid in found and found[pid].state == "D"}
+        moving = [pid for pid, each in found.items() if each.state != "T" and pid not in still]
         if not moving:
             return found
         for pid in moving:
