@@ -102,7 +102,7 @@ def start_now(number: str) -> None:
     def starts() -> bool:
         time.sleep(2)  # within a second of the requeue a launch is refused, and fails the job
         subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"])
-        return job(number)["JobState"] == "RUNNING"
+        return job(number)["JobState"] != "PENDING"  # a short one may have ended already
 
     wait_for(starts)
 
