@@ -131,6 +131,13 @@ def test_a_job_that_went_back_into_the_queue_is_kept(jobs):
     assert queue.steps()["reference"].kept == ("3",)
 
 
+def test_a_job_that_slurm_holds_since_its_nodes_failed_too_often_is_submitted_anew(jobs):
+    queue = Queue(jobs, "filtered")
+    queue.add("3", "reference", "REQUEUE_HOLD", reason="JobHoldMaxRequeue")
+    steps = queue.steps()
+    assert steps["reference"].kept == () and submitted(steps)["reference"]
+
+
 def test_a_job_that_runs_for_another_version_of_the_recipe_is_in_the_way(queue):
     queue.add("5", "score", "RUNNING")
     queue.live[0] = LiveJob(queue.live[0].job, "score", {"pairs/long": "of before"})

@@ -47,8 +47,11 @@ class LiveJob:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether it waits for a job that has failed."""
-        return self.job.waits and self.job.reason == "DependencyNeverSatisfied"
+        """Whether it waits for a job that has failed, or for a person since nodes failed often."""
+        return self.job.waits and self.job.reason in (
+            "DependencyNeverSatisfied",
+            "JobHoldMaxRequeue",  # Slurm's MaxBatchRequeue, 5 by default
+        )
 
 
 def mark_of(root: Path) -> str:
