@@ -61,9 +61,8 @@ def publish_shares(
                 stack.enter_context(workspace.making(product))
             if all(map(workspace.is_made, group)):
                 continue  # another was faster
-            if missing := missing_ranks(plan, where, world_size):
-                raise UserError(f"{title}: {not_done(missing, world_size)}")
-            if not finish(plan, where):  # what they have written was removed meanwhile
+            # What they have written may have been removed meanwhile.
+            if missing_ranks(plan, where, world_size) or not finish(plan, where):
                 missing = missing_ranks(plan, where, world_size)
                 raise UserError(f"{title}: {not_done(missing, world_size)}")
         log.info("%s: %d, published", title, len(group))

@@ -10,6 +10,9 @@ from pathlib import Path
 from vcsoup_dist.files import write_atomically
 from vcsoup_dist.recipe import Launch, Training
 
+SUMMARY = "training.json"
+"""Of a finished policy, what rank 0 writes last."""
+
 
 @dataclass(frozen=True)
 class ReferenceTask:

@@ -34,7 +34,7 @@ from vcsoup_dist.training.examples import (
 )
 from vcsoup_dist.training.export import export_policy
 from vcsoup_dist.training.flops import FlopCounter, peak_tflops
-from vcsoup_dist.training.jobs import PolicyTask, count_steps
+from vcsoup_dist.training.jobs import SUMMARY, PolicyTask, count_steps
 from vcsoup_dist.training.metrics import MetricsLog
 from vcsoup_dist.training.schedule import learning_rate
 from vcsoup_dist.training.start_check import check_forward, check_start
@@ -250,7 +250,7 @@ def _summarise(
         "last_step": {name: measured[name] for name in shown if name in measured},
         **heldout,
     }
-    write_atomically(Path(task.output) / "training.json", json.dumps(summary, indent=1) + "\n")
+    write_atomically(Path(task.output) / SUMMARY, json.dumps(summary, indent=1) + "\n")
     log.info(
         "%s: done; loss %.4f; the policy is step %d%s%s",
         task.name,

@@ -11,12 +11,11 @@ from vcsoup_dist.launch.ranks import run_ranks, stop_if_asked
 from vcsoup_dist.launch.srun import run_on_slurm
 from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe, Training
-from vcsoup_dist.training.jobs import Job, PolicyTask, ReferenceTask
+from vcsoup_dist.training.jobs import SUMMARY, Job, PolicyTask, ReferenceTask
 from vcsoup_dist.training.warmup import find_theta_0, warmup_training
 from vcsoup_dist.workspace import Draft, Product, Workspace
 
 RANK = "vcsoup_dist.training.rank"
-SUMMARY = "training.json"  # what rank 0 writes last
 
 
 def make_theta_0(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
