@@ -51,11 +51,11 @@ def test_pools_run_side_by_side_only_where_a_node_has_room_for_each_actor(tmp_pa
     begun = []
 
     def look(pairs: float) -> None:
-        begun.append(sorted(path.parent.name for path in tmp_path.glob("*/shard-00000.parquet")))
+        begun.append({path.parent.name for path in tmp_path.glob("*/shard-*.parquet")})
 
     assert list(run_pools([first, second], look)) == [first, second]
     assert all(len(score_bytes(tmp_path / name)) == len(SHARDS) for name in "ab")
-    assert begun[0] == ["a"]
+    assert begun[0] == {"a"}  # whichever of its shards was first
 
 
 def test_a_run_that_waits_for_room_says_so_and_goes_on(tmp_path, cluster, monkeypatch, caplog):
