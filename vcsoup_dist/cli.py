@@ -98,7 +98,7 @@ def check(recipe: RecipeFile, run_dir: RunDir = None) -> None:
 
     Example: vcsoup check examples/hh_llama3_8b.yaml
     """
-    from vcsoup_dist.plan.show import show_check
+    from vcsoup_dist.check.show import show_check
 
     loaded, workspace, plan = _plan(recipe, run_dir, make=False)
     show_check(loaded, workspace, plan)
@@ -136,7 +136,7 @@ def reward_check(recipe: RecipeFile, run_dir: RunDir = None) -> None:
 
     Example: vcsoup reward-check recipe.yaml
     """
-    from vcsoup_dist.plan.reward_check import check_rewards
+    from vcsoup_dist.check.rewards import check_rewards
 
     loaded, _, plan = _plan(recipe, run_dir, make=False)
     check_rewards(loaded, plan)
@@ -431,7 +431,7 @@ def report(recipe: RecipeFile, run_dir: RunDir = None) -> None:
 
     Example: vcsoup report recipe.yaml
     """
-    from vcsoup_dist.plan.show import show_result
+    from vcsoup_dist.plan.result import show_result
 
     _make(recipe, run_dir, ["report"])
     show_result(_plan(recipe, run_dir, make=False)[1])
@@ -452,7 +452,7 @@ def run(
     Example: vcsoup run recipe.yaml --run-dir /scratch/me/run1
     """
     from vcsoup_dist.plan.products import STAGES
-    from vcsoup_dist.plan.show import show_result
+    from vcsoup_dist.plan.result import show_result
 
     workspace = _make(recipe, run_dir, STAGES, launcher=launcher, address=address)
     show_result(workspace)

@@ -1,15 +1,14 @@
-"""What `check` and the end of a run print."""
+"""What `vcsoup check` prints."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from vcsoup_dist.plan.cost import estimate, estimate_training
-from vcsoup_dist.plan.data_check import check_files
+from vcsoup_dist.check.cost import estimate, estimate_training
+from vcsoup_dist.check.data import check_files
 from vcsoup_dist.plan.products import STAGES, to_make
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.workspace import Product, Workspace
@@ -69,17 +68,6 @@ def _show_training(recipe: Recipe, console: Console) -> None:
         console.print(f"{name:32} {text}", highlight=False)
     for warning in needs.warnings:
         console.print(f"warning: {warning}", style="bold red", soft_wrap=True)
-
-
-def show_result(workspace: Workspace) -> None:
-    """The table, the hypervolumes and where the report is."""
-    folder = workspace.root / "report"
-    console = Console()
-    print((folder / "table.txt").read_text().rstrip())
-    summary = json.loads((folder / "summary.json").read_text())
-    for line in summary["headline"]:
-        console.print(line, highlight=False)
-    console.print(f"report: {folder / 'index.html'}", highlight=False)
 
 
 def _number(value: int | None, unknown: str) -> str:

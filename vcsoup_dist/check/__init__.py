@@ -1,0 +1,1 @@
+"""What is said before anything runs: data, rewards, models, steps, memory, time, disk."""
