@@ -11,12 +11,12 @@ import pytest
 import yaml
 from conftest import save_tiny_model, write_pairs
 
+from vcsoup_dist.check.cost import estimate
 from vcsoup_dist.checkpoints.companions import copy_companions
 from vcsoup_dist.checkpoints.layout import read_layout
 from vcsoup_dist.checkpoints.reader import CheckpointReader
 from vcsoup_dist.checkpoints.writer import ShardFile, plan_shards
 from vcsoup_dist.identity import Hashes
-from vcsoup_dist.check.cost import estimate
 from vcsoup_dist.plan.products import make_plan, to_make
 from vcsoup_dist.plan.run import make_missing
 from vcsoup_dist.recipe import Recipe

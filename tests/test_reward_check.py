@@ -14,10 +14,10 @@ import yaml
 from conftest import WORDS, save_tiny_tokenizer, write_pairs
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from vcsoup_dist.check.rewards import check_rewards
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes
 from vcsoup_dist.plan.products import make_plan
-from vcsoup_dist.check.rewards import check_rewards
 from vcsoup_dist.recipe_file import load_recipe
 from vcsoup_dist.scoring.reward_findings import ANSWER, TURNS
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
+from vcsoup_dist.check.data import first_pair
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
-from vcsoup_dist.check.data import first_pair
 from vcsoup_dist.preferences.pair import Pair
 from vcsoup_dist.recipe import CallableReward, ColumnsReward, Recipe
 from vcsoup_dist.scoring.reward_check import (
