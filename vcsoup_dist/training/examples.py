@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch.distributed as dist
 import xxhash
@@ -67,7 +68,9 @@ def encode_files(
     rank, world = dist.get_rank(), dist.get_world_size()
     rows: list[EncodedRow] = []
     for batch in _batches(files, limit):
-        mine = batch.take(list(range(rank, batch.num_rows, world))).to_pylist()
+        # Of its own type, since a rank may have no row, and an empty list would be of none.
+        places = pa.array(range(rank, batch.num_rows, world), pa.int64())
+        mine = batch.take(places).to_pylist()
         shares = gather_to_all([_encode_row(tokenizer, row, training) for row in mine])
         rows += [shares[i % world][i // world] for i in range(batch.num_rows)]
     return rows
