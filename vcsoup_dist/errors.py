@@ -9,11 +9,6 @@ class UserError(Exception):
     """
 
 
-def reason_of(error: BaseException) -> str:
-    """What foreign code raised, in one line: its type, and the start of what it says."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
 EXIT_PREEMPTED = 75
 """Exit code of a command, and of a rank, that saved and stopped on request (EX_TEMPFAIL)."""
 
@@ -26,3 +21,29 @@ class Preempted(BaseException):
 
     def __init__(self) -> None:
         super().__init__("stopped on request; the same command goes on from here")
+
+
+def reason_of(error: BaseException) -> str:
+    """What foreign code raised, in one line: its type, and the start of what it says.
+
+    Never raises, whatever the exception does when it is printed, and can be written as UTF-8.
+    """
+    kind = _printable(type(error).__name__)
+    try:
+        said = str(error)
+    except BaseException as second:
+        said = f"(it raises {_printable(type(second).__name__)} when it is printed)"
+    return f"{kind}: {' '.join(_printable(said).split())[:300]}"
+
+
+def is_stop(error: BaseException) -> bool:
+    """Whether an exception asks for an end, and does not say that code failed.
+
+    Others need be no Exception either: those of Rust are not.
+    """
+    return isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit, Preempted))
+
+
+def _printable(text: str) -> str:
+    """The text with lone surrogates as escapes, which no file and few terminals take."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

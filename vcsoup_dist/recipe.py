@@ -174,6 +174,8 @@ class ClassifierReward(_AnyReward):
     text: str = "chat_template"
     """`chat_template`; `pair` (prompt and response as two segments); `response` alone; or a
     template string with `{prompt}` and `{response}`."""
+    template: str | None = None
+    """Name of the chat template, where the tokenizer has several; absent: its `default` one."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """What the reward model computes in."""
     attention: Attention = "auto"
@@ -206,6 +208,12 @@ class ClassifierReward(_AnyReward):
                 "must be chat_template, pair, response, or a template with {prompt} and {response}"
             )
         return text
+
+    @model_validator(mode="after")
+    def _template_of_a_chat(self) -> ClassifierReward:
+        if self.template is not None and self.text != "chat_template":
+            raise ValueError("template: names a chat template, which this `text` does not use")
+        return self
 
 
 class CallableReward(_AnyReward):

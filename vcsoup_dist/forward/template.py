@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from vcsoup_dist.errors import UserError
+from vcsoup_dist.errors import UserError, is_stop, reason_of
 from vcsoup_dist.forward.packing import Ids
+from vcsoup_dist.forward.template_limits import comes_to_an_end
 
 Message = Mapping[str, str]
 
@@ -32,14 +33,50 @@ class Encoded:
         return len(self.ids) - self.start
 
 
+class RefusedByTemplate(UserError):
+    """A chat template raised at one conversation; the message names the tokenizer."""
+
+
+def choose_template(tokenizer: Any, name: str | None, key: str) -> None:
+    """Let a tokenizer use its chat template `name`, or its only or default one where None.
+
+    key: of the recipe, where `name` is from. Raises UserError naming the tokenizer and the
+    templates that it has.
+    """
+    template, owner = tokenizer.chat_template, tokenizer.name_or_path
+    if not isinstance(template, dict):
+        if name is not None:
+            raise UserError(
+                f"{owner}: its chat templates have no names, or it has none; leave out `{key}`"
+            )
+        return
+    known = ", ".join(sorted(map(str, template)))
+    if name is None and "default" not in template:
+        raise UserError(
+            f"{owner}: its tokenizer has several chat templates and none called `default`: "
+            f"{known}; choose one with `{key}`"
+        )
+    if name is not None and name not in template:
+        raise UserError(f"{owner}: `{key}`: no chat template `{name}`; its tokenizer has: {known}")
+    tokenizer.chat_template = template[name or "default"]
+
+
 def encode_prompt(tokenizer: Any, prompt: Sequence[Message]) -> list[int]:
-    """Tokens up to where the assistant begins to answer."""
+    """Tokens up to where the assistant begins to answer.
+
+    Raises RefusedByTemplate for this prompt, and UserError where no prompt can be encoded.
+    """
     if tokenizer.chat_template is None:
         raise UserError(
             f"{tokenizer.name_or_path}: the tokenizer has no chat template; give the model "
             "directory a chat_template.jinja"
         )
-    return list(_render(tokenizer, prompt, add_generation_prompt=True))
+    ids = list(_render(tokenizer, prompt, add_generation_prompt=True))
+    if not ids:
+        raise RefusedByTemplate(
+            f"{tokenizer.name_or_path}: its chat template makes no tokens of a prompt"
+        )
+    return ids
 
 
 def encode_answer(
@@ -65,12 +102,31 @@ def encode_answer(
 
 def _render(tokenizer: Any, messages: Sequence[Message], **options: Any) -> Any:
     """The conversation under the chat template, in tokens unless `tokenize=False`."""
-    template = tokenizer.get_chat_template()
+    name = tokenizer.name_or_path
+    choose_template(tokenizer, None, "template")
+    template = tokenizer.chat_template
+    if not isinstance(template, str):
+        raise UserError(
+            f"{name}: its chat template is a {type(template).__name__} and no text; give the model "
+            "directory a chat_template.jinja"
+        )
+    if not comes_to_an_end(template):
+        raise UserError(
+            f"{name}: its chat template takes too much time or memory for a short conversation, or "
+            "never ends; give the model directory another chat_template.jinja"
+        )
     if "strftime_now" in template:  # today's date, by a function of its own
         template = "{%- macro strftime_now(format) -%}" + DATE + "{%- endmacro -%}" + template
-    return tokenizer.apply_chat_template(
-        list(messages), chat_template=template, return_dict=False, date_string=DATE, **options
-    )
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages), chat_template=template, return_dict=False, date_string=DATE, **options
+        )
+    except BaseException as error:  # a template is code, and tokenizers may panic
+        if is_stop(error):
+            raise
+        raise RefusedByTemplate(
+            f"{name}: its chat template refuses a prompt: {reason_of(error)}"
+        ) from error
 
 
 class Unusable(StrEnum):
@@ -97,14 +153,12 @@ def encode_pair(
     answer is ever cut. An answer of special tokens and white space alone is none. Raises UserError
     where the chat template is not prefix-stable.
     """
-    from jinja2 import TemplateError
-
     try:
         prompt_ids = encode_prompt(tokenizer, prompt)
         encoded = [
             encode_answer(tokenizer, prompt, prompt_ids, each) for each in (chosen, rejected)
         ]
-    except TemplateError:  # roles that it does not know, or not in that order
+    except RefusedByTemplate:  # roles that it does not know, or not in that order
         return Unusable.REFUSED
     pair = []
     for answer, each in zip((chosen, rejected), encoded, strict=True):

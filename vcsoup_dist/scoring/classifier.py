@@ -8,7 +8,8 @@ from typing import cast
 import numpy as np
 import torch
 
-from vcsoup_dist.errors import UserError
+from vcsoup_dist.errors import UserError, is_stop, reason_of
+from vcsoup_dist.forward.template import choose_template
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import ClassifierReward
 from vcsoup_dist.scoring.heads import choose_columns, take_columns
@@ -37,6 +38,8 @@ class Classifier:
         self.tokenizer, self.model = load_classifier(reward, source)
         self.model.to(device).eval().requires_grad_(False)
         config, name = self.model.config, source.source
+        if reward.text == "chat_template":
+            choose_template(self.tokenizer, reward.template, "template")
         config.use_cache = False
         self.limit = length_limit(reward.max_length, self.model, self.tokenizer, name)
         # Probes that `max_length` cuts would all have one length.
@@ -66,8 +69,10 @@ class Classifier:
             try:
                 text = self._encode(prompt, response, self.limit.tokens)
                 encoded.append(text if text.ids else "it has no tokens")
-            except UserError as error:  # such as of a template that takes no system prompt
-                encoded.append(str(error))
+            except BaseException as error:  # a template is code, and tokenizers may panic
+                if is_stop(error):
+                    raise
+                encoded.append(str(error) if isinstance(error, UserError) else reason_of(error))
         return encoded
 
     @torch.inference_mode()

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.forward.answer_text import kept_answer
 from vcsoup_dist.forward.packing import common_prefix
-from vcsoup_dist.forward.template import encode_answer, encode_prompt
+from vcsoup_dist.forward.template import RefusedByTemplate, encode_answer, encode_prompt
 from vcsoup_dist.preferences.pair import Message
 
 MARKERS = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: "}
@@ -32,6 +33,13 @@ class RewardText:
     """token_type_ids, where the tokenizer gives them."""
     truncated: bool = False
     response_truncated: bool = False
+    dropped: bool = False
+    """Whether the whole text's tokens lack a part of the response."""
+
+    @property
+    def key(self) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+        """Equal for texts that a model cannot tell apart."""
+        return tuple(self.ids), None if self.types is None else tuple(self.types)
 
 
 def prompt_text(prompt: Sequence[Message]) -> str:
@@ -71,6 +79,8 @@ def encode_text(
         text = _segments(tokenizer(response), prompt_segment=None)
     else:
         text = _filled(tokenizer, form, prompt_text(prompt), response)
+    if not kept_answer(tokenizer, text.ids, text.response.start, response):
+        text = replace(text, dropped=True)
     if max_length is None or len(text.ids) <= max_length:
         return text
     if form == "chat_template":  # only now, since it takes time
@@ -97,14 +107,7 @@ def cut(text: RewardText, max_length: int, truncate: Truncate = "start") -> Rewa
 
 
 def _chat(tokenizer: Any, prompt: Sequence[Message], response: str) -> RewardText:
-    from jinja2 import TemplateError
-
-    try:
-        encoded = encode_answer(tokenizer, prompt, encode_prompt(tokenizer, prompt), response)
-    except TemplateError as error:
-        raise UserError(
-            f"{tokenizer.name_or_path}: its chat template refuses a prompt: {error}"
-        ) from error
+    encoded = encode_answer(tokenizer, prompt, encode_prompt(tokenizer, prompt), response)
     first = 1 if encoded.ids[0] == tokenizer.bos_token_id else 0
     return RewardText(
         list(encoded.ids), range(first, encoded.start), range(encoded.start, len(encoded.ids))
@@ -113,12 +116,10 @@ def _chat(tokenizer: Any, prompt: Sequence[Message], response: str) -> RewardTex
 
 def _without_closing_marks(tokenizer: Any, text: RewardText) -> RewardText:
     """The same text; what the template puts between prompt and response is neither's to cut."""
-    from jinja2 import TemplateError
-
     prompts = [[{"role": "user", "content": content}] for content in ("", "x")]
     try:
         first, second = (encode_prompt(tokenizer, prompt) for prompt in prompts)
-    except TemplateError:  # such as of one that takes no empty turn: what it puts there is unknown
+    except RefusedByTemplate:  # such as of an empty turn: what it puts there is unknown
         return text
     marks = common_prefix(first[::-1], second[::-1])
     prompt = range(text.prompt.start, max(text.prompt.start, text.prompt.stop - marks))
