@@ -14,10 +14,9 @@ import pytest
 import torch
 
 from vcsoup_dist.checkpoints.layout import TensorSpec
+from vcsoup_dist.checkpoints.model_files import BIN_INDEX_NAME, BIN_SINGLE_NAME
 from vcsoup_dist.checkpoints.pickled import (
     DTYPES,
-    INDEX_NAME,
-    SINGLE_NAME,
     load_without_data,
     open_checkpoint,
 )
@@ -53,8 +52,8 @@ def test_every_dtype_and_place_is_found(tmp_path):
         "empty": torch.empty(0, 4),
         "whole": flat,
     }
-    torch.save(state, tmp_path / SINGLE_NAME)
-    source = open_source(tmp_path)
+    torch.save(state, tmp_path / BIN_SINGLE_NAME)
+    source = open_checkpoint(tmp_path)
     assert (source.path, source.kind, source.aliases) == (tmp_path, "bin", {})
     assert source.layout.keys() == state.keys()
     for name, spec in source.layout.items():
@@ -67,7 +66,9 @@ def test_every_dtype_and_place_is_found(tmp_path):
 
 def test_tied_weights_are_read_once_under_their_first_name(tmp_path):
     weight = torch.randn(5, 3)
-    torch.save({"embed": weight, "other": weight.clone(), "head": weight}, tmp_path / SINGLE_NAME)
+    torch.save(
+        {"embed": weight, "other": weight.clone(), "head": weight}, tmp_path / BIN_SINGLE_NAME
+    )
     source = open_source(tmp_path)
     assert set(source.layout) == {"embed", "other"}
     assert source.aliases == {"head": "embed"}
@@ -77,7 +78,7 @@ def test_a_model_of_transformers(tmp_path, tiny_model):
     from transformers import AutoModelForCausalLM
 
     state = AutoModelForCausalLM.from_pretrained(tiny_model).state_dict()
-    torch.save(state, tmp_path / SINGLE_NAME)
+    torch.save(state, tmp_path / BIN_SINGLE_NAME)
     source = open_source(tmp_path)
     assert source.layout.keys() == state.keys()
     assert all(read(source.layout[name]) == as_bytes(tensor) for name, tensor in state.items())
@@ -86,8 +87,8 @@ def test_a_model_of_transformers(tmp_path, tiny_model):
 def test_weights_of_a_gpu_need_no_gpu(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
-        torch.save({"a": torch.ones(2)}, tmp_path / SINGLE_NAME)
-    assert b"cuda:0" in (tmp_path / SINGLE_NAME).read_bytes()
+        torch.save({"a": torch.ones(2)}, tmp_path / BIN_SINGLE_NAME)
+    assert b"cuda:0" in (tmp_path / BIN_SINGLE_NAME).read_bytes()
     assert read(open_source(tmp_path).layout["a"]) == as_bytes(torch.ones(2))
 
 
@@ -96,7 +97,7 @@ def test_no_data_is_read(tmp_path):
     def read_so_far() -> int:
         return int(Path("/proc/self/io").read_text().split()[1])
 
-    torch.save({"a": torch.ones(10_000_000)}, tmp_path / SINGLE_NAME)
+    torch.save({"a": torch.ones(10_000_000)}, tmp_path / BIN_SINGLE_NAME)
     before = read_so_far()
     open_source(tmp_path)
     assert read_so_far() - before < 1_000_000
@@ -110,7 +111,7 @@ def write_sharded(directory: Path) -> dict[str, torch.Tensor]:
     for name, state in shards.items():
         torch.save(state, directory / name)
     placed = {tensor: name for name, state in shards.items() for tensor in state}
-    (directory / INDEX_NAME).write_text(json.dumps({"weight_map": placed}))
+    (directory / BIN_INDEX_NAME).write_text(json.dumps({"weight_map": placed}))
     return {name: tensor for state in shards.values() for name, tensor in state.items()}
 
 
@@ -127,21 +128,21 @@ def test_shards_are_read_in_file_order(tmp_path):
         ({"c": "../outside.bin"}, "is no file of its directory"),
         ({"d": "pytorch_model-00002-of-00002.bin"}, "has no such tensor"),
         ({"d": "pytorch_model-00003-of-00003.bin"}, "there is no such weights file"),
-        ({"a": None}, f"holds 'a', which {INDEX_NAME} does not place there"),
+        ({"a": None}, f"holds 'a', which {BIN_INDEX_NAME} does not place there"),
     ],
 )
 def test_an_index_that_does_not_fit_is_refused(tmp_path, place, message):
     write_sharded(tmp_path)
-    index = json.loads((tmp_path / INDEX_NAME).read_text())["weight_map"] | place
+    index = json.loads((tmp_path / BIN_INDEX_NAME).read_text())["weight_map"] | place
     placed = {name: file for name, file in index.items() if file}
-    (tmp_path / INDEX_NAME).write_text(json.dumps({"weight_map": placed}))
+    (tmp_path / BIN_INDEX_NAME).write_text(json.dumps({"weight_map": placed}))
     with pytest.raises(UserError, match=message):
         open_source(tmp_path)
 
 
 def test_two_sets_of_weights_are_refused(tmp_path):
     write_sharded(tmp_path)
-    torch.save({"a": torch.ones(2)}, tmp_path / SINGLE_NAME)
+    torch.save({"a": torch.ones(2)}, tmp_path / BIN_SINGLE_NAME)
     with pytest.raises(UserError, match="remove the one that is out of date"):
         open_source(tmp_path)
 
@@ -166,7 +167,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("content, message", REFUSED.values(), ids=REFUSED.keys())
 def test_what_is_no_plain_tensor_is_refused(tmp_path, content, message):
-    torch.save(content, tmp_path / SINGLE_NAME)
+    torch.save(content, tmp_path / BIN_SINGLE_NAME)
     with pytest.raises(UserError, match=message) as refused:
         open_checkpoint(tmp_path)
     assert "\n" not in str(refused.value)
@@ -190,7 +191,7 @@ def test_code_in_a_pickle_does_not_run(tmp_path, legacy):
         (getattr, Path, "cwd"),
     ):
         state = {"a": torch.ones(2), "b": Hostile(*call)}
-        file = tmp_path / SINGLE_NAME
+        file = tmp_path / BIN_SINGLE_NAME
         torch.save(state, file, _use_new_zipfile_serialization=not legacy)
         with pytest.raises(UserError, match="no zip archive" if legacy else "wants to call"):
             open_source(tmp_path)
@@ -232,7 +233,7 @@ def rewrite(file: Path, changed: dict[str, bytes], compression: int = zipfile.ZI
     ],
 )
 def test_an_archive_of_other_content_is_refused(tmp_path, changed, compression, message):
-    file = tmp_path / SINGLE_NAME
+    file = tmp_path / BIN_SINGLE_NAME
     torch.save({"a": torch.ones(2)}, file)
     rewrite(file, {})
     assert read(open_source(tmp_path).layout["a"]) == as_bytes(torch.ones(2))
@@ -242,7 +243,7 @@ def test_an_archive_of_other_content_is_refused(tmp_path, changed, compression, 
 
 
 def test_damaged_files_are_refused_in_one_line(tmp_path):
-    file = tmp_path / SINGLE_NAME
+    file = tmp_path / BIN_SINGLE_NAME
     torch.save({"a": torch.ones(5), "b": torch.ones(2, 2)}, file)
     whole, draw = file.read_bytes(), random.Random(0)
     for length in range(0, len(whole), 97):

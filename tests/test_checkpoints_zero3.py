@@ -16,10 +16,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vcsoup_dist.checkpoints.deepspeed_files import is_checkpoint
 from vcsoup_dist.checkpoints.layout import Source
 from vcsoup_dist.checkpoints.reader import CheckpointReader
 from vcsoup_dist.checkpoints.sources import open_source
-from vcsoup_dist.checkpoints.zero3 import is_checkpoint, open_checkpoint
+from vcsoup_dist.checkpoints.zero3 import open_checkpoint
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.launch.ranks import run_ranks
 

@@ -113,14 +113,14 @@ HOSTILE = {
         lambda p: (p / "model.safetensors").open("ab").write(b"x"), "1 bytes that its header does",
     ),
     "a pipe for weights": (
-        lambda p: replace(p / "model.safetensors", os.mkfifo), "holds neither model.safetensors",
+        lambda p: replace(p / "model.safetensors", os.mkfifo), "model.safetensors is no regular",
     ),
     "a pipe for a tokenizer": (
-        lambda p: replace(p / "tokenizer.json", os.mkfifo), "has tokenizer.json, policy p has not",
+        lambda p: replace(p / "tokenizer.json", os.mkfifo), "tokenizer.json is no regular file",
     ),
     "a link to itself": (
         lambda p: replace(p / "model.safetensors", lambda file: file.symlink_to(file)),
-        "holds neither model.safetensors",
+        "model.safetensors is a link to a file that is missing",
     ),
     "a config that is no JSON": (
         lambda p: (p / "config.json").write_text('{"hidden_size": 8'), "config.json: its JSON cann",
@@ -131,7 +131,7 @@ HOSTILE = {
     "a config without end": (
         lambda p: (p / "config.json").write_text("[" * 100_000), "config.json: its JSON cannot be",
     ),
-    "no directory": (lambda p: (shutil.rmtree(p), p.write_text("x")), "no such model directory"),
+    "no directory": (lambda p: (shutil.rmtree(p), p.write_text("x")), "is a file, no model"),
 }  # fmt: skip
 
 
@@ -283,7 +283,6 @@ def test_companions_that_are_links_are_copied_by_content_and_outside_nothing_cha
         (policy / "tokenizer.json").symlink_to(outside / "secret")
         (policy / "additional_chat_templates").symlink_to(outside / "templates")
         (policy / "modeling_x.py").symlink_to("/dev/null")
-        (policy / "vocab.json").symlink_to(outside / "nowhere")
         (policy / "README.md").write_text("of the policy")
         (policy / "manifest.json").write_text("of the policy")
     soup("--dtype", "bf16")

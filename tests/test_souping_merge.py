@@ -289,7 +289,7 @@ MISFITS = {
     ),
     "float8": (
         lambda t: t | {"half": ("F8_E4M3", np.zeros((3, 3), "u1"))}, {},
-        "policy harmless: 'half' is F8_E4M3; quantised",
+        r"quantised weights \(half of F8_E4M3\)",
     ),
     "quantised": (lambda t: t, {"config": {"quantization_config": {"bits": 4}}}, "quantization_co"),
     "tokenizer": (lambda t: t, {"tokenizer": {"model": {"a": 1}}}, "tokenizer.json of policies"),

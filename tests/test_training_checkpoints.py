@@ -16,7 +16,7 @@ from checkpoint_rank import Scenario, start_engine
 from conftest import save_tiny_model
 from safetensors.torch import load_file
 
-from vcsoup_dist.checkpoints.zero3 import COMPLETE
+from vcsoup_dist.checkpoints.deepspeed_files import COMPLETE
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.launch.ranks import run_ranks
 from vcsoup_dist.training.checkpoint import (

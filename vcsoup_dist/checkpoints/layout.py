@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, TypeGuard
 
+from vcsoup_dist.checkpoints.file_content import fault_of_weights
+from vcsoup_dist.checkpoints.folder_kinds import describe
+from vcsoup_dist.checkpoints.model_files import INDEX_NAME, SINGLE_NAME
 from vcsoup_dist.errors import UserError
 
-SINGLE_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
+EXPORT = "write it as a model first: vcsoup export CHECKPOINT --model BASE --out MODEL"
 MAX_HEADER = 100_000_000  # bytes; the safetensors library refuses more
 
 DTYPE_BITS = {
@@ -101,12 +103,16 @@ def read_weights_files(
 
     `read_file` gives a file's tensors. UserError where the files contradict the index.
     """
-    if not directory.is_dir():
-        raise UserError(f"{directory}: there is no such model directory")
     index, single = directory / index_name, directory / single_name
     files: Mapping[str, set[str] | None]
     if index.is_file():
-        files = _indexed_files(index)
+        files = indexed_files(index)
+        missing = [name for name in sorted(files) if not (directory / name).is_file()]
+        if missing:
+            raise UserError(
+                f"{directory / missing[0]}: there is no such weights file, {len(missing)} of the"
+                f" {len(files)} that {index_name} lists are missing; copy or download them again"
+            )
         if single.is_file() and single_name not in files:
             raise UserError(
                 f"{directory}: has both {single_name} and {index_name} of other files;"
@@ -135,6 +141,34 @@ def read_weights_files(
     return layout
 
 
+def indexed_files(index: Path) -> dict[str, set[str]]:
+    """The index's weight_map turned round: file name -> names of the tensors in it.
+
+    UserError where it is no such map, or names files outside of its directory.
+    """
+    try:
+        weight_map = _parse_json(index.read_bytes(), index).get("weight_map")
+    except OSError as error:
+        raise UserError(f"{index}: cannot be read: {error.strerror}") from error
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index}: has no weight_map from tensor to file")
+    files: dict[str, set[str]] = {}
+    for tensor, file_name in weight_map.items():
+        # A plain name cannot leave the directory; links inside it are how hub caches are made.
+        if (
+            not isinstance(file_name, str)
+            or not file_name.isprintable()
+            or file_name in ("", ".", "..")
+            or "/" in file_name
+            or "\\" in file_name
+        ):
+            raise UserError(
+                f"{index}: places {tensor!r} in {file_name!r}, which is no file of its directory"
+            )
+        files.setdefault(file_name, set()).add(tensor)
+    return files
+
+
 def raw_header(file: Path) -> bytes:
     """Length and JSON of a safetensors file, as they stand there; `read_header` has checked it."""
     with open(file, "rb") as opened:
@@ -151,6 +185,8 @@ def read_header(file: Path) -> dict[str, TensorSpec]:
             size = os.fstat(opened.fileno()).st_size
             length = int.from_bytes(opened.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER):
+                if fault := fault_of_weights(file):
+                    raise UserError(f"{file}: {fault}")
                 raise UserError(
                     f"{file}: says its header has {length} bytes, the file has {size} in all;"
                     " it is truncated or no safetensors file"
@@ -207,31 +243,6 @@ def _check_coverage(specs: list[TensorSpec], file: Path, data_start: int, size: 
         raise UserError(f"{file}: has {size - reached} bytes that its header does not describe")
 
 
-def _indexed_files(index: Path) -> dict[str, set[str]]:
-    """The index's weight_map turned round: file name -> names of the tensors in it."""
-    try:
-        weight_map = _parse_json(index.read_bytes(), index).get("weight_map")
-    except OSError as error:
-        raise UserError(f"{index}: cannot be read: {error.strerror}") from error
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index}: has no weight_map from tensor to file")
-    files: dict[str, set[str]] = {}
-    for tensor, file_name in weight_map.items():
-        # A plain name cannot leave the directory; links inside it are how hub caches are made.
-        if (
-            not isinstance(file_name, str)
-            or not file_name.isprintable()
-            or file_name in ("", ".", "..")
-            or "/" in file_name
-            or "\\" in file_name
-        ):
-            raise UserError(
-                f"{index}: places {tensor!r} in {file_name!r}, which is no file of its directory"
-            )
-        files.setdefault(file_name, set()).add(tensor)
-    return files
-
-
 def _parse_json(raw: bytes, file: Path) -> dict[str, Any]:
     try:
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeats)
@@ -258,10 +269,12 @@ def _are_counts(value: Any) -> TypeGuard[list[int]]:
 
 
 def _say_what_is_there_instead(directory: Path) -> NoReturn:
-    pickled = sorted(directory.glob("*.bin"))
-    if pickled:
+    found = describe(directory)
+    if "bin" in found.holds:
         raise UserError(
-            f"{directory}: holds only pickled weights ({pickled[0].name}); convert them to"
+            f"{directory}: holds only pickled weights (pytorch_model*.bin); convert them to"
             " safetensors with AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
         )
-    raise UserError(f"{directory}: holds neither {SINGLE_NAME} nor {INDEX_NAME}")
+    if "deepspeed" in found.holds:
+        raise UserError(f"{found.line}; {EXPORT}")
+    raise UserError(found.line)

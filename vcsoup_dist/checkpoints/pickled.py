@@ -27,10 +27,8 @@ from vcsoup_dist.checkpoints.layout import (
     read_weights_files,
     tensor_bytes,
 )
+from vcsoup_dist.checkpoints.model_files import BIN_INDEX_NAME, BIN_SINGLE_NAME
 from vcsoup_dist.errors import UserError
-
-SINGLE_NAME = "pytorch_model.bin"
-INDEX_NAME = "pytorch_model.bin.index.json"
 
 DTYPES = {
     torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.uint16: "U16",
@@ -105,17 +103,12 @@ def load_without_data(
     return Pickled(file, content, members)
 
 
-def is_checkpoint(directory: Path) -> bool:
-    """Whether a Hugging Face model directory has pickled weights."""
-    return (directory / INDEX_NAME).is_file() or (directory / SINGLE_NAME).is_file()
-
-
 def open_checkpoint(directory: Path) -> Source:
     """A Hugging Face model directory of `pytorch_model*.bin`, in file order.
 
     UserError where a file is missing, damaged, holds more than tensors or contradicts the index.
     """
-    specs = read_weights_files(directory, SINGLE_NAME, INDEX_NAME, _read_file)
+    specs = read_weights_files(directory, BIN_SINGLE_NAME, BIN_INDEX_NAME, _read_file)
     layout, aliases = separate_aliases(specs)
     return Source(directory, "bin", layout, aliases)
 

@@ -14,13 +14,13 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
+from vcsoup_dist.checkpoints.deepspeed_files import OPTIM_NAME, find_tag, list_files
 from vcsoup_dist.checkpoints.layout import DTYPE_BITS, Extent, Source, TensorSpec
 from vcsoup_dist.checkpoints.pickled import (
     Pickled,
@@ -33,14 +33,9 @@ from vcsoup_dist.errors import UserError
 
 T = TypeVar("T")
 
-COMPLETE = "COMPLETE"
-"""The file that the project's trainer puts last into a checkpoint."""
 WRAPPED_AS = "wrapped_as"
 """Key of its client state: what the wrapper puts before the names of the model's parameters."""
 
-_WHOLE = re.compile(r"mp_rank_(\d+)_model_states\.pt")
-_MODEL = re.compile(r"zero_pp_rank_(\d+)_mp_rank_(\d+)_model_states\.pt")
-_OPTIM = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 _SWAPPED = re.compile(r"(\d+)_(\d+)\.tensor\.swp")
 _SWAP_PADDING = 1 << 20  # bytes; DeepSpeed pads to its threads times 1024
 
@@ -55,16 +50,6 @@ _ALLOWED = (
     (_Ignored, "deepspeed.runtime.fp16.loss_scaler.LossScaler"),
     (_Ignored, "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
 )
-
-
-@dataclass(frozen=True)
-class _Files:
-    """The files of one checkpoint, those of ranks in order of rank."""
-
-    whole: Path | None
-    """The model states of ZeRO-0 to -2."""
-    model: Sequence[Path]
-    optim: Sequence[Path]
 
 
 class _Flat:
@@ -89,16 +74,6 @@ class _Flat:
         return extents
 
 
-def is_checkpoint(path: Path) -> bool:
-    """Whether `path` is a folder of DeepSpeed checkpoints, or one of them."""
-    return (
-        (path / "latest").is_file()
-        or (path / "latest_universal").is_file()
-        or any(path.glob("*_states.pt"))
-        or any(path.glob("step-*/*_states.pt"))
-    )
-
-
 def open_checkpoint(path: Path) -> Source:
     """A DeepSpeed checkpoint, or the newest of a folder of them.
 
@@ -107,8 +82,8 @@ def open_checkpoint(path: Path) -> Source:
     UserError where files are missing, damaged or disagree, and for checkpoints whose parameters
     are cut in other ways as well (model, pipeline or expert parallel, universal).
     """
-    tag = _find_tag(path)
-    files = _list_files(tag)
+    tag = find_tag(path)
+    files = list_files(tag)
     if files.whole is not None:
         model = _load(files.whole)
         _refuse_experts(model)
@@ -136,86 +111,6 @@ def open_checkpoint(path: Path) -> Source:
     cut = len(prefix)
     layout = {name[cut:]: spec._replace(name=name[cut:]) for name, spec in specs.items()}
     return Source(path, "zero3", layout, {name[cut:]: of[cut:] for name, of in aliases.items()})
-
-
-def _find_tag(path: Path) -> Path:
-    """The folder of the checkpoint's files."""
-    latest = path / "latest"
-    if any(path.glob("*_states.pt")):
-        tag = path
-    elif latest.is_file():
-        name = latest.read_text(errors="replace").strip()
-        tag = path / name
-        if not name.isprintable() or name in ("", ".", "..") or "/" in name or not tag.is_dir():
-            raise UserError(f"{latest}: names {name[:80]!r}, which is no folder beside it")
-    elif (path / "latest_universal").is_file():
-        _refuse_universal(path)
-    else:
-        complete = [each.parent for each in path.glob(f"step-????????/{COMPLETE}")]
-        if not complete:
-            raise UserError(f"{path}: none of its checkpoints is complete ({COMPLETE} is missing)")
-        tag = max(complete)
-    if tag.resolve().name.endswith(".partial"):
-        raise UserError(f"{tag}: was not finished; use a complete checkpoint")
-    if (tag / "zero").is_dir():
-        _refuse_universal(tag)
-    return tag
-
-
-def _refuse_universal(path: Path) -> NoReturn:
-    raise UserError(
-        f"{path}: universal checkpoints cannot be read; use the one that it was converted from"
-    )
-
-
-def _list_files(tag: Path) -> _Files:
-    whole: dict[int, Path] = {}
-    model: dict[int, Path] = {}
-    optim: dict[int, Path] = {}
-    for file in sorted(tag.glob("*_states.pt")):
-        if found := _WHOLE.fullmatch(file.name):
-            model_rank, rank, ranks = found[1], 0, whole
-        elif found := _MODEL.fullmatch(file.name):
-            rank, model_rank, ranks = int(found[1]), found[2], model
-        elif found := _OPTIM.fullmatch(file.name):
-            rank, model_rank, ranks = int(found[1]), found[2], optim
-        elif "exp" in file.name:  # layer_0_expert_0_..., expp_rank_0_...
-            raise UserError(f"{file}: expert-parallel checkpoints cannot be read")
-        elif file.name.startswith("layer_"):
-            raise UserError(f"{file}: pipeline-parallel checkpoints cannot be read")
-        else:
-            continue
-        if int(model_rank) > 0:
-            raise UserError(
-                f"{file}: model-parallel checkpoints cannot be read; gather the model first"
-            )
-        if rank in ranks:
-            raise UserError(f"{tag}: has two files of rank {rank}: {ranks[rank].name}, {file.name}")
-        ranks[rank] = file
-    if whole and model:
-        raise UserError(
-            f"{tag}: has {whole[0].name} and {min(model.values()).name}, of two checkpoints;"
-            " remove those of one"
-        )
-    if not whole and not model:
-        raise UserError(f"{tag}: holds no model states; copy the files of all ranks into it")
-    if model and not optim:
-        raise UserError(
-            f"{tag}: holds no optimizer states, in which ZeRO-3 keeps the weights;"
-            " copy the files of all ranks into it"
-        )
-    if whole:
-        return _Files(whole[0], (), ())
-    world = max(*model, *optim) + 1
-    for ranks, kind in ((model, "model"), (optim, "optimizer")):
-        for rank in range(world):
-            if rank not in ranks:
-                raise UserError(
-                    f"{tag}: lacks the {kind} states of rank {rank};"
-                    " copy the files of all ranks into it"
-                )
-    order = range(world)
-    return _Files(None, [model[rank] for rank in order], [optim[rank] for rank in order])
 
 
 def _load(file: Path) -> Pickled:
@@ -270,7 +165,7 @@ def _with_swapped(
     In the list itself they are empty. Their files are named by the first and the last of their
     parameters, of which this rank has `parts` elements each, and end in padding.
     """
-    found = _OPTIM.fullmatch(file.name)
+    found = OPTIM_NAME.fullmatch(file.name)
     assert found is not None
     folder = file.parent / "offloaded_tensors" / f"rank{int(found[1]):02d}"
     names = [match for each in folder.glob("*") if (match := _SWAPPED.fullmatch(each.name))]

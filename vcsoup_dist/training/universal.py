@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vcsoup_dist.checkpoints.zero3 import COMPLETE
+from vcsoup_dist.checkpoints.deepspeed_files import COMPLETE
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import remove_leftovers, sync, sync_tree, write_atomically
 
