@@ -535,10 +535,11 @@ REFUSED = {
     "a model that is a word": (linear("[helpful]"), "models[0] must have `model` and `parameters`"),
     "an unknown dtype": (linear(dtype="int8"), "dtype 'int8' is not known"),
     "a list of dtypes": (linear(dtype="[float16]"), "dtype"),
-    "no mapping": ("[1, 2]", "is no mergekit configuration"),
-    "no YAML": ("models: [", "cannot be read"),
-    "code": ("!!python/object/apply:os.system ['touch ran']", "cannot be read"),
-    "nothing": ("", "is no mergekit configuration"),
+    "no mapping": ("[1, 2]", "a mergekit configuration is a YAML mapping of keys"),
+    "no YAML": ("models: [", "not YAML"),
+    "code": ("!!python/object/apply:os.system ['touch ran']", "a mergekit configuration is a"),
+    "code inside": ("models: !!python/object/apply:os.system ['touch ran']", "is not supported"),
+    "nothing": ("", "empty; a mergekit configuration is a YAML mapping of keys"),
     "another's home": (linear("[{model: ~nobody-here/x, parameters: {weight: 1}}]"), "models[0]"),
 }  # fmt: skip
 

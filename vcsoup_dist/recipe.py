@@ -26,6 +26,16 @@ from pydantic import (
 from vcsoup_dist.sbatch_options import JobStage, SbatchOptions
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_]*$"
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+FIELD = r"^[A-Za-z_]\w*$"
+FUNCTION = r"^[\w./-]+:[A-Za-z_]\w*$"
+IN_WORDS = {
+    NAME: "a value's name has letters, digits and _ only, and does not begin with _",
+    RUN_NAME: "a name has letters, digits, `.`, `_`, `-` only, and begins with a letter or digit",
+    FIELD: "a field's name has letters, digits and _ only, and does not begin with a digit",
+    FUNCTION: "give `package.module:function`, or `file.py:function`",
+}
+"""What the patterns say, for messages."""
 MOST_VALUES = 20
 """The most whose signs in base 3 fit in 32 bits, as the filter keeps them."""
 
@@ -168,7 +178,7 @@ class ClassifierReward(_AnyReward):
     rewards differ in `output`, `softmax`, `head` and `sign` alone share one model, run once."""
     softmax: bool = False
     """Take the output's probability among all outputs, for classifiers of several classes."""
-    head: str = Field("logits", pattern=r"^[A-Za-z_]\w*$")
+    head: str = Field("logits", pattern=FIELD)
     """Field of what the model returns that holds its outputs [texts, outputs]; custom code may have
     others, such as ArmoRM's `rewards`."""
     text: str = "chat_template"
@@ -219,7 +229,7 @@ class ClassifierReward(_AnyReward):
 class CallableReward(_AnyReward):
     """A Python function (prompt messages, response text) -> float."""
 
-    callable: str = Field(pattern=r"^[\w./-]+:[A-Za-z_]\w*$")
+    callable: str = Field(pattern=FUNCTION)
     """`package.module:function`, or `file.py:function` relative to the recipe. A change of that
     file or of a Python file beside it makes the scores anew; what lies elsewhere is not watched."""
     pool: ActorPool | None = None
@@ -331,7 +341,7 @@ class Training(Section):
     """Gradients are scaled down to this global norm."""
     pairs_per_step: int = Field(64, ge=1)
     """Pairs of one optimizer step over all ranks."""
-    epochs: float = Field(1.0, gt=0)
+    epochs: float = Field(1.0, gt=0, le=1e6)
     """Passes over the value's pairs. With `equal_steps` the pairs *before* filtering are counted,
     so that every method takes the same number of steps."""
     equal_steps: bool = True
@@ -387,7 +397,7 @@ class Warmup(Section):
     """Its peak."""
     pairs_per_step: int = Field(64, ge=1)
     """Chosen answers of one optimizer step over all ranks."""
-    epochs: float = Field(1.0, gt=0)
+    epochs: float = Field(1.0, gt=0, le=1e6)
     """Passes over the chosen answers."""
     steps: int | None = Field(None, ge=1)
     """Optimizer steps; overrules `epochs`."""
@@ -396,7 +406,7 @@ class Warmup(Section):
 class Soup(Section):
     """Stage 4. theta(lambda) = sum of lambda_i theta_i over the trained policies."""
 
-    grid: float | None = Field(None, gt=0, le=1)
+    grid: float | None = Field(None, ge=1e-6, le=1)
     """Step of the simplex grid; 0.1 where neither `grid` nor `weights` is given."""
     weights: list[list[float]] | None = Field(None, min_length=1)
     """Weight vectors of your own, in the order of the values that have data."""
@@ -461,10 +471,10 @@ class Launch(Section):
     own number of tasks."""
     threads: int = Field(1, ge=1)
     """OMP_NUM_THREADS of every rank and actor; on a CPU it decides the last bits of a result."""
-    max_minutes: float | None = Field(None, gt=0)
+    max_minutes: float | None = Field(None, gt=0, le=1e6)
     """Training saves and stops so long after the command's start, but not before a step is done;
     the same command goes on."""
-    hang_minutes: float = Field(30, gt=0)
+    hang_minutes: float = Field(30, gt=0, le=1e6)
     """A micro-batch that takes longer ends the run, with every rank's stack in its logs."""
     peak_tflops: float | None = Field(None, gt=0)
     """Dense peak of one device for `training.dtype`, by which MFU is reckoned. Absent: known from
@@ -508,7 +518,7 @@ class Keep(Section):
 class Recipe(Section):
     """Everything that decides a run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=RUN_NAME)
     """The run directory is `runs/<name>` unless the command line says otherwise."""
     model: str
     """theta_0, from which every policy starts, or with `warmup` what theta_0 is made from: model
@@ -579,9 +589,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        for listed in (self.methods, self.seeds, self.policies or []):
+        for key in ("methods", "seeds", "policies"):
+            listed = getattr(self, key) or []
             if len(set(listed)) != len(listed):
-                raise ValueError(f"{listed} lists something twice")
+                raise ValueError(f"{key}: {listed} lists something twice")
         for name in self.policies or []:
             if name not in self.values:
                 raise ValueError(f"policies: no value is called `{name}`")

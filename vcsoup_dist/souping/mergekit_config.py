@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping.formats import format_named
+from vcsoup_dist.yaml_file import read_yaml
 
 _KEYS = {"models", "merge_method", "base_model", "dtype", "out_dtype", "parameters"}
 _METHODS = ("linear", "task_arithmetic")
@@ -35,12 +34,7 @@ class MergekitConfig:
 
 def read_mergekit_config(file: Path) -> MergekitConfig:
     """UserError for anything that mergekit would do and a linear soup does not."""
-    try:
-        content = yaml.safe_load(file.read_bytes())
-    except (OSError, ValueError, yaml.YAMLError) as error:  # a ValueError: no date, no text
-        raise UserError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: is no mergekit configuration, which has `models:`")
+    content = read_yaml(file, "mergekit configuration").content
     for key in content.keys() - _KEYS:
         raise UserError(
             f"{file}: `{key}` is not supported; supported are {', '.join(sorted(_KEYS))}"
@@ -98,7 +92,8 @@ def _parameters(
     if not isinstance(found, dict) or found.keys() - known:
         raise UserError(f"{file}: {where}: supported parameters are {', '.join(sorted(known))}")
     for key, value in found.items():
-        if not isinstance(value, (int, float)) or not abs(value) < 1e100:  # no NaN, no huge int
+        is_number = isinstance(value, int | float) and abs(value) < 1e100  # no NaN, no huge int
+        if not is_number or (isinstance(value, bool) and key != "normalize"):
             raise UserError(
                 f"{file}: {where}: {key} is {value!r}; only one number for the whole model is"
                 " supported"
