@@ -20,8 +20,9 @@ from vcsoup_dist.souping import merge, stream
 from vcsoup_dist.souping.kernel import weighted_sum
 from vcsoup_dist.souping.pieces import cut_pieces
 from vcsoup_dist.souping.preflight import plan_merge
+from vcsoup_dist.souping.targets import placement
 from vcsoup_dist.souping.verify import verify_directory
-from vcsoup_dist.souping.write import placement, write_soups
+from vcsoup_dist.souping.write import write_soups
 
 NAMES = ["helpful", "harmless"]
 
@@ -372,7 +373,7 @@ def test_limits_of_the_machine_are_foreseen(pair, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"too few for 2 policies and 2 soups; allow at least \d+"):
         merge_named(pair, soups, tmp_path / "out", memory=10_000)
     shutil.rmtree(tmp_path / "out.partial")
-    many = {f"s{i}": (0.5, 0.5) for i in range(2000)}
+    many = {f"s{i}": (0.5, 0.5) for i in range(2100)}
     monkeypatch.setattr("resource.getrlimit", lambda _: (1024, 4096))
     with pytest.raises(UserError, match="ulimit -Hn"):
         merge_named(pair, many, tmp_path / "out")

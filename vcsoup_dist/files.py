@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import secrets
 from pathlib import Path
+
+# Of renameat2(2), which Python's os module lacks.
+_AT_FDCWD = -100
+_EXCHANGE = 2
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -41,3 +47,20 @@ def sync_tree(folder: Path) -> None:
         for name in files:
             sync(Path(parent) / name)
         sync(Path(parent))
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places in one step, so that both are there at every instant.
+
+    False, with nothing done, where the system cannot: on macOS and on some network file systems.
+    """
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p) * 2 + (ctypes.c_uint,)
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(code, os.strerror(code), str(other))

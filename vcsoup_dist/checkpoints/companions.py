@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vcsoup_dist.checkpoints.digests import digest
 from vcsoup_dist.errors import UserError
 
 CONFIG_NAME = "config.json"
@@ -60,6 +61,17 @@ def companion_files(
     """The companions a model directory has: relative name -> file, in order of name."""
     found = (file for pattern in patterns for file in directory.glob(pattern) if file.is_file())
     return dict(sorted((file.relative_to(directory).as_posix(), file) for file in found))
+
+
+def companion_digests(directory: Path) -> dict[str, str]:
+    """Relative name -> digest of every companion; UserError for one that cannot be read."""
+    found = {}
+    for name, file in companion_files(directory).items():
+        try:
+            found[name] = digest(file.read_bytes()).hex()
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+    return found
 
 
 def copy_companions(source: Path, target: Path) -> list[str]:

@@ -9,7 +9,8 @@ from vcsoup_dist.progress import log
 from vcsoup_dist.souping.formats import format_named
 from vcsoup_dist.souping.preflight import SHARD_SIZE, plan_merge
 from vcsoup_dist.souping.screen import last_line
-from vcsoup_dist.souping.write import Written, placement, require_apart, write_soups
+from vcsoup_dist.souping.targets import placement, require_apart
+from vcsoup_dist.souping.write import Written, write_soups
 
 
 def export(

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vcsoup_dist.checkpoints.companions import companion_files
 from vcsoup_dist.checkpoints.digests import combined, digest, weights_digest
 from vcsoup_dist.checkpoints.layout import TensorSpec, raw_header
 from vcsoup_dist.checkpoints.sources import Source
@@ -33,11 +32,10 @@ def identity(plan: MergePlan, soups: Sequence[str]) -> str:
     rows = [
         row for name, row in zip(plan.soups, plan.weights.tolist(), strict=True) if name in soups
     ]
-    companions = companion_files(plan.companions) if plan.companions else {}
     content = {
         "format": FORMAT,
         "sources": plan.source_marks,
-        "companions": {name: digest(path.read_bytes()).hex() for name, path in companions.items()},
+        "companions": plan.companion_digests,
         "names": plan.names,
         "base": plan.base,
         "soups": list(soups),
@@ -49,7 +47,7 @@ def identity(plan: MergePlan, soups: Sequence[str]) -> str:
 
 def fingerprint(plan: MergePlan) -> str:
     """The same of all soups, and of this state of the policies' files: their times."""
-    times = [path.stat().st_mtime_ns for source in plan.sources for path in files_of(source)]
+    times = [plan.states[path].modified for source in plan.sources for path in files_of(source)]
     return digest(json.dumps([identity(plan, list(plan.soups)), times]).encode()).hex()
 
 
@@ -60,10 +58,7 @@ def is_made(plan: MergePlan, soup: str, target: Path) -> bool:
         made_from = json.loads(path.read_bytes())["made_from"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    newest = max(
-        (file.stat().st_mtime_ns for source in plan.sources for file in files_of(source)),
-        default=0,
-    )
+    newest = max((state.modified for state in plan.states.values()), default=0)
     return bool(made_from == identity(plan, [soup]) and newest <= path.stat().st_mtime_ns)
 
 

@@ -2,17 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vcsoup_dist.checkpoints.digests import combined, digest
 from vcsoup_dist.checkpoints.reader import CheckpointReader
 from vcsoup_dist.checkpoints.sources import Source
+from vcsoup_dist.errors import UserError
 
 SAMPLED_TENSORS = 64
 SAMPLED_BYTES = 1024  # of each
+
+
+class FileState(NamedTuple):
+    """By which a file is told from what lay at its path before."""
+
+    modified: int
+    """Nanoseconds."""
+    size: int
+    inode: int
+    touched: int
+    """Nanoseconds, of the last change to its content, owner, mode or links."""
+
+
+def state_of(path: Path) -> FileState:
+    """UserError where the file is gone."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    return FileState(found.st_mtime_ns, found.st_size, found.st_ino, found.st_ctime_ns)
+
+
+def require_unchanged(source: Source, states: Mapping[Path, FileState], mark: list[Any]) -> None:
+    """UserError that names a file of the checkpoint that was written since.
+
+    states: of its files, and mark: `source_mark`, as they were.
+    """
+    for path in files_of(source):
+        then, now = states[path], state_of(path)
+        if then == now:
+            continue
+        # Backups and `chmod` touch a file and leave its content.
+        if then[:3] == now[:3] and source_mark(source) == mark:
+            continue
+        raise UserError(
+            f"{path}: was changed while it was merged, and no soup of it is published; merge again"
+            " when nothing writes to it any more (--overwrite begins anew)"
+        )
 
 
 def source_mark(source: Source) -> list[Any]:

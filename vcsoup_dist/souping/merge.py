@@ -13,16 +13,14 @@ from vcsoup_dist.souping.grids import random_weights, simplex_grid, validate_wei
 from vcsoup_dist.souping.mergekit_config import read_mergekit_config
 from vcsoup_dist.souping.preflight import SHARD_SIZE, MergePlan, check_disk, plan_merge
 from vcsoup_dist.souping.screen import describe, expected_seconds, last_line, not_done
+from vcsoup_dist.souping.targets import Placement, placement, require_apart
 from vcsoup_dist.souping.verify import verify_soups
 from vcsoup_dist.souping.write import (
-    Placement,
     Written,
     due,
     finish,
     missing_ranks,
     narrowed,
-    placement,
-    require_apart,
     write_soups,
 )
 
@@ -93,7 +91,7 @@ def merge(
     where = placement(plan, out, inside=inside)
     require_apart(where, [*policies, *([base] if base else [])])
     if finalise:
-        return _finalise(plan, where, world_size, sha256)
+        return _finalise(plan, where, world_size, overwrite, sha256)
     for line in describe(plan, where, memory=memory):
         log.info("%s", line)
     if dry_run:
@@ -174,8 +172,10 @@ def _rows(
     return list(weights)
 
 
-def _finalise(plan: MergePlan, where: Placement, world_size: int, sha256: bool) -> Written:
-    if not finish(plan, where, sha256=sha256):
+def _finalise(
+    plan: MergePlan, where: Placement, world_size: int, overwrite: bool, sha256: bool
+) -> Written:
+    if not finish(plan, where, overwrite=overwrite, sha256=sha256):
         if not where.work.is_dir():
             raise UserError(f"{where.work}: there is nothing to finalise")
         missing = missing_ranks(plan, where, world_size)

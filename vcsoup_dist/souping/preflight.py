@@ -7,7 +7,6 @@ import resource
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from vcsoup_dist.checkpoints.companions import (
     CONFIG_NAME,
+    companion_digests,
     companion_files,
     read_json,
     require_same_companions,
@@ -25,7 +25,7 @@ from vcsoup_dist.checkpoints.writer import Shard, TensorMeta, header_bytes, plan
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping.compatible import require_same, require_summable
 from vcsoup_dist.souping.formats import FLOAT_DTYPES, Float64
-from vcsoup_dist.souping.marks import source_mark
+from vcsoup_dist.souping.marks import FileState, files_of, source_mark, state_of
 from vcsoup_dist.souping.stream import Recipients
 
 SHARD_SIZE = 5 * 10**9
@@ -50,11 +50,12 @@ class MergePlan:
     """The files of every soup, in the order of the first policy's bytes."""
     companions: Path | None
     """Whose config, tokenizer and chat template the soups get."""
-
-    @cached_property
-    def source_marks(self) -> list[list[Any]]:
-        """Cheap signs of what each source is."""
-        return [source_mark(source) for source in self.sources]
+    companion_digests: Mapping[str, str]
+    """Name -> digest of each of these files."""
+    states: Mapping[Path, FileState]
+    """Of all files that the sources' tensors lie in, as they were when their headers were read."""
+    source_marks: Sequence[list[Any]]
+    """[N] cheap signs of what each source is."""
 
     def recipients(self) -> Recipients:
         """What the one pass sums."""
@@ -135,6 +136,7 @@ def plan_merge(
     donors = [path for _, path in described]
     if base is not None and (base / CONFIG_NAME).is_file():
         donors.append(base)  # also where it cancels
+    donor = companions or (donors[0] if donors else None)
     return MergePlan(
         sources=tuple(sources),
         names=tuple(names),
@@ -142,7 +144,10 @@ def plan_merge(
         weights=weights,
         base=base_name,
         shards=tuple(_shards(sources[0], dtype, shard_size)),
-        companions=companions or (donors[0] if donors else None),
+        companions=donor,
+        companion_digests=companion_digests(donor) if donor else {},
+        states={path: state_of(path) for source in sources for path in files_of(source)},
+        source_marks=[source_mark(source) for source in sources],
     )
 
 

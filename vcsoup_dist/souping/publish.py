@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,12 +10,14 @@ from vcsoup_dist import __version__
 from vcsoup_dist.checkpoints.companions import CONFIG_NAME, copy_companions, read_json
 from vcsoup_dist.checkpoints.digests import weights_digest
 from vcsoup_dist.checkpoints.writer import ShardFile, write_index
-from vcsoup_dist.files import sync, sync_tree
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.files import sync_tree
 from vcsoup_dist.souping.card import CARD_NAME, card_text
 from vcsoup_dist.souping.journal import Digests
 from vcsoup_dist.souping.manifest import MANIFEST_NAME, is_made, soup_manifest, tensor_digests
 from vcsoup_dist.souping.preflight import MergePlan
 from vcsoup_dist.souping.soup_files import require_whole
+from vcsoup_dist.souping.targets import put_in_place, require_free
 
 _TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
@@ -28,23 +28,33 @@ def publish(
     folders: Mapping[str, Path],
     targets: Mapping[str, Path],
     *,
+    overwrite: bool,
     card: bool,
     sha256: bool,
 ) -> None:
     """Complete every soup in its folder, then rename it to its target.
 
-    done: the digests of all pieces; folders, targets: by soup. What lies at a target goes. Can be
-    killed at any instant and run again.
+    done: the digests of all pieces; folders, targets: by soup; overwrite: replace model
+    directories at the targets. Can be killed at any instant and run again. UserError, before the
+    first soup is published, where a target is taken.
     """
+    missing = [soup for soup in plan.soups if not is_made(plan, soup, targets[soup])]
+    try:
+        for soup in missing:  # the others a run that was killed here has published
+            require_free(targets[soup], overwrite)
+    except UserError as error:
+        raise UserError(
+            f"{error}; all weights are written, run the same command again to publish them"
+        ) from None
     of_sources, of_soups = tensor_digests(plan, done)
     identities = {
         name: "xxh3:" + weights_digest(list(source.layout.values()), tensors).hex()
         for name, source, tensors in zip(plan.names, plan.sources, of_sources, strict=True)
     }
     for (soup, row), of_soup in zip(plan.soups.items(), of_soups, strict=True):
+        if soup not in missing:
+            continue
         folder = folders[soup]
-        if not folder.is_dir() and is_made(plan, soup, targets[soup]):
-            continue  # a run that was killed here has published it
         folder.mkdir(parents=True, exist_ok=True)  # of a soup without any number
         for shard in plan.shards:
             if shard.nbytes:
@@ -69,18 +79,7 @@ def publish(
         )
         (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=1) + "\n")
         sync_tree(folder)
-        _put_in_place(folder, targets[soup])
-
-
-def _put_in_place(folder: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    replaced = folder.with_name(folder.name + ".replaced")
-    if os.path.lexists(target):
-        shutil.rmtree(replaced, ignore_errors=True)
-        target.rename(replaced)
-    folder.rename(target)
-    sync(target.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+        put_in_place(folder, targets[soup], overwrite)
 
 
 def _state_dtype(plan: MergePlan, config: Path) -> None:

@@ -20,7 +20,8 @@ from vcsoup_dist.souping.pieces import Piece, cut_pieces
 from vcsoup_dist.souping.preflight import MergePlan, free_bytes, raise_open_files
 from vcsoup_dist.souping.soup_files import piece_bytes
 from vcsoup_dist.souping.stream import stream
-from vcsoup_dist.souping.write import Placement, Written, open_files
+from vcsoup_dist.souping.targets import Placement
+from vcsoup_dist.souping.write import Written, open_files
 
 SAMPLE = 1 << 28  # bytes that are read and written for the expected time
 MOST_SOUPS = 8  # that are listed by name

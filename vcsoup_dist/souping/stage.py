@@ -17,8 +17,9 @@ from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.souping.preflight import MergePlan, plan_merge
 from vcsoup_dist.souping.screen import last_line, not_done
+from vcsoup_dist.souping.targets import Placement
 from vcsoup_dist.souping.work import door, writers
-from vcsoup_dist.souping.write import Placement, finish, missing_ranks, write_soups
+from vcsoup_dist.souping.write import finish, missing_ranks, write_soups
 from vcsoup_dist.workspace import Draft, Product, Workspace
 
 
@@ -62,7 +63,7 @@ def publish_shares(
             if all(map(workspace.is_made, group)):
                 continue  # another was faster
             # What they have written may have been removed meanwhile.
-            if missing_ranks(plan, where, world_size) or not finish(plan, where):
+            if missing_ranks(plan, where, world_size) or not finish(plan, where, overwrite=True):
                 missing = missing_ranks(plan, where, world_size)
                 raise UserError(f"{title}: {not_done(missing, world_size)}")
         log.info("%s: %d, published", title, len(group))

@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from vcsoup_dist.checkpoints.companions import CONFIG_NAME
 from vcsoup_dist.checkpoints.layout import DTYPE_BITS
 from vcsoup_dist.checkpoints.reader import MAX_OPEN
 from vcsoup_dist.checkpoints.writer import DISK_FULL
@@ -23,11 +22,18 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import log, progress
 from vcsoup_dist.souping.journal import Journal, read_journals
 from vcsoup_dist.souping.manifest import fingerprint, is_made
+from vcsoup_dist.souping.marks import files_of, require_unchanged
 from vcsoup_dist.souping.pieces import Piece, cut_pieces, deal_shards
 from vcsoup_dist.souping.preflight import MergePlan, check_disk, raise_open_files
 from vcsoup_dist.souping.publish import publish
-from vcsoup_dist.souping.soup_files import SoupFiles, most_open_shards, piece_bytes
+from vcsoup_dist.souping.soup_files import (
+    SoupFiles,
+    most_open_shards,
+    piece_bytes,
+    require_whole,
+)
 from vcsoup_dist.souping.stream import MOST_THREADS, Done, stream
+from vcsoup_dist.souping.targets import Placement, require_free
 from vcsoup_dist.souping.work import (
     Record,
     check_targets,
@@ -45,23 +51,6 @@ SYNC_SHARE = 0.05  # of the time, at the most
 
 
 @dataclass(frozen=True)
-class Placement:
-    """Where the soups of a plan go."""
-
-    out: Path
-    targets: Mapping[str, Path]
-    """Soup -> its finished directory."""
-
-    @property
-    def work(self) -> Path:
-        return self.out.with_name(self.out.name + ".partial")
-
-    def folder(self, soup: str) -> Path:
-        """Where the soup is while it is written."""
-        return self.work / "soups" / soup
-
-
-@dataclass(frozen=True)
 class Written:
     """What this process has done of a merge."""
 
@@ -73,24 +62,6 @@ class Written:
     """Of this rank, that a former run had done."""
     finished: bool
     """Whether all ranks' parts are done, and the soups are in their place."""
-
-
-def placement(plan: MergePlan, out: Path, *, inside: bool) -> Placement:
-    """inside: soups are folders in `out`; else the only one is `out` itself."""
-    if not inside and len(plan.soups) > 1:
-        raise ValueError("several soups cannot all be one directory")
-    out = out.resolve()
-    return Placement(out, {soup: out / soup if inside else out for soup in plan.soups})
-
-
-def require_apart(where: Placement, sources: Sequence[Path]) -> None:
-    """UserError where a soup would replace one of the checkpoints that it is made from."""
-    for target in where.targets.values():
-        for source in sources:
-            if target.resolve() in (source.resolve(), *source.resolve().parents):
-                raise UserError(
-                    f"{target}: is, or holds, the policy {source}; choose another --out"
-                )
 
 
 def write_soups(
@@ -124,6 +95,7 @@ def write_soups(
             plan = _enter(plan, where, overwrite)
             if not plan.soups:
                 return Written((), 0, 0, 0, True)
+            stack.enter_context(_lost_is_said(where.work))
             stack.enter_context(writing(where.work, rank, world_size))
             done = read_journals(where.work)
         own = set(deal_shards(plan.shards, world_size)[rank])
@@ -137,15 +109,29 @@ def write_soups(
                 where.folder(soup).mkdir(parents=True, exist_ok=True)
             files = SoupFiles([where.folder(soup) for soup in plan.soups], plan.shards, kept)
             journal = Journal(where.work, rank, world_size)
-            report = _write(plan, missing, files, journal, memory, allow_nonfinite, title)
-        finished = publishing and finish(plan, where, card=card, sha256=sha256)
+            try:
+                report = _write(plan, missing, files, journal, memory, allow_nonfinite, title)
+            except UserError:
+                _require_unchanged(plan)  # what is wrong with the numbers may be half written
+                raise
+        _require_unchanged(plan)
+        finished = _is_published_or_kept(plan, where, pieces)
+        if publishing and not finished:
+            finished = finish(plan, where, overwrite=overwrite, card=card, sha256=sha256)
     return replace(report, pieces_kept=len(kept), finished=finished)
 
 
-def finish(plan: MergePlan, where: Placement, *, card: bool = True, sha256: bool = False) -> bool:
+def finish(
+    plan: MergePlan,
+    where: Placement,
+    *,
+    overwrite: bool = False,
+    card: bool = True,
+    sha256: bool = False,
+) -> bool:
     """Publish the started soups of a plan if every rank has done its part; whether they are made.
 
-    UserError where the work folder is of another merge.
+    UserError where the work folder is of another merge, or a target is taken.
     """
     with door(where.work, make=False) as there, _disk_full_is_said(where.work):
         if not there:  # another rank was faster, or none has begun
@@ -163,9 +149,32 @@ def finish(plan: MergePlan, where: Placement, *, card: bool = True, sha256: bool
         if any(piece.number not in done for piece in cut_pieces(same.shards)):
             return False
         folders = {soup: where.folder(soup) for soup in same.soups}
-        publish(same, done, folders, where.targets, card=card, sha256=sha256)
+        publish(same, done, folders, where.targets, overwrite=overwrite, card=card, sha256=sha256)
         remove(where.work)
     return True
+
+
+def _is_published_or_kept(plan: MergePlan, where: Placement, own: Sequence[Piece]) -> bool:
+    """Whether the soups are in their place; UserError where they are not, and what this process
+    has written of them is not in the work folder any more."""
+    with door(where.work, make=False) as there:
+        if _all_made(plan, where):
+            return True
+        record = read_record(where.work) if there else None
+        done = read_journals(where.work) if record else {}
+        if record is None or any(piece.number not in done for piece in own):
+            raise _removed(where.work)
+        shards = {piece.shard for piece in own}
+        for soup in plan.soups:
+            for place in shards if not is_made(plan, soup, where.targets[soup]) else ():
+                require_whole(where.folder(soup), plan.shards[place])
+    return False
+
+
+def _require_unchanged(plan: MergePlan) -> None:
+    """UserError that names a file of a policy that was written while it was merged."""
+    for source, mark in zip(plan.sources, plan.source_marks, strict=True):
+        require_unchanged(source, plan.states, mark)
 
 
 def missing_ranks(plan: MergePlan, where: Placement, world_size: int) -> list[int]:
@@ -187,16 +196,7 @@ def due(plan: MergePlan, where: Placement, overwrite: bool) -> list[str]:
         target = where.targets[soup]
         if is_made(plan, soup, target):
             continue
-        if os.path.lexists(target) and not _is_empty(target) and not overwrite:
-            raise UserError(
-                f"{target}: is there already, and not made of these policies and weights as they"
-                " are now; --overwrite replaces it"
-            )
-        if overwrite and target.is_dir() and not (_is_empty(target) or _is_model(target)):
-            raise UserError(f"{target}: is no model directory, and is not replaced; move it away")
-        for place in (target.parent, target):
-            if os.path.lexists(place) and not place.is_dir():
-                raise UserError(f"{place}: is no directory; choose another --out")
+        require_free(target, overwrite)
         missing.append(soup)
     return missing
 
@@ -214,7 +214,8 @@ def narrowed(plan: MergePlan, soups: Sequence[str]) -> MergePlan:
 def open_files(plan: MergePlan, pieces: Sequence[Piece]) -> int:
     """How many a merge may have open: shards of every soup, and all of its readers', each twice."""
     shards = most_open_shards(pieces, 2 * MOST_THREADS)
-    return 2 * shards * len(plan.soups) + 2 * MAX_OPEN * len(plan.sources) + 64
+    read = sum(min(MAX_OPEN, len(files_of(source))) for source in plan.sources)
+    return 2 * shards * len(plan.soups) + 2 * read + 64
 
 
 def _enter(plan: MergePlan, where: Placement, overwrite: bool) -> MergePlan:
@@ -225,6 +226,7 @@ def _enter(plan: MergePlan, where: Placement, overwrite: bool) -> MergePlan:
     same = _started(plan, where, record)
     if same is not None:
         if not _all_made(same, where):
+            due(same, where, overwrite)
             check_disk(same, work)
             return same
         clear(work)  # a run was killed that had published all
@@ -332,6 +334,24 @@ def _bytes_of(plan: MergePlan, piece: Piece) -> tuple[int, int]:
     return (piece.end - piece.begin) * bits // 8, piece_bytes(piece) * len(plan.soups)
 
 
+def _removed(work: Path) -> UserError:
+    return UserError(
+        f"{work}: was removed, emptied or replaced while it was written to, so the soups are lost;"
+        " run the same command again, it begins anew"
+    )
+
+
+@contextlib.contextmanager
+def _lost_is_said(work: Path) -> Iterator[None]:
+    """A folder or file that is gone from the work folder is no defect of this project."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if not error.filename or work not in Path(os.fsdecode(error.filename)).parents:
+            raise
+        raise _removed(work) from error
+
+
 @contextlib.contextmanager
 def _disk_full_is_said(work: Path) -> Iterator[None]:
     try:
@@ -343,11 +363,3 @@ def _disk_full_is_said(work: Path) -> Iterator[None]:
             f"{work}: {error.strerror} while writing; make room and run the same command again,"
             " it goes on from here"
         ) from error
-
-
-def _is_model(folder: Path) -> bool:
-    return (folder / CONFIG_NAME).exists() or any(folder.glob("*.safetensors"))
-
-
-def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and not any(folder.iterdir())

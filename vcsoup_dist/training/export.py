@@ -17,7 +17,8 @@ from vcsoup_dist.checkpoints.layout import Layout, read_layout
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping.manifest import MANIFEST_NAME
 from vcsoup_dist.souping.preflight import plan_merge
-from vcsoup_dist.souping.write import finish, placement, write_soups
+from vcsoup_dist.souping.targets import placement
+from vcsoup_dist.souping.write import finish, write_soups
 
 MEMORY = 1 << 28  # bytes of each rank
 
@@ -69,7 +70,7 @@ def export_policy(
     dist.barrier(group=group)
     if dist.get_rank() == 0:
         # Ranks of other nodes may have seen each other's journals too late.
-        if not written.finished and not finish(plan, where, card=False):
+        if not written.finished and not finish(plan, where, overwrite=True, card=False):
             raise UserError(f"{where.work}: a rank has not written its share; run it again")
         # The manifest last: while it is here a run that was killed goes on with the rest.
         for file in sorted(where.out.iterdir()):
