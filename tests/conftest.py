@@ -58,7 +58,7 @@ def save_tiny_model(folder: Path, seed: int = 0, tied: bool = False, hidden_size
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=256,
+        max_position_embeddings=4096,
         pad_token_id=0,
         eos_token_id=1,
         bos_token_id=None,

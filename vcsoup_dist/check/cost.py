@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vcsoup_dist.checkpoints.layout import read_layout
+from vcsoup_dist.checkpoints.sources import open_source
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.plan.products import reads, to_make
 from vcsoup_dist.preferences.formats import detect_format
@@ -146,7 +146,7 @@ def _parameters(recipe: Recipe) -> int | None:
     if folder is None:
         return None
     total = 0
-    for spec in read_layout(folder).values():
+    for spec in open_source(folder).layout.values():
         count = 1
         for side in spec.shape:
             count *= side

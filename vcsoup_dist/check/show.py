@@ -9,6 +9,7 @@ from rich.table import Table
 
 from vcsoup_dist.check.cost import estimate, estimate_training
 from vcsoup_dist.check.data import check_files
+from vcsoup_dist.check.model import check_model
 from vcsoup_dist.plan.products import STAGES, to_make
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.workspace import Product, Workspace
@@ -17,7 +18,9 @@ from vcsoup_dist.workspace import Product, Workspace
 def show_check(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) -> None:
     """The plan by stage, and its cost; raises UserError where a local file does not fit."""
     check_files(recipe, plan)
-    missing = {product.name for product in to_make(plan, workspace, recipe)}
+    to_be_made = to_make(plan, workspace, recipe)
+    missing = {product.name for product in to_be_made}
+    warnings = check_model(recipe, {product.stage for product in to_be_made})
     table = Table(title=f"{recipe.name} in {workspace.root}", title_justify="left")
     for column in ("stage", "made", "to make", "for example"):
         table.add_column(column, overflow="fold")
@@ -43,7 +46,9 @@ def show_check(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) ->
     for name, text in lines.items():
         console.print(f"{name:32} {text}", highlight=False)
     if cost.peak_disk_bytes is not None and cost.peak_disk_bytes > cost.free_disk_bytes:
-        console.print("warning: the disk is too small for this run", style="bold red")
+        warnings.append("the disk is too small for this run")
+    for warning in warnings:
+        console.print(f"warning: {warning}", style="bold red", soft_wrap=True)
     if any(product.stage == "train" and product.name in missing for product in plan):
         _show_training(recipe, console)
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from vcsoup_dist import __version__
+from vcsoup_dist.checkpoints.folders import describe
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes, Located, locate
 from vcsoup_dist.preferences.row_files import ENDINGS, file_kind
@@ -418,6 +419,9 @@ class _Planner:
         local = self.recipe.local_path(reference)
         located = locate(reference, local, revision, "model", key, self.hashes)
         if local is not None and not (local / "config.json").exists():
+            found = describe(local)
+            if not found.holds:
+                raise UserError(f"{key}: {found.line}")
             raise UserError(f"{key}: {reference} is no model directory (it has no config.json)")
         return located
 

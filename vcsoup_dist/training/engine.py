@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from vcsoup_dist.errors import UserError
+from vcsoup_dist.errors import UserError, reason_of
 from vcsoup_dist.forward.answers import AnswerLogps
 from vcsoup_dist.forward.attention import NAMES, choose_attention
-from vcsoup_dist.forward.hidden import can_pack, longest_together
 from vcsoup_dist.progress import log
+from vcsoup_dist.training.base_model import check_architecture, open_config
+from vcsoup_dist.training.base_tensors import refuse_missing
 from vcsoup_dist.training.deepspeed_config import fill_deepspeed_config, forward_only
 from vcsoup_dist.training.distributed import is_first, local_device
 from vcsoup_dist.training.jobs import Job
@@ -26,7 +27,6 @@ def start_engine(job: Job, *, train: bool, universal: bool = False) -> Any:
     is to load a universal checkpoint.
     """
     import deepspeed
-    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.integrations import HfDeepSpeedConfig
 
     training = job.training
@@ -42,14 +42,12 @@ def start_engine(job: Job, *, train: bool, universal: bool = False) -> Any:
     if universal:
         config["checkpoint"] = {"load_universal": True}
     dtype = torch.bfloat16 if training.dtype == "bf16" else torch.float32
-    model_config = AutoConfig.from_pretrained(job.model, revision=job.revision)
+    model_config = open_config(job.model, job.revision)
     check_architecture(model_config, training.max_length)
     attention = choose_attention(training.attention, local_device(), dtype, model_config)
     # from_pretrained partitions each tensor as it is read while this object lives.
     sharding = HfDeepSpeedConfig(config)
-    model = AutoModelForCausalLM.from_pretrained(
-        job.model, revision=job.revision, dtype=dtype, attn_implementation=attention
-    )
+    model = _load(job, dtype, attention)
     del sharding
     switch_off_dropout(model)
     model.config.use_cache = False
@@ -78,33 +76,25 @@ def start_engine(job: Job, *, train: bool, universal: bool = False) -> Any:
     return engine
 
 
-def check_architecture(config: Any, max_length: int) -> None:
-    """UserError, before anything is loaded, for a model that cannot run on packs."""
+def _load(job: Job, dtype: torch.dtype, attention: str) -> Any:
+    """theta_0; UserError naming it where its files cannot be loaded, or lack weights."""
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    if not can_pack(model):
-        raise UserError(
-            f"{type(model).__name__} is no decoder with a replaceable attention kernel in every "
-            "layer, so it cannot be trained on packs"
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            job.model,
+            revision=job.revision,
+            dtype=dtype,
+            attn_implementation=attention,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    limit = longest_together(config)
-    if limit is not None and max_length > limit:
-        raise UserError(
-            f"training.max_length: positions of {type(model).__name__} beyond {limit} depend on "
-            f"what else is in the pack; set it to {limit} or less"
-        )
-
-
-def load_tokenizer(job: Job) -> Any:
-    """The tokenizer of theta_0."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(job.model, revision=job.revision)
-    # Long texts are dropped or cut here, so this warning would be wrong.
-    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
-    return tokenizer
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # transformers', safetensors', pickle's and DeepSpeed's
+        raise UserError(f"{job.model}: its weights cannot be loaded: {reason_of(error)}") from error
+    refuse_missing(job.model, model, found)
+    return model
 
 
 def switch_off_dropout(model: Any) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vcsoup_dist.checkpoints.layout import read_layout
+from vcsoup_dist.checkpoints.sources import open_source
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.recipe import Training
 from vcsoup_dist.training.deepspeed_config import FOLDERS, device_of, fill_deepspeed_config
@@ -204,7 +204,7 @@ def activation_bytes(
 
 def model_size(folder: Path) -> ModelSize:
     """Of a model directory, from its config and the headers of its weights."""
-    shapes = {name: spec.shape for name, spec in read_layout(folder).items()}
+    shapes = {name: spec.shape for name, spec in open_source(folder).layout.items()}
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:

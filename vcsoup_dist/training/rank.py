@@ -33,22 +33,33 @@ def main() -> None:
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     try:
         done = run(Path(sys.argv[1]))
-    except UserError as error:
-        report_user_error(error)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        where = f" ({error.filename})" if error.filename else ""
-        report_user_error(UserError(f"{error.strerror}{where}; mend it and run the command again"))
-        sys.exit(2)
-    except Exception:
-        # The launcher shows that of the rank that failed first.
-        (Path(os.environ["VCSOUP_LOGS"]) / f"rank-{os.environ['RANK']}.traceback").write_text(
-            traceback.format_exc()
-        )
+    except (Exception, SystemExit) as error:  # libraries exit, too
+        line = _user_error(error)
+        if line is not None:
+            report_user_error(line)
+            sys.exit(2)
+        _report_traceback()
         sys.exit(1)
     sys.exit(0 if done else EXIT_PREEMPTED)
+
+
+def _user_error(error: BaseException) -> UserError | None:
+    """The line for a person, where it is one who can fix it."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        where = f" ({error.filename})" if error.filename else ""
+        return UserError(f"{error.strerror}{where}; fix it and run the command again")
+    return None
+
+
+def _report_traceback() -> None:
+    """Leave the traceback for the launcher, which shows that of the rank that failed first."""
+    text = traceback.format_exc()
+    try:
+        (Path(os.environ["VCSOUP_LOGS"]) / f"rank-{os.environ['RANK']}.traceback").write_text(text)
+    except OSError:  # such as a full disk
+        print(text, file=sys.stderr)
 
 
 def run(job_file: Path) -> bool:
@@ -79,9 +90,10 @@ def run(job_file: Path) -> bool:
 
 def do(job: Job, stop: StopRequest) -> bool:
     """The job's tasks, once the ranks have joined; False where it was asked to stop first."""
+    from vcsoup_dist.training.base import open_tokenizer
     from vcsoup_dist.training.checkpoint import find_checkpoint
     from vcsoup_dist.training.distributed import control_group
-    from vcsoup_dist.training.engine import load_tokenizer, start_engine
+    from vcsoup_dist.training.engine import start_engine
     from vcsoup_dist.training.loop import train_policy
     from vcsoup_dist.training.reference import compute_reference
     from vcsoup_dist.training.start_check import check_forward
@@ -95,7 +107,7 @@ def do(job: Job, stop: StopRequest) -> bool:
         train=job.policy is not None,
         universal=found is not None and found.universal is not None,
     )
-    tokenizer = load_tokenizer(job)
+    tokenizer = open_tokenizer(job.model, job.revision)
     if job.policy:
         done = train_policy(
             engine, tokenizer, job.training, job.launch, job.policy, found, stop, watchdog

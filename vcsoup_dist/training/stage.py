@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from vcsoup_dist.identity import Located
 from vcsoup_dist.launch.ranks import run_ranks, stop_if_asked
 from vcsoup_dist.launch.srun import run_on_slurm
 from vcsoup_dist.progress import log
@@ -117,6 +118,8 @@ def _launch(
     from vcsoup_dist.training.deepspeed_config import find_deepspeed_config
 
     model = find_theta_0(product, workspace)
+    if "model" in product.sources:  # not a theta_0 that a warm-up has made of it
+        _check_base(recipe, product, model, training)
     job = Job(
         model.source,
         model.revision,
@@ -138,6 +141,13 @@ def _launch(
         run_ranks(RANK, file, ranks, recipe.launch.threads, logs)
     if policy and not (draft.output / SUMMARY).exists():
         raise RuntimeError(f"the ranks ended well and left no {SUMMARY} in {draft.output}")
+
+
+def _check_base(recipe: Recipe, product: Product, model: Located, training: Training) -> None:
+    from vcsoup_dist.training.base import check_base
+
+    for warning in check_base(model.source, model.revision, training, recipe.evaluation):
+        log.warning("%s: %s", product.stage, warning)
 
 
 def _swap_folder(recipe: Recipe, product: Product) -> str | None:

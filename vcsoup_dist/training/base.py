@@ -1,0 +1,77 @@
+"""What a base must be before ranks start: said by `vcsoup check`, `reference` and `train` alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vcsoup_dist.checkpoints.folders import require_model
+from vcsoup_dist.errors import UserError, reason_of
+from vcsoup_dist.recipe import Evaluation, Training
+from vcsoup_dist.training.base_limits import check_lengths, check_vocabulary
+from vcsoup_dist.training.base_model import check_architecture, has_own_code, open_config
+from vcsoup_dist.training.base_tensors import check_tensors
+
+
+def check_base(
+    source: str, revision: str | None, training: Training, evaluation: Evaluation | None
+) -> list[str]:
+    """What to warn of; UserError where a base cannot be trained as the recipe says.
+
+    source: a folder or hub id; evaluation: absent where this model answers no prompts. Reads
+    config, tokenizer and the headers of local weights. Imports transformers.
+    """
+    folder = Path(source) if Path(source).exists() else None
+    if folder:
+        require_model(folder)
+    config = open_config(source, revision)
+    model = check_architecture(config, training.max_length)
+    warnings = []
+    if has_own_code(config):
+        warnings.append(
+            f"{source}: the Python code that comes with it is not run; it is trained as "
+            f"transformers' own {type(model).__name__}"
+        )
+    if folder:
+        warnings += check_tensors(model, folder)
+    tokenizer = open_tokenizer(source, revision)
+    check_vocabulary(config, tokenizer)
+    check_lengths(config, training, evaluation)
+    check_generation_config(source, revision)
+    return warnings
+
+
+def open_tokenizer(source: str, revision: str | None) -> Any:
+    """The tokenizer of a base; UserError naming it where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=False
+        )
+    except Exception as error:  # files that are missing, or that its library refuses
+        raise UserError(f"{source}: its tokenizer cannot be loaded: {reason_of(error)}") from error
+    # Long texts are dropped or cut here, so this warning would be wrong.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
+
+
+def check_generation_config(source: str, revision: str | None) -> None:
+    """UserError where transformers would not save the generation config with a policy."""
+    from transformers import GenerationConfig
+    from transformers.utils import cached_file
+
+    name = "generation_config.json"
+    try:
+        file = cached_file(
+            source, name, revision=revision, _raise_exceptions_for_missing_entries=False
+        )
+        if file is None:
+            return
+        found = GenerationConfig.from_pretrained(source, revision=revision)
+        found.validate(strict=True)
+    except Exception as error:  # no JSON, or values that contradict each other
+        raise UserError(f"{source}: its {name} is wrong: {reason_of(error)}") from error
+    ends = found.eos_token_id
+    if not all(type(each) is int for each in (ends if isinstance(ends, list) else [ends or 0])):
+        raise UserError(f"{source}: eos_token_id in its {name} is {ends!r}, not the ids of tokens")

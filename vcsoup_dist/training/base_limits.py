@@ -1,0 +1,85 @@
+"""What a base's config and tokenizer can hold: ids of tokens, and positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.recipe import Evaluation, Training
+
+STRETCHED = ("linear", "dynamic", "yarn")
+"""Rotary scalings whose factor counts from the config's own positions, unless it names others."""
+PLACEHOLDERS = ("image_token", "audio_token", "video_token")
+"""Tokens of a tokenizer that a model's text part has no rows for, and no text contains."""
+
+
+def context_length(config: Any) -> int | None:
+    """Positions that a model knows, those of a rotary scaling included; None where any number."""
+    config = config.get_text_config()
+    known = getattr(config, "max_position_embeddings", None)
+    if not isinstance(known, int) or known < 1:
+        return None
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [each for each in rope.values() if isinstance(each, Mapping)] or [rope]
+    return max([known, *(_stretched(kind, known) for kind in kinds)])
+
+
+def _stretched(rope: Mapping[str, Any], known: int) -> int:
+    """Positions of one rotary scaling."""
+    factor = rope.get("factor")
+    if not isinstance(factor, int | float):
+        return known
+    original = rope.get("original_max_position_embeddings")
+    if original is None:
+        original = known if rope.get("rope_type") in STRETCHED else 0
+    return int(factor * original)
+
+
+def check_lengths(config: Any, training: Training, evaluation: Evaluation | None) -> None:
+    """UserError where the recipe's lengths go beyond the model's positions."""
+    context, name = context_length(config), config.name_or_path
+    if context is None:
+        return
+    if training.max_length > context:
+        raise UserError(
+            f"training.max_length: {training.max_length} is more than the {context} positions of "
+            f"{name} by its config.json; set it to {context} or less"
+        )
+    if evaluation is not None:
+        check_answer_lengths(context, evaluation, name)
+
+
+def check_answer_lengths(context: int, evaluation: Evaluation, name: str) -> None:
+    """UserError where a prompt and its answer together go beyond a model's positions."""
+    prompt, answer = evaluation.max_prompt_tokens, evaluation.max_new_tokens
+    if prompt + answer > context:
+        raise UserError(
+            f"evaluation.max_prompt_tokens: {prompt} and evaluation.max_new_tokens: {answer} are "
+            f"together more than the {context} positions of {name} by its config.json; lower one "
+            "of them"
+        )
+
+
+def check_vocabulary(config: Any, tokenizer: Any) -> None:
+    """UserError where the tokenizer has ids without a row in the embedding.
+
+    More rows than ids are usual: vocabularies are padded.
+    """
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if rows is None:
+        return
+    unread = {getattr(tokenizer, name, None) for name in PLACEHOLDERS}
+    beyond = sorted(
+        (id_, token)
+        for token, id_ in tokenizer.get_vocab().items()
+        if id_ >= rows and token not in unread
+    )
+    if beyond:
+        id_, token = beyond[0]
+        more = f" and {len(beyond) - 1} more" if len(beyond) > 1 else ""
+        raise UserError(
+            f"{config.name_or_path}: its tokenizer has the id {id_} ({token!r}){more}, the "
+            f"embedding {rows} rows (vocab_size); give it the tokenizer that the model was saved "
+            "with, or save it anew after model.resize_token_embeddings(len(tokenizer))"
+        )

@@ -1,0 +1,238 @@
+"""Whether the files of a base hold the weights of the model that its config.json describes.
+
+transformers loads what it finds and starts the rest at random. Here it loads the shapes alone,
+under all the names that it knows (tied weights, older names, fused experts), and says what is
+missing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vcsoup_dist.checkpoints.layout import Source, TensorSpec
+from vcsoup_dist.checkpoints.pickled import DTYPES
+from vcsoup_dist.checkpoints.sources import open_source
+from vcsoup_dist.errors import UserError, reason_of
+
+FLOATS = ("BF16", "F16", "F32", "F64")
+SAMPLE = 1 << 20  # bytes at each end of two tied tensors that are compared
+
+# What old or other programs store beside the weights, and no forward reads.
+UNREAD = re.compile(
+    r"(inv_freq|masked_bias|position_ids|num_batches_tracked|_extra_state|attn\.bias"
+    r"|attention\.bias)$"
+)
+HEADS = re.compile(r"^(score|classifier|classification_head|qa_outputs|reward_head|score_head)\b")
+
+
+def check_tensors(model: Any, folder: Path) -> list[str]:
+    """What to warn of in the weights files of a local base; UserError where they are not its model.
+
+    model: the transformers model of its config, on the meta device. Reads headers, and of tied
+    weights that are there twice a few numbers.
+    """
+    source = open_source(folder)
+    missing, unexpected, shapes = _dry_load(model, {**source.layout, **_aliased(source)}, folder)
+    if shapes:
+        raise UserError(f"{folder}: {_wrong_shapes(shapes)}")
+    _check_dtypes(source, unexpected, folder)
+    foreign = [name for name in unexpected if _has_a_place(model, name)]
+    if missing:
+        raise UserError(f"{folder}: {_lacks(model, missing, unexpected)}")
+    if foreign:
+        raise UserError(
+            f"{folder}: its files hold {_some(foreign)}, for which {type(model).__name__} has no "
+            f"place{_layers(model, foreign)}; the weights are of another model than its "
+            "config.json describes"
+        )
+    if heads := [name for name in unexpected if HEADS.match(name)]:
+        raise UserError(
+            f"{folder}: its files hold {_some(heads)}, the head of a classifier or a reward model; "
+            "name a causal language model"
+        )
+    _check_tied(model, source, folder)
+    others = [name for name in unexpected if not UNREAD.search(name)]
+    if others:
+        return [
+            f"{folder}: {_some(others)} in its files are no part of {type(model).__name__}; "
+            "policies will not have them"
+        ]
+    return []
+
+
+def refuse_missing(source: str, model: Any, found: Mapping[str, Any]) -> None:
+    """UserError where a load left weights at random; found: its `output_loading_info`."""
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise UserError(f"{source}: {_lacks(model, missing, sorted(found['unexpected_keys']))}")
+    if found["mismatched_keys"]:
+        shapes = {name: (tuple(a), tuple(b)) for name, a, b in found["mismatched_keys"]}
+        raise UserError(f"{source}: {_wrong_shapes(shapes)}")
+
+
+def _aliased(source: Source) -> dict[str, TensorSpec]:
+    return {alias: source.layout[name] for alias, name in source.aliases.items()}
+
+
+Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+"""Name -> shape in the files, shape in the model."""
+
+
+def _dry_load(
+    model: Any, layout: Mapping[str, TensorSpec], folder: Path
+) -> tuple[list[str], list[str], Shapes]:
+    """Names that the files lack, names that the model lacks, and shapes that differ."""
+    dtypes = {name: dtype for dtype, name in DTYPES.items()}
+    tensors = {
+        name: torch.empty(spec.shape, dtype=dtypes.get(spec.dtype, torch.uint8), device="meta")
+        for name, spec in layout.items()
+    }
+    with _quiet():
+        try:
+            _, found = type(model).from_pretrained(
+                None,
+                config=model.config,
+                state_dict=tensors,
+                device_map={"": "meta"},
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        except Exception as error:  # such as of experts that cannot be laid together
+            raise UserError(
+                f"{folder}: its tensors do not make up a {type(model).__name__}: {reason_of(error)}"
+            ) from error
+    shapes = {name: (tuple(has), tuple(wants)) for name, has, wants in found["mismatched_keys"]}
+    return sorted(found["missing_keys"]), sorted(found["unexpected_keys"]), shapes
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own report, which names the model's class and not its folder."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _check_dtypes(source: Source, unexpected: Iterable[str], folder: Path) -> None:
+    left_out = set(unexpected)
+    packed = {
+        spec.dtype
+        for name, spec in source.layout.items()
+        if spec.dtype not in (*FLOATS, "I64", "BOOL") and name not in left_out
+    }
+    if packed:
+        raise UserError(
+            f"{folder}: holds weights in {', '.join(sorted(packed))}, so it is quantised; only "
+            "weights in bf16, fp16 or fp32 can be trained"
+        )
+
+
+def _lacks(model: Any, missing: list[str], unexpected: list[str]) -> str:
+    """What files lack, and what is likely to be the reason."""
+    lacks = (
+        f"its files lack {_some(missing)}, {len(missing)} of the {len(model.state_dict())} tensors "
+        f"of {type(model).__name__}, which would start at random"
+    )
+    if prefix := _shared_prefix(missing, unexpected):
+        return f"{lacks}; they have all names with `{prefix}` before them, remove it"
+    if layers := _layers(model, missing):
+        return lacks + layers
+    if heads := [name for name in unexpected if HEADS.match(name)]:
+        return (
+            f"{lacks}; they have {_some(heads)} instead, as of a classifier or a reward model: "
+            "name a causal language model"
+        )
+    if missing == ["lm_head.weight"]:
+        return (
+            f"{lacks}; where the head is the embedding, config.json must say "
+            "`tie_word_embeddings: true`"
+        )
+    if unexpected:
+        return f"{lacks}; they have {_some(unexpected)} instead"
+    return f"{lacks}; download or save it again"
+
+
+def _shared_prefix(missing: list[str], unexpected: list[str]) -> str | None:
+    """What stands before the missing names in the files."""
+    wanted = set(missing)
+    for name in unexpected[:1]:
+        for at in [i + 1 for i, letter in enumerate(name) if letter == "."]:
+            if name[at:] in wanted and all(each.startswith(name[:at]) for each in unexpected):
+                return name[:at]
+    return None
+
+
+def _layers(model: Any, names: list[str]) -> str:
+    """Where the names are of whole layers at the end, how many the config says there are."""
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    numbers = {int(found[1]) for name in names if (found := re.search(r"\.(\d+)\.", name))}
+    if count is None or not numbers or not all(re.search(r"\.\d+\.", name) for name in names):
+        return ""
+    if min(numbers) >= count:
+        return f"; config.json says num_hidden_layers: {count}, the files have {max(numbers) + 1}"
+    of_layer = len([name for name in model.state_dict() if f".{count - 1}." in name])
+    whole = numbers == set(range(min(numbers), count)) and len(names) == of_layer * len(numbers)
+    if whole:
+        return f"; config.json says num_hidden_layers: {count}, the files have {min(numbers)}"
+    return ""
+
+
+def _has_a_place(model: Any, name: str) -> bool:
+    """Whether a tensor that the model lacks is named as one of a part that it has."""
+    if UNREAD.search(name):
+        return False
+    modules = {each for each, _ in model.named_modules() if each}
+    parts = name.split(".")[:-1]
+    known = next(
+        (".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in modules),
+        None,
+    )
+    return known is not None and known != model.base_model_prefix
+
+
+def _wrong_shapes(shapes: Shapes) -> str:
+    name, (has, wants) = sorted(shapes.items())[0]
+    more = f" (and {len(shapes) - 1} more)" if len(shapes) > 1 else ""
+    return (
+        f"{name!r} is {list(has)} in its files and {list(wants)} by its config.json{more}; they "
+        "are of different models"
+    )
+
+
+def _check_tied(model: Any, source: Source, folder: Path) -> None:
+    """UserError where weights are tied by the config and differ in the files."""
+    for one, other in model.all_tied_weights_keys.items():
+        specs = [source.layout.get(name) for name in (one, other)]
+        if None not in specs and _ends(source, specs[0]) != _ends(source, specs[1]):
+            raise UserError(
+                f"{folder}: its config.json ties {one!r} to {other!r} (tie_word_embeddings), but "
+                "its files hold other numbers for each; set `tie_word_embeddings: false`"
+            )
+
+
+def _ends(source: Source, spec: TensorSpec | None) -> bytes:
+    assert spec is not None
+    with open(spec.file, "rb") as file:
+        file.seek(spec.extents[0].start)
+        first = file.read(min(SAMPLE, spec.nbytes))
+        file.seek(spec.extents[0].start + max(0, spec.nbytes - SAMPLE))
+        return first + file.read(min(SAMPLE, spec.nbytes))
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
