@@ -93,7 +93,7 @@ start_ray() {
     )
     mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     peer=$(scontrol show node "${nodes[-1]}" --oneliner | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
-    address=$(python3 -m vcsoup_dist.launch.ray_nodes head "$peer")
+    address=$(python3 -P -m vcsoup_dist.launch.ray_nodes head "$peer")
     read -r RAY_ADDRESS client <<<"$address"
     RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
     export RAY_ADDRESS RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
@@ -112,9 +112,9 @@ start_ray() {
         node=$SLURMD_NODENAME
         here=("${step[@]}" --nodelist="$node" ${gpus[$node]:+"${gpus[$node]}"})
         # shellcheck disable=SC2034 # environment.sh uses it
-        vcsoup=("${here[@]}" python3 -m vcsoup_dist.cli)
+        vcsoup=("${here[@]}" python3 -P -m vcsoup_dist.cli)
     fi
-    "${here[@]}" python3 -m vcsoup_dist.launch.ray_nodes wait "$RAY_ADDRESS" "${#nodes[@]}" &
+    "${here[@]}" python3 -P -m vcsoup_dist.launch.ray_nodes wait "$RAY_ADDRESS" "${#nodes[@]}" &
     waiter=$!
     wait -n "$waiter" "${!ray_steps[@]}" || true
     if kill -0 "$waiter" 2>/dev/null; then # so it was a Ray node that ended

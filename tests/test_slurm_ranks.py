@@ -120,7 +120,7 @@ def test_options_for_a_container_go_to_srun_and_its_own_python_is_taken(monkeypa
     step, task = command[: command.index("env")], command[command.index("env") :]
     assert step[-2:] == ["--container-image=/a b.sqsh", "--container-writable"]
     assert "--cpus-per-task=3" in step
-    assert task[2:] == ["python3", "-m", "vcsoup_dist.launch.srun_rank", "module", "job"]
+    assert task[2:] == ["python3", "-P", "-m", "vcsoup_dist.launch.srun_rank", "module", "job"]
 
 
 def test_a_rank_that_fails_while_the_others_stop_on_request_is_an_error(small):
@@ -172,7 +172,7 @@ def test_an_interrupted_command_ends_its_ranks(small):
     process = small.start(LISTENS)
     wait_for(lambda: len(small.up()) == 2)
     os.kill(small.command(), signal.SIGINT)
-    assert "interrupted; the same command goes on" in small.end(process, 130)
+    assert small.end(process, 130).endswith("goes on from here\n")
 
 
 def test_a_request_before_the_ranks_can_listen_is_kept_for_them(small):
@@ -189,7 +189,7 @@ def test_a_request_before_the_ranks_can_listen_is_kept_for_them(small):
 
 def test_a_request_while_the_step_starts_ends_it(small):
     process = small.start(LISTENS)
-    wait_for(lambda: processes_with("vcsoup_dist.launch.srun_rank"))
+    wait_for(lambda: processes_with("small_rank"))
     os.kill(small.command(), signal.SIGUSR2)
     small.end(process, EXIT_PREEMPTED)
 
@@ -198,7 +198,7 @@ def test_no_rank_outlives_a_command_that_is_killed(small, tmp_path):
     process = small.start(LISTENS)
     wait_for(lambda: len(small.up()) == 2)
     os.kill(small.command(), signal.SIGKILL)
-    wait_for(lambda: not processes_with("vcsoup_dist.launch.srun_rank"), 20)
+    wait_for(lambda: not processes_with("small_rank"), 20)
     assert process.poll() is None
     (tmp_path / "over").touch()
     process.communicate(timeout=20)

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vcsoup_dist import __version__
-from vcsoup_dist.errors import EXIT_PREEMPTED, Preempted, UserError
+from vcsoup_dist.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted, UserError
+from vcsoup_dist.launch.import_paths import import_last
+from vcsoup_dist.launch.ranks import STOP_SIGNALS, heeded, leave_dead_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -217,7 +219,8 @@ def train(
     theta_0 and the reference log-probs they need are made first, once for all.
 
     Exit codes: 0 done; 2 a mistake to mend; 75 stopped on request, by a signal
-    or `launch.max_minutes`: the same command goes on.
+    or `launch.max_minutes`, and 130 by Ctrl-C: the same command goes on. A second
+    Ctrl-C ends it at once, and loses the steps since the last checkpoint.
 
     Example: vcsoup train helpful recipe.yaml
     """
@@ -447,7 +450,8 @@ def run(
     """Make all that is missing, from the pairs to the report; run again, it goes on.
 
     Exit codes: 0 done; 2 a mistake to mend; 75 training stopped on request, by
-    a signal or `launch.max_minutes`: the same command goes on.
+    a signal or `launch.max_minutes`, and 130 by Ctrl-C: the same command goes on.
+    A second Ctrl-C ends training at once, and loses the steps since its checkpoint.
 
     Example: vcsoup run recipe.yaml --run-dir /scratch/me/run1
     """
@@ -630,17 +634,18 @@ def _size(text: str, option: str) -> int:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    raise Preempted
+    if number == signal.SIGHUP:
+        leave_dead_terminal()
+    raise Preempted(number)
 
 
 def main() -> None:
     """Entry point: mistakes a person can mend are plain lines and exit code 2, a stop is 75."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("vcsoup").setLevel(logging.INFO)
-    # Recipes may name callables in files beside them and modules of the current folder.
-    sys.path.insert(0, os.getcwd())
+    import_last(os.getcwd())  # recipes may name callables of modules there
     os.environ["VCSOUP_BEGAN"] = str(time.time())  # for launch.max_minutes
-    for each in (signal.SIGTERM, signal.SIGUSR2):
+    for each in heeded(STOP_SIGNALS):
         signal.signal(each, _stop)
     try:
         app()
@@ -650,7 +655,7 @@ def main() -> None:
         sys.exit(2)
     except Preempted as stopped:
         print(f"vcsoup: {stopped}", file=sys.stderr)
-        sys.exit(EXIT_PREEMPTED)
+        sys.exit(EXIT_INTERRUPTED if stopped.by == signal.SIGINT else EXIT_PREEMPTED)
     except OSError as error:
         if error.errno not in MENDABLE or not error.filename:
             raise
@@ -658,10 +663,10 @@ def main() -> None:
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stopped:
         # typer makes an exit with code 130 of an interrupt.
-        if isinstance(stopped, SystemExit) and stopped.code != 130:
+        if isinstance(stopped, SystemExit) and stopped.code != EXIT_INTERRUPTED:
             raise
         print("vcsoup: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(EXIT_INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,10 @@ class UserError(Exception):
     """
 
 
+EXIT_INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended, whether it saved first or not, as of a shell's."""
+
+
 EXIT_PREEMPTED = 75
 """Exit code of a command, and of a rank, that saved and stopped on request (EX_TEMPFAIL)."""
 
@@ -19,8 +23,10 @@ class Preempted(BaseException):
     As a KeyboardInterrupt it is no Exception: nothing on its way may take it for an error.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, by: int | None = None) -> None:
         super().__init__("stopped on request; the same command goes on from here")
+        self.by = by
+        """The signal, where it is known."""
 
 
 def reason_of(error: BaseException) -> str:

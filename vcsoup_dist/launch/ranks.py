@@ -1,21 +1,25 @@
 """Training ranks on this machine, by torch.distributed's environment contract.
 
-A rank is `python -m MODULE JOB` with RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR,
-MASTER_PORT and OMP_NUM_THREADS set. It calls `die_with_parent` first, so that no rank outlives its
-launcher even by SIGKILL, and leaves in the log folder `rank-<r>.error` for a UserError,
-`rank-<r>.traceback` for any other, `rank-<r>.stack` when it hangs. Rank 0 speaks to the terminal,
-the others to `rank-<r>.log`. SIGTERM and SIGUSR2 to the launcher are handed on to the ranks, which
-stop at their next step boundary and exit with `EXIT_PREEMPTED`; they start with both blocked, until
-they can act on them.
+A rank is `python -P -m MODULE JOB` with RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE,
+MASTER_ADDR, MASTER_PORT and OMP_NUM_THREADS set. It calls `die_with_parent` first, so that no rank
+outlives its launcher even by SIGKILL, and leaves in the log folder `rank-<r>.error` for a
+UserError, `rank-<r>.traceback` for any other, `rank-<r>.stack` when it hangs. Rank 0 speaks to the
+terminal, the others to `rank-<r>.log`. Signals that ask to stop are handed on to the ranks, which
+stop at their next step boundary and exit with `EXIT_PREEMPTED`; they start with these blocked,
+until they can act on them. A terminal sends its Ctrl-C to the ranks as well, who take it as the
+same request.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,9 +27,14 @@ from pathlib import Path
 from types import FrameType
 
 from vcsoup_dist.errors import EXIT_PREEMPTED, Preempted, UserError
+from vcsoup_dist.launch.import_paths import python_path
 
 TAIL = 15  # lines of a failed rank's log that are shown
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+"""By which a command is asked to stop, wherever it is."""
+RANK_SIGNALS = (*STOP_SIGNALS, signal.SIGINT)
+"""By which ranks are: they save, where other work that is interrupted just ends."""
+STOPPING = b"vcsoup: saving after this step, then it stops; Ctrl-C again ends it at once, unsaved\n"
 GRACE = 10.0  # seconds for the other ranks to end in the same way as the first
 
 
@@ -40,6 +49,7 @@ def run_ranks(module: str, job: Path, ranks: int, threads: int, logs: Path) -> N
     processes: list[subprocess.Popen[bytes]] = []
     common = {
         **os.environ,
+        "PYTHONPATH": python_path(),
         "WORLD_SIZE": str(ranks),
         "LOCAL_WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
@@ -56,13 +66,14 @@ def run_ranks(module: str, job: Path, ranks: int, threads: int, logs: Path) -> N
                 process.send_signal(number)
 
     try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, RANK_SIGNALS)
         for rank in range(ranks):
             environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             with open(os.devnull if rank == 0 else logs / f"rank-{rank}.log", "wb") as log:
                 processes.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", module, str(job)],
+                        # Without -P a rank would import what lies in the working directory.
+                        [sys.executable, "-P", "-m", module, str(job)],
                         env=environment,
                         stdin=subprocess.DEVNULL,
                         stdout=log,
@@ -70,14 +81,36 @@ def run_ranks(module: str, job: Path, ranks: int, threads: int, logs: Path) -> N
                     )
                 )
         with handing_on(hand_on):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, RANK_SIGNALS)
             _wait(processes, logs)
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, RANK_SIGNALS)
         for process in processes:
             if process.poll() is None:  # its peers are gone, so nothing that it does is of use
                 process.kill()
             process.wait()
+
+
+def heeded(signals: Sequence[signal.Signals]) -> list[signal.Signals]:
+    """Those to obey: not a hang-up that `nohup` ignores, nor Ctrl-C in a script's background."""
+    ignorable = (signal.SIGHUP, signal.SIGINT)
+    return [
+        each
+        for each in signals
+        if each not in ignorable or signal.getsignal(each) != signal.SIG_IGN
+    ]
+
+
+def leave_dead_terminal() -> None:
+    """Say nothing more to a terminal that has hung up, where every word would be an error."""
+    for handle in (1, 2):
+        try:
+            termios.tcgetattr(handle)
+        except termios.error as error:
+            if error.args[0] == errno.EIO:
+                quiet = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(quiet, handle)
+                os.close(quiet)
 
 
 def begin_logs(logs: Path) -> None:
@@ -94,7 +127,7 @@ def stop_if_asked(max_minutes: float | None = None) -> None:
     """
     began = float(os.environ.get("VCSOUP_BEGAN", time.time()))
     if _asked or (max_minutes is not None and time.time() > began + 60 * max_minutes):
-        raise Preempted
+        raise Preempted(_asked)
 
 
 def report_user_error(error: UserError) -> None:
@@ -106,19 +139,35 @@ def report_user_error(error: UserError) -> None:
         print(error, file=sys.stderr)
 
 
-_asked = False
+_asked: int | None = None
+"""The signal that asked this command to stop while ranks ran."""
+
+
+def asked_by() -> int | None:
+    """The signal that ranks of this command were asked to stop by."""
+    return _asked
 
 
 @contextmanager
 def handing_on(hand_on: Callable[[int], None]) -> Iterator[None]:
-    """While this is open, `hand_on` takes requests to stop to the ranks, by the signal's number."""
+    """While this is open, `hand_on` takes requests to stop to the ranks, by the signal's number.
+
+    A second SIGINT is none: it raises KeyboardInterrupt.
+    """
 
     def asked(number: int, frame: FrameType | None) -> None:
         global _asked
-        _asked = True
+        if number == signal.SIGHUP:
+            leave_dead_terminal()
+        if number == signal.SIGINT:
+            if _asked == signal.SIGINT:
+                raise KeyboardInterrupt
+            with contextlib.suppress(OSError):
+                os.write(2, STOPPING)
+        _asked = number
         hand_on(number)
 
-    before = {each: signal.signal(each, asked) for each in STOP_SIGNALS}
+    before = {each: signal.signal(each, asked) for each in heeded(RANK_SIGNALS)}
     try:
         yield
     finally:
@@ -142,7 +191,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], logs: Path) -> None:
         return
     raise_what_ranks_said(logs)
     if set(codes) == {EXIT_PREEMPTED}:
-        raise Preempted
+        raise Preempted(_asked)
     failed = [rank for rank, code in enumerate(codes) if code not in (None, 0, EXIT_PREEMPTED)]
     if not failed:
         raise UserError(f"ranks ended with {codes}: some did not stop with the others")

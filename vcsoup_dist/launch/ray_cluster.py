@@ -15,6 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.launch.import_paths import (
+    IMPORT_LAST,
+    folder_of_command,
+    uninstalled_package,
+)
 from vcsoup_dist.launch.processes import children, name_of
 from vcsoup_dist.launch.ray_check import check_nodes
 from vcsoup_dist.launch.ray_signals import our_signals, stops_as_interrupts
@@ -173,12 +178,12 @@ def _end_with_us(folder: str) -> Iterator[Callable[[Iterable[int]], None]]:
 
 def _actor_environment(threads: int) -> dict[str, str]:
     own = (sys.prefix, sys.base_prefix)
-    imports = [path for path in sys.path if path and not path.startswith(own)]
-    package = str(Path(__file__).resolve().parents[2])
-    if not package.startswith(own) and package not in imports:
-        imports.append(package)
+    last = folder_of_command()
+    imports = [path for path in sys.path if path and path != last and not path.startswith(own)]
+    imports += [each for each in uninstalled_package() if each not in imports]
     return {
         "OMP_NUM_THREADS": str(threads),
         "PYTHONPATH": os.pathsep.join(imports),
+        IMPORT_LAST: last or "",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # an actor without a GPU sees none
     }

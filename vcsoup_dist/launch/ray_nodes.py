@@ -1,7 +1,7 @@
 """Where a Ray head may listen, and waiting for a cluster's nodes; for slurm/ray.sh.
 
-    python3 -m vcsoup_dist.launch.ray_nodes head PEER      prints HOST:PORT CLIENT_PORT
-    python3 -m vcsoup_dist.launch.ray_nodes wait HOST:PORT COUNT
+    python3 -P -m vcsoup_dist.launch.ray_nodes head PEER      prints HOST:PORT CLIENT_PORT
+    python3 -P -m vcsoup_dist.launch.ray_nodes wait HOST:PORT COUNT
 
 Exit code 2 and one line where that fails.
 """

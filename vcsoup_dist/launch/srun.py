@@ -23,7 +23,8 @@ from pathlib import Path
 from vcsoup_dist.errors import EXIT_PREEMPTED, Preempted, UserError
 from vcsoup_dist.launch.death import die_with_parent
 from vcsoup_dist.launch.ranks import (
-    STOP_SIGNALS,
+    RANK_SIGNALS,
+    asked_by,
     begin_logs,
     handing_on,
     last_words,
@@ -77,14 +78,16 @@ def _run_step(command: list[str], environment: dict[str, str], ranks: int, logs:
     launcher = os.getpid()
     too_early = False
     try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        # srun answers SIGTERM by ending the step on all nodes.
+        signal.pthread_sigmask(signal.SIG_BLOCK, RANK_SIGNALS)
+        # srun answers SIGTERM by ending the step on all nodes. A terminal's Ctrl-C and hang-up
+        # would end it too, and are this command's to take.
         step = subprocess.Popen(
             command,
             env=environment,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            preexec_fn=lambda: die_with_parent(launcher, signal.SIGTERM),
+            process_group=0,
+            preexec_fn=lambda: _become_srun(launcher),
         )
 
         def hand_on(number: int) -> None:
@@ -99,7 +102,7 @@ def _run_step(command: list[str], environment: dict[str, str], ranks: int, logs:
 
         try:
             with handing_on(hand_on):
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, RANK_SIGNALS)
                 said = _pass_on(step)
                 code = step.wait()
         finally:
@@ -107,9 +110,9 @@ def _run_step(command: list[str], environment: dict[str, str], ranks: int, logs:
                 step.terminate()
                 step.wait()
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, RANK_SIGNALS)
     if code and too_early:
-        raise Preempted
+        raise Preempted(asked_by())
     if said.unseen:
         mounts = "; VCSOUP_CONTAINER must mount it" if os.environ.get("VCSOUP_CONTAINER") else ""
         trouble = next(iter(said.unseen.values()))
@@ -123,6 +126,12 @@ def _run_step(command: list[str], environment: dict[str, str], ranks: int, logs:
             f"Slurm ended the step before its ranks did ({len(said.done)} of {ranks} were done); "
             "the same command goes on"
         )
+
+
+def _become_srun(launcher: int) -> None:
+    die_with_parent(launcher, signal.SIGTERM)
+    # Where it inherits SIGTERM blocked, one that comes as it starts may be lost (srun 22.05).
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def tasks_of_job() -> int:
@@ -161,7 +170,9 @@ def srun_command(ranks: int, module: str, job: Path) -> list[str]:
     if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):  # srun no longer takes it from the job
         command.append(f"--cpus-per-task={cpus}")
     # Until a rank can act on them the signals wait; the default is to die.
-    task = ["env", "--block-signal=TERM,USR2", python, "-m", "vcsoup_dist.launch.srun_rank"]
+    names = ",".join(each.name.removeprefix("SIG") for each in RANK_SIGNALS)
+    # Without -P a rank would import what lies in the working directory.
+    task = ["env", f"--block-signal={names}", python, "-P", "-m", "vcsoup_dist.launch.srun_rank"]
     return [*command, *container, *task, module, str(job)]
 
 
@@ -204,10 +215,10 @@ def _pass_on(step: subprocess.Popen[bytes]) -> _Said:
 def _explain(code: int, ended: tuple[int, str] | None, logs: Path) -> None:
     raise_what_ranks_said(logs)
     if code == KILLED_BY_REQUEST:  # one that came before a rank could act on it
-        raise Preempted
+        raise Preempted(asked_by())
     # srun's code is the highest of its tasks', and another may have failed with a lower one.
     if code == EXIT_PREEMPTED and ended is None:
-        raise Preempted
+        raise Preempted(asked_by())
     if ended is None:
         raise UserError(f"srun ended with {code}; what it said stands above")
     rank, how = ended

@@ -1,7 +1,7 @@
-"""One task of a Slurm step as a training rank: `python -m vcsoup_dist.launch.srun_rank MODULE JOB`.
+"""One task of a Slurm step as a rank: `python -P -m vcsoup_dist.launch.srun_rank MODULE JOB`.
 
 Gives MODULE the environment that `ranks.py` promises, from Slurm's. The parent with which the rank
-dies is slurmstepd. Both signals that ask to stop are blocked when this starts.
+dies is slurmstepd. The signals that ask to stop are blocked when this starts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One training rank: `python -m vcsoup_dist.training.rank JOB`, started by the launcher."""
+"""One training rank: `python -P -m vcsoup_dist.training.rank JOB`, started by the launcher."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 A handler only sets a flag. At every step boundary the flags of all ranks are joined, so a signal to
 any one rank is enough, and no rank waits for others that have left: a ZeRO-3 save is collective.
-SIGUSR2, not SIGUSR1, which NCCL and Slurm's own tools use; SIGTERM because `scancel` sends it.
+SIGUSR2, not SIGUSR1, which NCCL and Slurm's own tools use; SIGTERM because `scancel` sends it;
+SIGINT and SIGHUP because a terminal sends them to the ranks as well as to their launcher.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import signal
 import time
 from types import FrameType
 
-from vcsoup_dist.launch.ranks import STOP_SIGNALS
+from vcsoup_dist.launch.ranks import RANK_SIGNALS, heeded, leave_dead_terminal
 from vcsoup_dist.training.distributed import any_rank
 
 
@@ -27,13 +28,15 @@ class StopRequest:
         self._signal: int | None = None
         began = float(os.environ.get("VCSOUP_BEGAN", time.time()))
         self._deadline = None if max_minutes is None else began + 60 * max_minutes
-        for each in STOP_SIGNALS:
+        for each in heeded(RANK_SIGNALS):
             signal.signal(each, self._note)
         # The launcher blocked them; one that came meanwhile is noted now.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, RANK_SIGNALS)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
+        if number == signal.SIGHUP:
+            leave_dead_terminal()
 
     def on_any_rank(self, worked: bool) -> bool:
         """Whether any rank was asked to stop or has used up its time. Called by all together.

@@ -1,0 +1,168 @@
+"""Ctrl-C, a terminal that hangs up and `nohup`, as `vcsoup train` meets them on a real terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from slurm_world import Jobs
+from training_world import processes_with, wait_for
+
+from vcsoup_dist.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
+
+POLICY = "policies/vc_soup/long/seed-0"
+
+
+class Terminal:
+    """`vcsoup train` as the foreground of a terminal of its own."""
+
+    def __init__(self, folder: Path, ignored: tuple[int, ...] = ()) -> None:
+        self.folder, self.metrics = folder, folder / "run/logs" / POLICY / "metrics.jsonl"
+        self.job = folder / "run/work" / POLICY / "scratch/job.json"
+        self.before = self.steps()
+        self.log = folder / "said"
+        command = [str(Path(sys.executable).parent / "vcsoup"), "train", "long", "recipe.yaml"]
+        child, self.handle = pty.fork()
+        if child == 0:
+            os.chdir(folder)
+            for each in ignored:
+                signal.signal(each, signal.SIG_IGN)
+            os.execv(command[0], [*command, "-d", "run"])
+        self.pid = child
+
+    def steps(self) -> int:
+        return self.metrics.read_bytes().count(b"\n") if self.metrics.exists() else 0
+
+    def train_on(self) -> None:
+        """Until it has taken some more steps."""
+        wait_for(lambda: self.read() and len(processes_with(str(self.job.resolve()))) == 2)
+        first = self.steps()
+        wait_for(lambda: self.read() and self.steps() > first + 12)
+
+    def read(self) -> bool:
+        os.set_blocking(self.handle, False)
+        try:
+            while said := os.read(self.handle, 1 << 16):
+                with open(self.log, "ab") as file:
+                    file.write(said)
+        except OSError:  # nothing more now, or at all
+            pass
+        return True
+
+    def end(self) -> int:
+        """The exit code, or the signal as a negative number."""
+        deadline = time.monotonic() + 60
+        while not (ended := os.waitpid(self.pid, os.WNOHANG))[0]:
+            assert time.monotonic() < deadline
+            self.read()
+            time.sleep(0.05)
+        self.read()
+        wait_for(lambda: not processes_with(str(self.job.resolve())), 20)
+        return os.waitstatus_to_exitcode(ended[1])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    jobs = Jobs(tmp_path_factory.mktemp("interrupts"))
+    recipe = jobs.folder / "recipe.yaml"
+    text = recipe.read_text().replace("steps: 70", "steps: 5000")
+    recipe.write_text(text.replace("checkpoint_every: 10", "checkpoint_every: 4000"))
+    shutil.move(jobs.folder / "filtered", jobs.folder / "run")
+    # Names of Python's own modules; what is run of these leaves a file.
+    for name in ("profile", "queue", "statistics", "calendar"):
+        (jobs.folder / f"{name}.py").write_text(f"open({str(jobs.folder / 'ran')!r}, 'a')\n")
+    jobs.vcsoup("reference", "recipe.yaml", "-d", "run")
+    return jobs.folder
+
+
+def saved(folder: Path) -> list[str]:
+    return sorted(each.parent.name for each in folder.glob(f"run/work/{POLICY}/scratch/*/COMPLETE"))
+
+
+def outcome(folder: Path) -> str | None:
+    newest = max((folder / "run/logs/history").glob("*-train-*.json"))
+    return json.loads(newest.read_text())["outcome"]
+
+
+def test_ctrl_c_and_a_hang_up_save_and_the_second_ctrl_c_ends_at_once(folder):
+    terminal = Terminal(folder)
+    terminal.train_on()
+    os.write(terminal.handle, b"\x03")  # as the key does: to every process of the foreground
+    assert terminal.end() == EXIT_INTERRUPTED
+    first = saved(folder)
+    assert len(first) == 1 and outcome(folder) == "stopped"
+    said = terminal.log.read_text()
+    assert "Ctrl-C again ends it at once" in said and "saved after step" in said
+    assert "Traceback" not in said
+
+    terminal = Terminal(folder)
+    terminal.train_on()
+    os.close(terminal.handle)  # the kernel sends SIGHUP, and writing to the terminal fails
+    terminal.handle = os.open(os.devnull, os.O_RDONLY)
+    assert terminal.end() == EXIT_PREEMPTED
+    second = saved(folder)
+    assert len(second) == 1 and second > first and outcome(folder) == "stopped"
+
+    # Under `nohup` a hang-up is nothing.
+    terminal = Terminal(folder, ignored=(signal.SIGHUP,))
+    terminal.train_on()
+    os.killpg(terminal.pid, signal.SIGHUP)
+    terminal.train_on()
+    assert saved(folder) == second
+    for rank in processes_with(str(terminal.job.resolve())):
+        os.kill(rank, signal.SIGSTOP)  # so that none can save
+    told = terminal.log.read_text().count("Ctrl-C again")
+    os.write(terminal.handle, b"\x03")
+    wait_for(lambda: terminal.read() and terminal.log.read_text().count("Ctrl-C again") > told)
+    os.write(terminal.handle, b"\x03")
+    began = time.monotonic()
+    assert terminal.end() == EXIT_INTERRUPTED
+    assert time.monotonic() - began < 15
+    assert saved(folder) == second
+    assert "Traceback" not in terminal.log.read_text()
+    assert not (folder / "ran").exists()
+
+
+def test_a_script_in_the_background_that_ignores_ctrl_c_trains_on(folder):
+    terminal = Terminal(folder, ignored=(signal.SIGINT,))
+    terminal.train_on()
+    os.write(terminal.handle, b"\x03")
+    terminal.train_on()
+    os.kill(terminal.pid, signal.SIGTERM)
+    assert terminal.end() == EXIT_PREEMPTED
+
+
+def test_actors_and_commands_take_modules_of_the_working_directory_last(tmp_path):
+    (tmp_path / "mine.py").write_text("def reward(prompt, response):\n    return len(response)\n")
+    for name in ("profile", "queue", "typer", "statistics", "numpy", "yaml"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a')\n")
+    code = """
+import os, sys
+from vcsoup_dist.launch.import_paths import import_last
+import_last(os.getcwd())
+import ray
+from vcsoup_dist.launch.ray_cluster import ray_cluster
+from vcsoup_dist.recipe import Launch
+from pathlib import Path
+
+def look():
+    import vcsoup_dist
+    import importlib, profile, queue, statistics, numpy, yaml
+    return importlib.import_module("mine").reward([], "four")
+
+with ray_cluster(Launch(), Path(".")):
+    print(ray.get(ray.remote(look).remote()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=90
+    )
+    assert done.stdout.strip() == "4", done.stderr
+    assert not (tmp_path / "ran").exists()
