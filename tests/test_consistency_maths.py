@@ -123,7 +123,8 @@ def test_normalised_gaps_depend_neither_on_a_rewards_unit_nor_on_its_zero(
     found = []
     for chosen, rejected in (sides, moved):
         of = chosen - rejected if of_gaps else np.concatenate([chosen, rejected])
-        found.append(gap_vectors(chosen, rejected, moments(of).std()))
+        pooled = moments(np.concatenate([chosen, rejected])).std()
+        found.append(gap_vectors(chosen, rejected, moments(of).std(), pooled))
     np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-5)
 
 

@@ -158,6 +158,7 @@ def report_of(gaps: np.ndarray, **policy) -> dict:
         "kept": int(kept.sum()),
         "dropped": {"zero gap": 3, "no reward": 1234, "by policy": 0},
         "unscored": 1234,
+        "equal_pairs": {"a": {}},
         "turned": 77,
         "turned_kept": 55,
         "sign_patterns": patterns,

@@ -20,7 +20,7 @@ from vcsoup_dist.consistency.filtered_files import Part, filtered_tables, write_
 from vcsoup_dist.consistency.filtering import account, choose
 from vcsoup_dist.consistency.gaps import consistency, norm
 from vcsoup_dist.consistency.moments import co_moments, moments
-from vcsoup_dist.consistency.scales import check_scale, reward_scale
+from vcsoup_dist.consistency.scales import Scale, check_scale, reward_scale
 from vcsoup_dist.consistency.shard_map import run_here
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.recipe import Consistency
@@ -86,10 +86,10 @@ def test_scales_over_shards_are_those_of_all_numbers_at_once(
     blocks = [write_blocks(tmp_path, name, part) for name, part in zip("ab", parts, strict=True)]
     trained = [part.train for part in parts]
     if together:
-        found = [reward_scale([*blocks[0], *blocks[1]], normalisation, run_here, ignore)]
+        found = [reward_scale([*blocks[0], *blocks[1]], normalisation, run_here, ignore).s]
         expected = [plain_scale(trained, normalisation)]
     else:
-        found = [reward_scale(each, normalisation, run_here, ignore) for each in blocks]
+        found = [reward_scale(each, normalisation, run_here, ignore).s for each in blocks]
         expected = [plain_scale([each], normalisation) for each in trained]
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=0)
 
@@ -100,11 +100,11 @@ def test_a_reward_that_never_varies_or_is_never_there_is_refused_by_name(tmp_pat
     scored.chosen[:, 2] = scored.rejected[:, 2] = np.nan
     blocks = write_blocks(tmp_path, "a", scored)
     scale = reward_scale(blocks, "zscore", run_here, ignore)
-    assert scale[0] > 0 and scale[1] == 0 and np.isnan(scale[2])
-    with pytest.raises(UserError, match=r"values.y.reward: its spread \(zscore\) is 0 over it"):
-        check_scale(scale[:2], ["x", "y"], "zscore", "it")
+    assert scale.s[0] > 0 and scale.s[1] == 0 and np.isnan(scale.s[2])
+    with pytest.raises(UserError, match=r"values.y.reward: its spread \(zscore\) is 0 over it but"):
+        check_scale(scale, ["x", "y", "z"], "zscore", "it")
     with pytest.raises(UserError, match=r"values.z.reward: no pair of it has one"):
-        check_scale(scale[::2], ["x", "z"], "zscore", "it")
+        check_scale(Scale(scale.s[::2], scale.spread[::2]), ["x", "z"], "zscore", "it")
 
 
 numbers = st.lists(st.floats(-1e3, 1e3).map(lambda x: round(x, 3)), min_size=1, max_size=40)
@@ -231,7 +231,7 @@ def test_every_policy_keeps_of_shards_what_it_keeps_pair_by_pair(
                 settings = Consistency(min_norm=min_norm, **policy)
                 count = 5 if method == "random" else None
                 kept = choose(method, settings, candidates.columns, values, count)
-                expected, dropped = plain_filter(trained, scale, own, method, settings)
+                expected, dropped = plain_filter(trained, scale.s, own, method, settings)
                 found = candidates.columns.ids[kept].tolist()
                 if "random" in (method, settings.policy):
                     assert set(found) < {pair["id"] for pair in expected}
@@ -249,7 +249,7 @@ def test_kept_pairs_are_written_as_they_are_read_one_by_one(tmp_path: Path):
     parts = {name: draw_scored(seed, 60, 3) for seed, name in enumerate("ab")}
     blocks = [each for name, part in parts.items() for each in write_blocks(tmp_path, name, part)]
     scale = np.array([2.0, 3.0, 5.0])
-    measure = Measure(scale, 2, 0.0)
+    measure = Measure(Scale(scale, scale), 2, 0.0)
     candidates = gather(blocks, [measure] * len(blocks), run_here, ignore)
     settings = Consistency(threshold=0.1)
     kept = choose("vc_soup", settings, candidates.columns, 3)
@@ -281,7 +281,7 @@ def test_held_out_pairs_come_in_the_order_of_their_ids_whatever_fits_in_memory(
 ):
     parts = {name: draw_scored(seed, 40, 2, missing=0) for seed, name in enumerate("ab")}
     blocks = [each for name, part in parts.items() for each in write_blocks(tmp_path, name, part)]
-    measure = Measure(np.ones(2), None, 0.0)
+    measure = Measure(Scale(np.ones(2), np.ones(2)), None, 0.0)
     kept = [np.arange(block.rows) % 3 > 0 for block in blocks]
     taken = [Part(*each, ("x", "y")) for each in zip(blocks, [measure] * 99, kept, strict=False)]
     write_heldout(tmp_path / "whole.parquet", taken)

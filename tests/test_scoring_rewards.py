@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from vcsoup_dist.identity import Located
 from vcsoup_dist.preferences.pair import Pair
 from vcsoup_dist.recipe import CallableReward, ColumnsReward
 from vcsoup_dist.scoring.columns import column_scores
+from vcsoup_dist.scoring.function import FunctionReward
 from vcsoup_dist.scoring.rewards import Scored, load_reward, model_key, score_all
 
 CODE = """
@@ -93,11 +96,16 @@ def test_a_function_of_a_module_is_imported_by_name(code: Path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "failures"),
     [
-        ("fails", {1: "ZeroDivisionError: division by zero"}),
+        ("fails", {1: "code.py:fails: ZeroDivisionError: division by zero"}),
         ("infinite", {0: "its reward is inf", 1: "its reward is inf"}),
-        ("text", dict.fromkeys((0, 1), "TypeError: it returned a str, not a number")),
-        ("nothing", dict.fromkeys((0, 1), "TypeError: it returned a NoneType, not a number")),
-        ("leaves", {1: "SystemExit: empty"}),
+        ("text", dict.fromkeys((0, 1), "code.py:text: TypeError: it returned a str, not a number")),
+        (
+            "nothing",
+            dict.fromkeys(
+                (0, 1), "code.py:nothing: TypeError: it returned a NoneType, not a number"
+            ),
+        ),
+        ("leaves", {1: "code.py:leaves: SystemExit: empty"}),
     ],
 )
 def test_a_text_that_a_function_fails_on_has_no_reward_and_a_reason(code: Path, name, failures):
@@ -108,7 +116,7 @@ def test_a_text_that_a_function_fails_on_has_no_reward_and_a_reason(code: Path, 
 
 
 def test_where_every_text_needs_a_reward_the_first_without_is_named(code: Path):
-    with pytest.raises(UserError, match="code.py:fails.*no reward of answer B: ZeroDivisionError"):
+    with pytest.raises(UserError, match="code.py:fails.*reward of answer B: .*ZeroDivisionError"):
         score_all(load(code, "fails"), TEXTS, NAMES)
 
 
@@ -167,3 +175,76 @@ def test_columns_become_scores_with_their_sign():
     scores = column_scores(pairs, ColumnsReward(columns=("good", "bad"), sign=-1))
     assert scores.ids == ["0", "1", "2"]
     assert scores.chosen.tolist() == [0.0, -1.0, -2.0] and scores.rejected.tolist() == [-1.0] * 3
+
+
+UNUSUAL = """
+class Silent(Exception):
+    def __str__(self):
+        raise ValueError("no")
+
+class Deadly(BaseException):
+    def __str__(self):
+        raise SystemExit(1)
+
+def recurse(n):
+    return recurse(n + 1)
+
+def unusual(prompt, response):
+    if not response:
+        return 1.0
+    raised = {
+        "interrupt": KeyboardInterrupt, "exit": SystemExit, "generator": GeneratorExit,
+        "silent": Silent, "deadly": Deadly, "memory": MemoryError, "base": BaseException,
+    }
+    if response in raised:
+        raise raised[response]("said")
+    if response == "recursion":
+        recurse(0)
+    if response == "surrogate":
+        raise ValueError("half of \\ud83d")
+    import asyncio
+    raise asyncio.CancelledError()
+"""
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("interrupt", "KeyboardInterrupt: said"),
+        ("exit", "SystemExit: said"),
+        ("generator", "GeneratorExit: said"),
+        ("silent", r"Silent: \(it raises ValueError when it is printed\)"),
+        ("deadly", r"Deadly: \(it raises SystemExit when it is printed\)"),
+        ("memory", "MemoryError: said"),
+        ("base", "BaseException: said"),
+        ("recursion", "RecursionError: maximum recursion depth"),
+        ("surrogate", r"ValueError: half of \\ud83d"),
+        ("cancelled", "CancelledError: "),
+    ],
+)
+def test_whatever_a_function_raises_costs_its_own_text_alone(tmp_path, answer, reason):
+    code = tmp_path / "odd.py"
+    code.write_text(UNUSUAL)
+    function = FunctionReward(
+        [CallableReward(callable="odd.py:unusual")], Located(str(code), None, None)
+    )
+    prompt = [{"role": "user", "content": "x"}]
+    scored = function.score([(prompt, ""), (prompt, answer), (prompt, "")])
+    assert list(scored.failures) == [1] and scored.rewards[[0, 2], 0].tolist() == [1.0, 1.0]
+    assert re.fullmatch(f"odd.py:unusual: {reason}.*", scored.failures[1])
+    assert scored.failures[1].encode()
+
+
+def test_a_real_interrupt_stops_in_the_midst_of_a_function(tmp_path):
+    code = tmp_path / "slow.py"
+    code.write_text(
+        "import os, signal\ndef slow(prompt, response):\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    import time\n    time.sleep(5)\n    return 1.0\n"
+    )
+    function = FunctionReward(
+        [CallableReward(callable="slow.py:slow")], Located(str(code), None, None)
+    )
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        function.score([([{"role": "user", "content": "x"}], "")])
+    assert signal.getsignal(signal.SIGINT) is before

@@ -26,6 +26,7 @@ from vcsoup_dist.consistency.gaps import (
     turned_by,
 )
 from vcsoup_dist.consistency.moments import CoMoments, co_moments
+from vcsoup_dist.consistency.scales import Scale
 from vcsoup_dist.consistency.shard_map import Run
 
 Array = NDArray[np.float64]
@@ -66,8 +67,8 @@ class PairColumns:
 class Measure:
     """How the pairs of a dataset are judged for a value."""
 
-    scale: Array
-    """s [N]."""
+    scale: Scale
+    """Of the N rewards."""
     own: int | None
     """Index of the value where it borrows its pairs: each is turned round where that value's reward
     prefers the rejected answer, and dropped where it prefers neither, or where an earlier pair has
@@ -155,7 +156,7 @@ def gather(
     reasons: Counter[str] = Counter()
     patterns: Counter[int] = Counter()
     unscored = 0
-    n = len(measures[0].scale)
+    n = len(measures[0].scale.s)
     gaps = co_moments(np.zeros((0, n)))
     samples = [np.zeros((0, n))]
     for block, first, part in zip(blocks, starts.tolist(), run(_judge_block, tasks), strict=False):
@@ -189,7 +190,7 @@ def judge(
     elsewhere, repeated [P]: whose prompt is held out, whose answers an earlier pair has; shown: the
     pairs whose gaps make the sample.
     """
-    gaps, turned = turned_by(gap_vectors(chosen, rejected, measure.scale), measure.own)
+    gaps, turned = measured(chosen, rejected, measure)
     cosines, norms = consistency(gaps), norm(gaps)
     missing = np.asarray(np.isnan(gaps).any(axis=1))
     tie: Mask = np.zeros_like(missing)
@@ -212,6 +213,12 @@ def judge(
         gaps=co_moments(gaps[usable]),
         sample=gaps[shown[usable[shown]]],
     )
+
+
+def measured(chosen: Array, rejected: Array, measure: Measure) -> tuple[Array, Mask]:
+    """g [P, N] of rewards [P, N], and which pairs [P] are turned round."""
+    scale = measure.scale
+    return turned_by(gap_vectors(chosen, rejected, scale.s, scale.spread), measure.own)
 
 
 def _without(pairs: Mask, reasons: Mapping[str, Mask]) -> tuple[Mask, dict[str, int]]:

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vcsoup_dist.consistency.blocks import Block, Ids, ids_as_numbers, read_ids, read_rewards
-from vcsoup_dist.consistency.candidates import Measure
-from vcsoup_dist.consistency.gaps import consistency, gap_vectors, norm, turned_by
+from vcsoup_dist.consistency.candidates import Measure, measured
+from vcsoup_dist.consistency.gaps import consistency, norm
 from vcsoup_dist.files import sync
 from vcsoup_dist.scoring.pair_files import MESSAGES
 
@@ -141,7 +141,7 @@ def filtered_tables(part: Part) -> Iterator[pa.Table]:
         return
     ids = read_ids(part.block)
     chosen, rejected = read_rewards(part.block)
-    gaps, turned = turned_by(gap_vectors(chosen, rejected, part.measure.scale), part.measure.own)
+    gaps, turned = measured(chosen, rejected, part.measure)
     first = 0
     for file in part.block.pairs:
         opened = pq.ParquetFile(file)

@@ -15,12 +15,24 @@ Mask = NDArray[np.bool_]
 Patterns = NDArray[np.uint32]
 
 
-def gap_vectors(chosen: Array, rejected: Array, scale: Array) -> Array:
+NOTHING = 1e-6
+"""Beside both a reward's spread and the rewards themselves, a smaller difference is rounding: a few
+units in the last place of fp32."""
+NOTHING_AT_ALL = 1e-12
+"""And so is one that is smaller beside the spread alone, as a sum leaves it that should be 0."""
+
+
+def gap_vectors(chosen: Array, rejected: Array, scale: Array, spread: Array) -> Array:
     """g [P, N]: g_j = (r_j(x, y_w) - r_j(x, y_l)) / s_j, from rewards [P, N] and s [N] > 0.
 
-    NaN where a reward is missing.
+    Exactly 0 where the difference is rounding beside `spread` [N], each reward's standard
+    deviation. NaN where a reward is missing.
     """
-    return (chosen - rejected) / scale
+    difference = chosen - rejected
+    size = np.maximum(np.abs(chosen), np.abs(rejected))
+    least = np.maximum(NOTHING * np.minimum(size, spread), NOTHING_AT_ALL * spread)
+    gaps: Array = np.where(np.abs(difference) <= least, 0.0, difference) / scale
+    return gaps
 
 
 def turned_by(gaps: Array, own: int | None) -> tuple[Array, Mask]:

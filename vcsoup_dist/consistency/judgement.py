@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,11 @@ from vcsoup_dist.consistency.filtered_files import (
 from vcsoup_dist.consistency.filtering import account, choose
 from vcsoup_dist.consistency.plots import POINTS
 from vcsoup_dist.consistency.policies import lowest
-from vcsoup_dist.consistency.scales import check_scale, reward_scale
+from vcsoup_dist.consistency.scales import Scale, check_scale, reward_scale
 from vcsoup_dist.consistency.shard_map import Run, run_here
 from vcsoup_dist.progress import progress
 from vcsoup_dist.recipe import Consistency
+from vcsoup_dist.scoring.pair_files import read_manifest
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -59,8 +61,7 @@ class Judgement:
     """What is known of a value's training pairs."""
 
     inputs: Inputs
-    scale: dict[str, Array]
-    """Dataset -> s [N]."""
+    scale: dict[str, Scale]
     candidates: Candidates
 
     def part(self, block: Block, kept: Mask) -> Part:
@@ -69,8 +70,8 @@ class Judgement:
         return Part(block, measure, kept, tuple(self.inputs.values))
 
 
-def judge_pairs(inputs: Inputs, run: Run, scales: dict[tuple[str, ...], Array]) -> Judgement:
-    """Judge a value's training pairs; `scales` [N], known by the datasets they are of, grows."""
+def judge_pairs(inputs: Inputs, run: Run, scales: dict[tuple[str, ...], Scale]) -> Judgement:
+    """Judge a value's training pairs; `scales`, known by the datasets they are of, grows."""
     scale = _scales(inputs, run, scales)
     measures = [_measure(inputs, scale, block) for block in inputs.blocks]
     total = sum(block.rows for block in inputs.blocks)
@@ -80,7 +81,7 @@ def judge_pairs(inputs: Inputs, run: Run, scales: dict[tuple[str, ...], Array]) 
     return Judgement(inputs, scale, candidates)
 
 
-def _measure(inputs: Inputs, scale: dict[str, Array], block: Block) -> Measure:
+def _measure(inputs: Inputs, scale: dict[str, Scale], block: Block) -> Measure:
     return Measure(scale[block.dataset], inputs.own, inputs.settings.min_norm)
 
 
@@ -100,11 +101,11 @@ def _held_out_prompts(inputs: Inputs) -> NDArray[np.uint64]:
     return np.unique(np.concatenate(prompts))
 
 
-def _scales(inputs: Inputs, run: Run, scales: dict[tuple[str, ...], Array]) -> dict[str, Array]:
-    """s [N] of each dataset, taken from `scales` or measured and added there."""
+def _scales(inputs: Inputs, run: Run, scales: dict[tuple[str, ...], Scale]) -> dict[str, Scale]:
+    """Scale of each dataset, taken from `scales` or measured and added there."""
     settings = inputs.settings
     apart = settings.scope == "dataset"
-    found: dict[str, Array] = {}
+    found: dict[str, Scale] = {}
     for datasets in [(each,) for each in inputs.scores] if apart else [tuple(inputs.scores)]:
         if datasets not in scales:
             blocks = [
@@ -114,11 +115,22 @@ def _scales(inputs: Inputs, run: Run, scales: dict[tuple[str, ...], Array]) -> d
             ]
             total = sum(block.rows for block in blocks)
             with progress(f"filter: scales of {', '.join(datasets)}", total, "pairs") as advance:
-                scales[datasets] = reward_scale(blocks, settings.normalisation, run, advance)
+                rounding = _rounding([inputs.scores[dataset] for dataset in datasets])
+                scales[datasets] = reward_scale(
+                    blocks, settings.normalisation, run, advance, rounding
+                )
         where = f"the pairs of `{datasets[0]}`" if apart else "all datasets"
         check_scale(scales[datasets], inputs.values, settings.normalisation, where)
         found |= dict.fromkeys(datasets, scales[datasets])
     return found
+
+
+def _rounding(scores: Sequence[Sequence[Path]]) -> list[float]:
+    """[N] the share of each reward's size that tells nothing; scores: by dataset and value."""
+    return [
+        max(read_manifest(folder)["rounding"] for folder in of_value)
+        for of_value in zip(*scores, strict=True)
+    ]
 
 
 def parts_of(judgement: Judgement, kept: Mask, output: Path) -> list[PartFile]:

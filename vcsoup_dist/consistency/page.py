@@ -98,6 +98,15 @@ def _counts(report: Mapping[str, Any]) -> str:
             f"prefers the answer that the data calls rejected; {report['turned_kept']:,} of them "
             "are kept."
         ))  # fmt: skip
+    parts += [
+        wrapped(
+            f"The two answers of {count:,} pairs of {dataset} are the same tokens to the reward of "
+            f"{value}, which has cut or lost what tells them apart: its gap is 0."
+        )
+        for dataset, counts in report["equal_pairs"].items()
+        for value, count in counts.items()
+        if count
+    ]
     parts.append(f"{report['heldout']['kept']:,} held-out pairs are not filtered.")
     return "\n\n".join(parts)
 

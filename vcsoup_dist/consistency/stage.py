@@ -38,12 +38,13 @@ from vcsoup_dist.consistency.judgement import (
 )
 from vcsoup_dist.consistency.page import CORRELATION, GAPS, HISTOGRAM, write_page
 from vcsoup_dist.consistency.plots import plot_consistency, plot_correlation, plot_gaps
+from vcsoup_dist.consistency.scales import Scale
 from vcsoup_dist.consistency.shard_map import Run, runner
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import write_atomically
 from vcsoup_dist.progress import progress
 from vcsoup_dist.recipe import Consistency, Recipe
-from vcsoup_dist.scoring.pair_files import HELD_OUT
+from vcsoup_dist.scoring.pair_files import HELD_OUT, read_manifest
 from vcsoup_dist.workspace import Draft, Product, Workspace
 
 log = logging.getLogger("vcsoup")
@@ -68,7 +69,7 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
     work = sum(
         len(group) * _size(each) for each, group in zip(inputs, groups.values(), strict=True)
     )
-    scales: dict[tuple[str, ...], NDArray[np.float64]] = {}
+    scales: dict[tuple[str, ...], Scale] = {}
     with runner(recipe.launch, workspace.root, work >= ON_CLUSTER) as run:
         for each, group in zip(inputs, groups.values(), strict=True):
             _make_group(workspace, group, judge_pairs(each, run, scales), run)
@@ -167,8 +168,15 @@ def _keep(
         "settings": product.made_from["consistency"],
         **counts,
         "scale": {
-            dataset: dict(zip(values, scale.tolist(), strict=True))
+            dataset: dict(zip(values, scale.s.tolist(), strict=True))
             for dataset, scale in judgement.scale.items()
+        },
+        "equal_pairs": {
+            dataset: {
+                value: read_manifest(folder)["equal_pairs"]
+                for value, folder in zip(values, inputs.scores[dataset], strict=True)
+            }
+            for dataset in inputs.pairs
         },
         "correlation": candidates.gaps.correlation(),
         "conflicts": conflict_matrix(counts["sign_patterns"]).tolist(),

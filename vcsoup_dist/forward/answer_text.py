@@ -5,9 +5,10 @@ Templates cut, replace and leave out: those of reasoning models drop all up to `
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vcsoup_dist.forward.packing import Ids
+if TYPE_CHECKING:  # its module needs torch
+    from vcsoup_dist.forward.packing import Ids
 
 DROPPED = "the template drops part of the answer: its tokens do not contain its text"
 """Why a pair with such an answer is not used."""

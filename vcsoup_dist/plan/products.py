@@ -44,8 +44,8 @@ STAGES = ("read", "score", "filter", "warmup", "reference", "train", "merge", "e
 
 FORMATS = dict.fromkeys(STAGES, 1) | {
     "read": 3,
-    "score": 2,
-    "filter": 2,
+    "score": 3,
+    "filter": 3,
     "reference": 2,
     "train": 2,
 }

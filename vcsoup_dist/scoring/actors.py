@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.forward.answer_text import DROPPED
 from vcsoup_dist.identity import Located
 from vcsoup_dist.launch.death import die_when_told, die_with_parent
 from vcsoup_dist.recipe import CallableReward, ClassifierReward
@@ -175,24 +176,32 @@ def may_pass(error: BaseException) -> bool:
 def score_shard(ids: list[str], scored: Scored, column: int) -> ScoreShard:
     """One of the V rewards of P pairs, from those of the texts chosen_0, rejected_0, chosen_1, ..
 
-    `scored.rewards`: [2 P, V]. A pair that lacks the reward of one answer has none.
+    `scored.rewards`: [2 P, V]. A pair that lacks the reward of one answer has none, and so has one
+    of which a reward model did not see an answer whole.
     """
     rewards = scored.rewards[:, column].reshape(len(ids), 2)
-    missing = ~np.isfinite(rewards)
+    lost = np.zeros(2 * len(ids), dtype=bool)
+    lost[sorted(scored.dropped)] = True
+    missing = ~np.isfinite(rewards) | lost.reshape(len(ids), 2)
     failures = {}
     for position in np.flatnonzero(missing.any(axis=1)).tolist():
         reasons = [
-            f"{name}: {scored.failures[2 * position + side]}"
+            f"{name}: {scored.failures.get(2 * position + side, DROPPED)}"
             for side, name in enumerate(("chosen", "rejected"))
             if missing[position, side]
         ]
         failures[position] = "; ".join(reasons)
     whole = np.where(missing.any(axis=1, keepdims=True), np.nan, rewards)
+    first = scored.first
+    equal = [
+        i for i in range(len(first) // 2) if first[2 * i] == first[2 * i + 1] and i not in failures
+    ]
     return ScoreShard(
         ids,
         np.ascontiguousarray(whole[:, 0]),
         np.ascontiguousarray(whole[:, 1]),
         scored.truncated,
         scored.truncated_responses,
+        len(equal),
         failures,
     )

@@ -77,9 +77,10 @@ class Classifier:
 
     @torch.inference_mode()
     def score(self, encoded: Sequence[RewardText | str]) -> Scored:
-        """Rewards of encoded texts."""
+        """Rewards of encoded texts; those with the same tokens are run once."""
         failures = {i: each for i, each in enumerate(encoded) if isinstance(each, str)}
-        usable = [i for i in range(len(encoded)) if i not in failures]
+        first = _first_equal(encoded)
+        usable = [i for i in range(len(encoded)) if i not in failures and first[i] == i]
         texts = [cast(RewardText, encoded[i]) for i in usable]
         rewards = np.full((len(encoded), len(self.columns)), np.nan)
         done: list[int] = []
@@ -92,11 +93,18 @@ class Classifier:
                 parts.append(take_columns(found, self.columns))
         if parts:  # fetched at once, so that a GPU never waits
             rewards[done] = torch.cat(parts).cpu().numpy()
+        rewards = rewards[first]
+        failures |= {i: failures[one] for i, one in enumerate(first) if one in failures}
+        whole = [each for each in encoded if isinstance(each, RewardText)]
         return Scored(
             rewards,
             dict(sorted((failures_of(rewards) | failures).items())),
-            sum(text.truncated for text in texts),
-            sum(text.response_truncated for text in texts),
+            sum(text.truncated for text in whole),
+            sum(text.response_truncated for text in whole),
+            frozenset(
+                i for i, each in enumerate(encoded) if isinstance(each, RewardText) and each.dropped
+            ),
+            first,
         )
 
     def _encode(
@@ -106,3 +114,12 @@ class Classifier:
         return encode_text(
             self.tokenizer, settings.text, prompt, response, max_length, settings.truncate
         )
+
+
+def _first_equal(encoded: Sequence[RewardText | str]) -> list[int]:
+    """Of each text the first one with the same tokens, which is itself for one that has none."""
+    firsts: dict[object, int] = {}
+    return [
+        i if isinstance(each, str) else firsts.setdefault(each.key, i)
+        for i, each in enumerate(encoded)
+    ]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, SupportsFloat, cast
 
 import numpy as np
 
-from vcsoup_dist.errors import UserError, reason_of
+from vcsoup_dist.errors import Preempted, UserError, reason_of
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import CallableReward
 from vcsoup_dist.scoring.rewards import Scored, Text, failures_of
@@ -22,6 +26,7 @@ class FunctionReward:
 
     def __init__(self, rewards: Sequence[CallableReward], source: Located) -> None:
         reference = rewards[0].callable
+        self.reference = reference
         self.signs = [each.sign for each in rewards]
         self.function = _find(reference, Path(source.source))
         self.description = f"{reference}: a Python function"
@@ -36,13 +41,47 @@ class FunctionReward:
         raised = {}
         for i, (prompt, response) in enumerate(encoded):
             try:
-                # A copy, so that the function cannot change what the next one sees.
-                values[i] = _number(self.function([dict(message) for message in prompt], response))
-            except (Exception, SystemExit) as error:  # the user's function may raise anything
-                raised[i] = reason_of(error)
+                with _failing_alone():
+                    # A copy, so that the function cannot change what the next one sees.
+                    messages = [dict(message) for message in prompt]
+                    values[i] = _number(self.function(messages, response))
+            except _Failure as failure:
+                raised[i] = f"{self.reference}: {failure}"
         rewards = np.outer(values, self.signs)
         failures = failures_of(rewards) | raised
         return Scored(rewards, dict(sorted(failures.items())))
+
+
+class _Failure(Exception):
+    """What code of the user's raised, in one line."""
+
+
+@contextmanager
+def _failing_alone() -> Iterator[None]:
+    """Raise `_Failure` for whatever the user's code raises in the block, which may be anything.
+
+    A real request to stop, by Ctrl-C or SIGTERM, stops still.
+    """
+    asked: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    watched = callable(before) and threading.current_thread() is threading.main_thread()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        assert callable(before)
+        before(number, frame)
+
+    if watched:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except BaseException as error:
+        if asked or isinstance(error, Preempted):
+            raise
+        raise _Failure(reason_of(error)) from error
+    finally:
+        if watched:
+            signal.signal(signal.SIGINT, before)
 
 
 def _number(returned: object) -> float:
@@ -54,10 +93,11 @@ def _number(returned: object) -> float:
 def _find(reference: str, code: Path) -> Callable[[list[dict[str, str]], str], Any]:
     module, _, name = reference.partition(":")
     try:
-        loaded = _from_file(code) if module.endswith(".py") else importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # importing runs the user's code
-        raise UserError(f"{reference}: cannot import it: {reason_of(error)}") from error
-    function = getattr(loaded, name, None)
+        with _failing_alone():
+            loaded = _from_file(code) if module.endswith(".py") else importlib.import_module(module)
+            function = getattr(loaded, name, None)
+    except _Failure as failure:
+        raise UserError(f"{reference}: cannot import it: {failure}") from failure
     if not callable(function):
         raise UserError(f"{reference}: {code} has no function `{name}`")
     return cast(Callable[[list[dict[str, str]], str], Any], function)

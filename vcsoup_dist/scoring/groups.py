@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.scoring.pair_files import HELD_OUT, PairSlice, heldout_slices, train_slices
 from vcsoup_dist.scoring.rewards import model_key
-from vcsoup_dist.scoring.score_files import score_name, write_summary
+from vcsoup_dist.scoring.score_files import ROUNDING, score_name, write_summary
 from vcsoup_dist.workspace import Draft, Product, Workspace
 
 log = logging.getLogger("vcsoup")
@@ -104,37 +104,67 @@ def _work(recipe: Recipe, workspace: Workspace, draft: Draft) -> dict[PairSlice,
 def finish(recipe: Recipe, group: Group) -> None:
     """Summarise the scores and publish the products.
 
-    Raises UserError for a reward that is constant, or that too many pairs lack.
+    Raises UserError for a reward that is constant, that too many pairs lack, or that reads the same
+    tokens in both answers of every pair.
     """
-    constants: dict[str, list[tuple[str, float]]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for making in group.makings:
-        summary = _summarise(making)
+        summary = _summarise(recipe, making)
         _check_unscored(recipe, group, making, summary)
-        if summary["constant"]:
-            constants.setdefault(making.value, []).append((making.product.name, summary["mean"]))
+        found.setdefault(making.value, []).append({"name": making.product.name, **summary})
     origins = [value.data.path for value in recipe.values.values() if value.data is not None]
     datasets = sum(path is not None for path in origins)
-    for value, found in constants.items():
-        if len(found) == datasets and len({mean for _, mean in found}) == 1:
-            raise UserError(
-                f"values.{value}.reward: it gives every answer the same reward, {found[0][1]:g}; "
-                "check its `text` and `output`, or the function"
-            )
-        for name, mean in found:
-            log.warning("%s: THE REWARD IS CONSTANT here, %g for every answer", name, mean)
+    for value, summaries in found.items():
+        _check_telling(value, summaries, everywhere=len(summaries) == datasets)
     group.publish.close()
 
 
-def _summarise(making: Making) -> dict[str, Any]:
+def _check_telling(value: str, summaries: Sequence[Mapping[str, Any]], everywhere: bool) -> None:
+    """Warn of datasets on which a reward is constant; raises UserError where it tells nothing.
+
+    everywhere: whether the summaries are of all datasets.
+    """
+    constant = [each for each in summaries if each["constant"]]
+    means = [each["mean"] for each in constant]
+    if everywhere and len(constant) == len(summaries):
+        size = max(map(abs, means))
+        if max(means) - min(means) <= constant[0]["rounding"] * size:
+            exactly = all(each["min"] == each["max"] for each in constant)
+            but = "" if exactly else " but for rounding"
+            raise UserError(
+                f"values.{value}.reward: it gives every answer the same reward{but}, "
+                f"{means[0]:g}; check its `text` and `output`, or the function"
+            )
+    blind = [each for each in summaries if each["equal_pairs"] == each["scored"]]
+    if everywhere and len(blind) == len(summaries):
+        raise UserError(
+            f"values.{value}.reward: the two answers of every pair are the same tokens to it; "
+            "check its `text`, its `max_length` and its chat template"
+        )
+    for each in constant:
+        log.warning(
+            "%s: THE REWARD IS CONSTANT here, %g for every answer", each["name"], each["mean"]
+        )
+
+
+def _summarise(recipe: Recipe, making: Making) -> dict[str, Any]:
     heldout = [file for part, file in making.work.items() if part.file.name == HELD_OUT]
     train = [file for part, file in making.work.items() if part.file.name != HELD_OUT]
-    summary = write_summary(making.draft.output, train, heldout)
+    dtype = getattr(recipe.values[making.value].reward, "dtype", "fp32")
+    softmax = getattr(recipe.values[making.value].reward, "softmax", False)
+    rounding = ROUNDING["fp32" if softmax else dtype]  # probabilities are of a head in fp32
+    summary = write_summary(making.draft.output, train, heldout, rounding)
     name = making.product.name
     if summary["mean"] is not None:
         log.info(
             "%s: %d pairs, mean %.4g, std %.4g; truncated %d texts, of %d even the response",
             name, summary["rows"], summary["mean"], summary["std"],
             summary["truncated"], summary["truncated_responses"],
+        )  # fmt: skip
+    if summary["equal_pairs"]:
+        log.warning(
+            "%s: THE TWO ANSWERS OF %d OF %d PAIRS ARE THE SAME TOKENS to the reward, so their gap "
+            "is 0", name, summary["equal_pairs"], summary["rows"],
         )  # fmt: skip
     if summary["unscored"]:
         reasons = [f"{count} x {reason}" for reason, count in summary["reasons"].items()]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vcsoup_dist.errors import UserError, reason_of
+from vcsoup_dist.errors import UserError, is_stop, reason_of
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import ClassifierReward
 
@@ -60,10 +60,9 @@ def _load(name: str, revision: str | None, dtype: str, trusted: bool) -> tuple[A
 def _loading_errors(name: str) -> Iterator[None]:
     try:
         yield
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # transformers', safetensors', and those of a model's own code
+    except BaseException as error:  # of transformers, safetensors, Rust, a model's own code
+        if is_stop(error) and not isinstance(error, SystemExit):
+            raise
         raise UserError(
             f"{name}: cannot load it as a sequence classifier: {reason_of(error)}"
         ) from error

@@ -7,6 +7,7 @@ Rewards from columns need neither model nor actor: `scoring.columns`.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -16,9 +17,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.forward.answer_text import DROPPED
 from vcsoup_dist.identity import Located
 from vcsoup_dist.preferences.pair import Message
 from vcsoup_dist.recipe import CallableReward, ClassifierReward
+
+log = logging.getLogger("vcsoup")
 
 Text = tuple[Sequence[Message], str]
 """Prompt messages, response."""
@@ -43,6 +47,10 @@ class Scored:
     """Texts of which something was cut."""
     truncated_responses: int = 0
     """Those of them whose response alone was too long."""
+    dropped: frozenset[int] = frozenset()
+    """Texts whose tokens lack a part of the response, which the reward has not seen."""
+    first: Sequence[int] = ()
+    """[n] of each text the first one with the same tokens; empty where all texts differ."""
 
 
 class Reward(Protocol):
@@ -108,6 +116,12 @@ def score_all(reward: Reward, texts: Sequence[Text], names: Sequence[str]) -> ND
     scored = reward.score(reward.encode(texts))
     for i, reason in scored.failures.items():
         raise UserError(f"{reward.description}: no reward of {names[i]}: {reason}")
+    if scored.dropped:
+        log.warning(
+            "%s: of %d of %d answers %s; the first is %s",
+            reward.description, len(scored.dropped), len(texts), DROPPED,
+            names[min(scored.dropped)],
+        )  # fmt: skip
     return scored.rewards
 
 

@@ -29,7 +29,10 @@ SCHEMA = pa.schema(
         ("failure", pa.string()),
     ]
 )
-CUTS = (b"truncated", b"truncated_responses")  # metadata keys: counts of texts
+COUNTS = (b"truncated", b"truncated_responses", b"equal_pairs")  # metadata keys
+ROUNDING = {"fp32": 1e-6, "bf16": 2e-3}
+"""Of numbers that were computed so, the share that tells nothing: what two packs of the same text
+may differ by. A reward whose deviation is no larger beside its size is constant."""
 REASONS_COUNTED = 1000  # different ones; a reason may quote a text, so that no two are equal
 REASONS_LISTED = 10
 
@@ -47,6 +50,8 @@ class ScoreShard:
     """Texts (at most 2 P) of which something was cut."""
     truncated_responses: int = 0
     """Those of them whose response alone was too long."""
+    equal_pairs: int = 0
+    """Pairs whose two texts are the same tokens to the reward model, so that their gap is 0."""
     failures: Mapping[int, str] = field(default_factory=dict)
     """Position of a pair without a reward -> why."""
 
@@ -61,8 +66,8 @@ def write_scores(path: Path, shard: ScoreShard) -> None:
     failures = [shard.failures.get(i) for i in range(len(shard.ids))]
     columns = [shard.ids, shard.chosen, shard.rejected, pa.array(failures, pa.string())]
     table = pa.Table.from_arrays(columns, schema=SCHEMA)
-    counts = (shard.truncated, shard.truncated_responses)
-    metadata = {key: str(count).encode() for key, count in zip(CUTS, counts, strict=True)}
+    counts = (shard.truncated, shard.truncated_responses, shard.equal_pairs)
+    metadata = {key: str(count).encode() for key, count in zip(COUNTS, counts, strict=True)}
     # Not our pid: two machines may have the same one, and write the same shard after a lost link.
     aside = path.with_name(f".{path.name}.{secrets.randbits(63)}")
     pq.write_table(table.replace_schema_metadata(metadata), aside)
@@ -74,11 +79,11 @@ def write_scores(path: Path, shard: ScoreShard) -> None:
 def read_scores(path: Path) -> ScoreShard:
     """The scores of one shard."""
     table = pq.read_table(path)
-    truncated, responses = (int(table.schema.metadata[key]) for key in CUTS)
+    cut, responses, equal = (int(table.schema.metadata[key]) for key in COUNTS)
     chosen, rejected = (table[name].to_numpy() for name in ("chosen", "rejected"))
     reasons = table["failure"].to_pylist()
     failures = {i: reason for i, reason in enumerate(reasons) if reason is not None}
-    return ScoreShard(table["id"].to_pylist(), chosen, rejected, truncated, responses, failures)
+    return ScoreShard(table["id"].to_pylist(), chosen, rejected, cut, responses, equal, failures)
 
 
 def has_reward(path: Path) -> bool:
@@ -89,16 +94,23 @@ def has_reward(path: Path) -> bool:
     return sum(int(column.statistics.null_count) for column in columns) > 0
 
 
-def write_summary(folder: Path, shards: Sequence[Path], heldout: Sequence[Path]) -> dict[str, Any]:
+def write_summary(
+    folder: Path,
+    shards: Sequence[Path],
+    heldout: Sequence[Path],
+    rounding: float = ROUNDING["fp32"],
+) -> dict[str, Any]:
     """Write manifest.json over all score files of a product, and return it.
 
     The statistics are of the training shards' pairs that have a reward: `mean` and `std` (ddof = 0)
-    over chosen and rejected pooled, None where no pair has one; `constant`: no two rewards differ.
-    `unscored` and `reasons` count the pairs without a reward, held-out ones among them.
+    over chosen and rejected pooled, None where no pair has one; `constant`: no two rewards differ
+    but by `rounding`, a share of their size. `unscored` and `reasons` count the pairs without a
+    reward, held-out ones among them; `equal_pairs` those of the others whose two texts are the same
+    tokens.
     """
     rewards = _Moments()
     missing = _Missing()
-    truncated = responses = 0
+    truncated = responses = equal = 0
     listed: list[dict[str, Any]] = []
     for path in shards:
         shard = read_scores(path)
@@ -106,6 +118,7 @@ def write_summary(folder: Path, shards: Sequence[Path], heldout: Sequence[Path])
         missing.add(shard)
         truncated += shard.truncated
         responses += shard.truncated_responses
+        equal += shard.equal_pairs
         listed.append({"file": path.name, "rows": len(shard.ids)})
     listed_heldout = []
     for path in heldout:
@@ -119,7 +132,9 @@ def write_summary(folder: Path, shards: Sequence[Path], heldout: Sequence[Path])
         "first_unscored": missing.first,
         "truncated": truncated,
         "truncated_responses": responses,
-        **rewards.summary(),
+        "scored": rewards.count // 2,
+        "equal_pairs": equal,
+        **rewards.summary(rounding),
         "shards": listed,
         "heldout": listed_heldout,
     }
@@ -148,15 +163,18 @@ class _Moments:
         self.lowest = min(self.lowest, float(numbers.min()))
         self.highest = max(self.highest, float(numbers.max()))
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self, rounding: float) -> dict[str, Any]:
+        found: dict[str, Any] = {"rounding": rounding}
         if self.count == 0:
-            return dict.fromkeys(("mean", "std", "min", "max")) | {"constant": False}
-        return {
+            return found | dict.fromkeys(("mean", "std", "min", "max")) | {"constant": False}
+        std = math.sqrt(self.squares / self.count)
+        alike = self.lowest == self.highest or std <= rounding * math.hypot(self.mean, std)
+        return found | {
             "mean": self.mean,
-            "std": math.sqrt(self.squares / self.count),
+            "std": std,
             "min": self.lowest,
             "max": self.highest,
-            "constant": self.lowest == self.highest,
+            "constant": alike,
         }
 
 

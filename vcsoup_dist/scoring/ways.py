@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from vcsoup_dist.errors import UserError, reason_of
+from vcsoup_dist.errors import UserError, is_stop, reason_of
 from vcsoup_dist.forward.hidden import hidden_states
 from vcsoup_dist.forward.packing import budget_batches, pack_branches
 from vcsoup_dist.forward.pooling import last_tokens
@@ -103,8 +103,8 @@ class ByModel:
                 yield batch, self._outputs([texts[i] for i in batch])
             except (UserError, torch.OutOfMemoryError):
                 raise
-            except Exception as error:
-                if not self.forgiving:
+            except BaseException as error:
+                if not self.forgiving or is_stop(error):
                     raise
                 if len(batch) > 1:
                     alone = self.run([texts[i] for i in batch], 0)
