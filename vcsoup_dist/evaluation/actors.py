@@ -80,8 +80,8 @@ class EvaluationActor:
     def ready(self) -> None:
         """Answers as soon as Ray has found room for this actor."""
 
-    def evaluate(self, task: EvaluationTask, prompts: Sequence[Prompt]) -> int:
-        """Write the answers and their rewards; returns the number of answers."""
+    def evaluate(self, task: EvaluationTask, prompts: Sequence[Prompt]) -> tuple[int, int]:
+        """Write the answers and their rewards; how many there are, and how many did not end."""
         hold_while_working(task.workers_lock)
         self._load(task.model)
         answers = generate_answers(self.model, self.tokenizer, prompts, self.settings)
@@ -93,7 +93,7 @@ class EvaluationActor:
         sink = pa.BufferOutputStream()
         pq.write_table(answer_table(answers, scores), sink)
         write_atomically(task.output / ANSWERS, sink.getvalue().to_pybytes())
-        return len(answers)
+        return len(answers), sum(not answer.finished for answer in answers)
 
     def _load(self, model: Located | VirtualSoup) -> None:
         if isinstance(model, VirtualSoup) and model.policies == self.policies:
@@ -174,7 +174,7 @@ def evaluate_all(
             reference = crew.first_result()
             actor, task = crew.pending[reference]
             try:
-                answers = _result(reference, task.name if task else "evaluation")
+                answers, cut = _result(reference, task.name if task else "evaluation")
             except ray.exceptions.RayTaskError:
                 raise
             except ray.exceptions.RayError as error:
@@ -189,6 +189,7 @@ def evaluate_all(
                 crew.deaths[None] = 0
             else:
                 advance(answers)
+                _say_unfinished(task.name, answers, cut, settings.max_new_tokens)
                 unfinished -= 1
                 if task in suspects:
                     suspects.remove(task)
@@ -272,9 +273,16 @@ class _Crew:
         return any(task is not None for _, task in self.pending.values())
 
 
-def _result(reference: Any, name: str) -> int:
+def _say_unfinished(name: str, answers: int, cut: int, limit: int) -> None:
+    """Answers that do not end are judged as they are, which says little of the soup."""
+    say = log.warning if cut > answers / 2 else log.info
+    say("%s: %d of %d answers did not end within %d tokens", name, cut, answers, limit)
+
+
+def _result(reference: Any, name: str) -> tuple[int, int]:
+    """Answers, and those that did not end; none where the actor only says that it is ready."""
     try:
-        return int(ray.get(reference) or 0)
+        return ray.get(reference) or (0, 0)
     except ray.exceptions.RayTaskError as error:
         if (line := mendable(error.cause, name)) is not None:
             raise line from None

@@ -26,6 +26,8 @@ class Evaluated:
     seed: int | None
     weights: Mapping[str, float] | None
     rewards: Mapping[str, NDArray[np.floating]]
+    unfinished: float | None = None
+    """Share of the answers that did not end within the limit."""
 
     def mean(self, value: str) -> float:
         """Mean reward over the prompts, summed in double precision."""

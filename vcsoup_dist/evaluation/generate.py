@@ -10,8 +10,10 @@ import torch
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.evaluation.prompts import Prompt
+from vcsoup_dist.forward.end_tokens import end_tokens
 from vcsoup_dist.forward.template import encode_prompt
 from vcsoup_dist.recipe import Evaluation
+from vcsoup_dist.training.base_limits import check_answer_lengths, context_length
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,9 @@ def generate_answers(
     Batches are cut from the prompts sorted by length, and each is seeded by its number, so the
     same model and prompts give the same answers.
     """
-    context = getattr(model.config, "max_position_embeddings", None)
-    if context is not None and settings.max_prompt_tokens + settings.max_new_tokens > context:
-        raise UserError(
-            f"evaluation: max_prompt_tokens {settings.max_prompt_tokens} + max_new_tokens "
-            f"{settings.max_new_tokens} exceed the model's context of {context} tokens"
-        )
+    context = context_length(model.config)
+    if context is not None:
+        check_answer_lengths(context, settings, model.config.name_or_path)
     encoded = [encode_prompt(tokenizer, prompt.messages) for prompt in prompts]
     fitting = [i for i, ids in enumerate(encoded) if len(ids) <= settings.max_prompt_tokens]
     if not fitting:
@@ -75,8 +74,7 @@ def _generate(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], settings: Evaluation
 ) -> list[tuple[list[int], bool]]:
     """Generated ids of each prompt up to and with its end token, and whether there was one."""
-    ends = model.generation_config.eos_token_id
-    ends = {ends} if isinstance(ends, int) else set(ends or [])
+    ends = end_tokens(tokenizer, model.generation_config)
     pad = tokenizer.pad_token_id
     pad = pad if pad is not None else next(iter(ends), 0)
     width = max(map(len, prompts))
@@ -98,6 +96,7 @@ def _generate(
             attention_mask=mask.to(model.device),
             max_new_tokens=settings.max_new_tokens,
             pad_token_id=pad,
+            eos_token_id=ends or None,
             **sampling,
         )
     results = []

@@ -47,7 +47,8 @@ def soup_section(summary: Summary) -> Html:
     head = [cell(text(f"λ {axis}"), "number", head=True) for axis in summary.axes]
     head.append(cell(Html(""), head=True))
     head += [cell(text(value), "value", head=True, span=parts) for value in summary.values]
-    columns = len(summary.axes) + parts * len(summary.values) + 1
+    head.append(cell(text("unfinished"), "number", head=True))
+    columns = len(summary.axes) + parts * len(summary.values) + 2
     bodies = []
     for method in dict.fromkeys(row.method for row in summary.rows):
         name = method_name(method, places.get(method or ""))
@@ -62,9 +63,10 @@ def soup_section(summary: Summary) -> Html:
         f"Mean reward over {summary.prompts} prompts with its {_percent(summary)} bootstrap "
         f"interval over the prompts ({summary.resamples:,} resamples)"
         + (f"; ± is the standard deviation over up to {seeds} seeds" if seeds > 1 else "")
-        + ". The bar shows where a mean lies between the worst and the best of this run; a value's "
-        "best mean is bold. “Front” is dominated by nothing here, “balanced” is best at its worst "
-        "value; “own” says the same among its method's soups alone."
+        + ". “Unfinished” answers did not end within the limit and are judged as they are. The bar "
+        "shows where a mean lies between the worst and the best of this run; a value's best mean "
+        "is bold. “Front” is dominated by nothing here, “balanced” is best at its worst value; "
+        "“own” says the same among its method's soups alone."
     )
     return section("soups", "Soups", paragraph(text(explained)), table(head, bodies, "soups"))
 
@@ -196,6 +198,8 @@ def _soup_row(summary: Summary, index: int, spreads: bool) -> Html:
             spread = one.seed_spread
             shown = Html("") if spread is None else Html(f"± {number(spread, decimals)}")
             cells.append(cell(tag("small", shown), "spread"))
+    cut = Html("") if row.unfinished is None else text(f"{100 * row.unfinished:.0f} %")
+    cells.append(cell(cut, "number"))
     return tag("tr", *cells, css="chosen" if index == summary.balanced else "")
 
 

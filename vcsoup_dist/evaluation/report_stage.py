@@ -103,7 +103,8 @@ def _evaluated(recipe: Recipe, product: Product, tables: Mapping[str, Any]) -> l
         prompts = ids
         weights = None if each.weights is None else dict(zip(axes, each.weights, strict=True))
         rewards = {value: table[f"reward_{value}"].to_numpy() for value in recipe.values}
-        found.append(Evaluated(each.name, each.method, each.seed, weights, rewards))
+        unfinished = 1 - float(np.mean(table["finished"].to_numpy(zero_copy_only=False)))
+        found.append(Evaluated(each.name, each.method, each.seed, weights, rewards, unfinished))
     return found
 
 

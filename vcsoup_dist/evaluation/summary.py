@@ -44,6 +44,8 @@ class Row:
     """Among all rows."""
     on_method_front: bool
     """Among the rows of its method; False for theta_0."""
+    unfinished: float | None = None
+    """Share of the answers that did not end within the limit, mean over the seeds."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,7 @@ def _rows(
             },
             on_front=bool(front[i]),
             on_method_front=bool(own_front[i]),
+            unfinished=_mean([one.unfinished for one in group]),
         )
         for i, group in enumerate(groups)
     ]
@@ -249,6 +252,11 @@ def _interval(
 ) -> tuple[float, float, float]:
     over_seeds = np.mean([one.rewards[value] for one in group], axis=0, dtype=np.float64)
     return bootstrap_mean(over_seeds, resamples, confidence, BOOTSTRAP_SEED)
+
+
+def _mean(shares: Sequence[float | None]) -> float | None:
+    known = [share for share in shares if share is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _spread(numbers: Sequence[float]) -> float | None:

@@ -129,6 +129,11 @@ def _render(tokenizer: Any, messages: Sequence[Message], **options: Any) -> Any:
         ) from error
 
 
+def render_text(tokenizer: Any, messages: Sequence[Message]) -> str:
+    """The conversation under the chat template as text; raises as `encode_prompt` does."""
+    return str(_render(tokenizer, messages, tokenize=False))
+
+
 class Unusable(StrEnum):
     """Why a pair cannot be trained on."""
 

@@ -47,7 +47,8 @@ FORMATS = dict.fromkeys(STAGES, 1) | {
     "score": 3,
     "filter": 3,
     "reference": 2,
-    "train": 2,
+    "train": 3,
+    "evaluate": 2,
 }
 """Raised when a stage's output changes for the same recipe, so that old products are made anew."""
 

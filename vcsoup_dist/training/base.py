@@ -7,6 +7,8 @@ from typing import Any
 
 from vcsoup_dist.checkpoints.folders import require_model
 from vcsoup_dist.errors import UserError, reason_of
+from vcsoup_dist.forward.end_tokens import configured_ends, template_end
+from vcsoup_dist.forward.template import RefusedByTemplate
 from vcsoup_dist.recipe import Evaluation, Training
 from vcsoup_dist.training.base_limits import check_lengths, check_vocabulary
 from vcsoup_dist.training.base_model import check_architecture, has_own_code, open_config
@@ -37,8 +39,8 @@ def check_base(
     tokenizer = open_tokenizer(source, revision)
     check_vocabulary(config, tokenizer)
     check_lengths(config, training, evaluation)
-    check_generation_config(source, revision)
-    return warnings
+    generation_config = open_generation_config(source, revision, config)
+    return warnings + _end_warnings(source, tokenizer, generation_config)
 
 
 def open_tokenizer(source: str, revision: str | None) -> Any:
@@ -56,8 +58,11 @@ def open_tokenizer(source: str, revision: str | None) -> Any:
     return tokenizer
 
 
-def check_generation_config(source: str, revision: str | None) -> None:
-    """UserError where transformers would not save the generation config with a policy."""
+def open_generation_config(source: str, revision: str | None, config: Any) -> Any:
+    """The generation config of a base, or what follows from its config.
+
+    UserError where transformers would not save it with a policy.
+    """
     from transformers import GenerationConfig
     from transformers.utils import cached_file
 
@@ -67,7 +72,7 @@ def check_generation_config(source: str, revision: str | None) -> None:
             source, name, revision=revision, _raise_exceptions_for_missing_entries=False
         )
         if file is None:
-            return
+            return GenerationConfig.from_model_config(config)
         found = GenerationConfig.from_pretrained(source, revision=revision)
         found.validate(strict=True)
     except Exception as error:  # no JSON, or values that contradict each other
@@ -75,3 +80,29 @@ def check_generation_config(source: str, revision: str | None) -> None:
     ends = found.eos_token_id
     if not all(type(each) is int for each in (ends if isinstance(ends, list) else [ends or 0])):
         raise UserError(f"{source}: eos_token_id in its {name} is {ends!r}, not the ids of tokens")
+    return found
+
+
+def _end_warnings(source: str, tokenizer: Any, generation_config: Any) -> list[str]:
+    """Whether policies learn to end their answers, and others know when to stop."""
+    try:
+        end = template_end(tokenizer)
+    except RefusedByTemplate:  # said where the pairs are read
+        return []
+    if end is None:
+        return [
+            f"{source}: its chat template ends an answer with no special token, so policies cannot "
+            "learn when to stop"
+        ]
+    known = configured_ends(generation_config)
+    if end in known:
+        return []
+    stops = ", ".join(_named(tokenizer, each) for each in known) or "nothing"
+    return [
+        f"{source}: its chat template ends an answer with {_named(tokenizer, end)}, its generation "
+        f"config stops at {stops}; policies will stop at all of them"
+    ]
+
+
+def _named(tokenizer: Any, token: int) -> str:
+    return f"{token} ({tokenizer.convert_ids_to_tokens(token)!r})"

@@ -11,6 +11,7 @@ import torch
 from vcsoup_dist.errors import UserError, reason_of
 from vcsoup_dist.forward.answers import AnswerLogps
 from vcsoup_dist.forward.attention import NAMES, choose_attention
+from vcsoup_dist.forward.end_tokens import configured_ends, end_tokens
 from vcsoup_dist.progress import log
 from vcsoup_dist.training.base_model import check_architecture, open_config
 from vcsoup_dist.training.base_tensors import refuse_missing
@@ -126,12 +127,19 @@ def full_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
 
 
 def save_companions(engine: Any, tokenizer: Any, folder: Path) -> None:
-    """Config, generation config, tokenizer and chat template beside the weights."""
+    """Config, generation config, tokenizer and chat template beside the weights.
+
+    The generation config names every end token, so that who serves the policy stops as evaluation
+    does.
+    """
     folder.mkdir(exist_ok=True)
     model = engine.module.model
     model.config.use_cache = True
     model.config.save_pretrained(folder)
     if model.can_generate():
+        ends = end_tokens(tokenizer, model.generation_config)
+        if ends != configured_ends(model.generation_config):
+            model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
         try:
             model.generation_config.save_pretrained(folder)
         except ValueError as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import write_atomically
+from vcsoup_dist.forward.end_tokens import end_tokens
 from vcsoup_dist.progress import log, progress
 from vcsoup_dist.recipe import Launch, Training
 from vcsoup_dist.training.batches import step_pairs
@@ -69,8 +70,8 @@ def train_policy(
         _say_what_is_trained(task, training, examples, heldout, unusable, steps, start, peak)
         if not _ends(engine.module.model, tokenizer, examples):
             log.warning(
-                "%s: no answer ends in an end token of the tokenizer or the generation config, so "
-                "the policy cannot learn when to stop; look at the chat template",
+                "%s: no answer ends in an end token of the chat template, the tokenizer or the "
+                "generation config, so the policy cannot learn when to stop; look at the template",
                 task.name,
             )
     gap = None
@@ -152,8 +153,7 @@ def _batch_of(
 
 def _ends(model: Any, tokenizer: Any, examples: Sequence[Example]) -> bool:
     """Whether some answer has an end token near its end, where templates put it."""
-    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+    ends = set(end_tokens(tokenizer, getattr(model, "generation_config", None)))
     return any(not ends.isdisjoint(map(int, each.chosen.ids[-3:])) for each in examples[:100])
 
 
