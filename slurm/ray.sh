@@ -60,6 +60,12 @@ ray_node() {
     fi
 }
 
+# nodes_of LIST: its nodes, one a line. `scontrol show hostnames` would not tell them from what a site
+# prints beside them.
+nodes_of() {
+    scontrol show node "$1" --oneliner | sed -n 's/^NodeName=\([^ ]*\) .*/\1/p'
+}
+
 # gpus_of_nodes: `NODE COUNT`, the GPUs that the job has on each node, which may differ.
 gpus_of_nodes() {
     local names kinds kind count
@@ -68,7 +74,7 @@ gpus_of_nodes() {
         for kind in ${kinds//,/ }; do # such as gpu:2 or gpu:h100:2
             [[ $kind != gpu:* ]] || count=$((count + ${kind##*:}))
         done
-        scontrol show hostnames "$names" | sed "s/$/ $count/"
+        nodes_of "$names" | sed "s/$/ $count/"
     done < <(
         scontrol show job --details "$(job_name)" |
             sed -n 's/([^)]*)//g;s/^ *Nodes=\([^ ]*\) .* GRES=\(.*\)/\1 \2/p'
@@ -91,7 +97,7 @@ start_ray() {
         srun --overlap --nodes=1 --ntasks=1 --ntasks-per-node=1 --gpu-bind=none --cpu-bind=none
         --mpi=none --export=ALL "${container[@]}"
     )
-    mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    mapfile -t nodes < <(nodes_of "$SLURM_JOB_NODELIST")
     peer=$(scontrol show node "${nodes[-1]}" --oneliner | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
     address=$(python3 -P -m vcsoup_dist.launch.ray_nodes head "$peer")
     read -r RAY_ADDRESS client <<<"$address"

@@ -32,6 +32,7 @@ from vcsoup_dist.launch.ranks import (
     stop_if_asked,
 )
 from vcsoup_dist.launch.shared_files import token
+from vcsoup_dist.launch.slurm_output import lines_of
 from vcsoup_dist.launch.srun_rank import DONE, UNSEEN
 from vcsoup_dist.progress import log
 
@@ -227,16 +228,16 @@ def _explain(code: int, ended: tuple[int, str] | None, logs: Path) -> None:
 
 def _address_of_first_node() -> str:
     """Where rank 0 will listen, as Slurm itself reaches that node."""
-    names = _scontrol("hostnames", os.environ["SLURM_JOB_NODELIST"]).split()
-    found = re.search(r"NodeAddr=(\S+)", _scontrol("node", names[0], "--oneliner"))
-    return found[1] if found else names[0]
-
-
-def _scontrol(*what: str) -> str:
-    done = subprocess.run(["scontrol", "show", *what], capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"scontrol show {' '.join(what)}: {done.stderr.strip()}")
-    return done.stdout
+    # Not by `scontrol show hostnames`, whose names look like any word that a site may print.
+    nodes = os.environ["SLURM_JOB_NODELIST"]
+    command = ["scontrol", "show", "node", nodes, "--oneliner"]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    for line in lines_of(done.stdout):
+        if found := re.match(r"NodeName=(\S+)", line):
+            address = re.search(r" NodeAddr=(\S+)", line)
+            return address[1] if address else found[1]
+    said = " ".join(f"{done.stderr} {done.stdout}".split())[:300] or "nothing"
+    raise UserError(f"{' '.join(command)}: named no node, but said: {said}")
 
 
 def _free_port() -> int:

@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -17,16 +18,19 @@ from vcsoup_dist.launch.slurm_queue import (
     cancel_jobs,
     check_job,
     environment_for_jobs,
+    queued_jobs,
     submit_job,
 )
 from vcsoup_dist.plan.jobs import StageJob, jobs_for, script_of
 from vcsoup_dist.plan.products import to_make
 from vcsoup_dist.plan.site import load_site
 from vcsoup_dist.plan.submissions import LiveJob, Submission, live_jobs, mark_of, note_submissions
+from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.workspace import Product, Workspace
 
 SETTLING = 60.0  # seconds
+FIND_ID = "job_id() { grep -xE '[1-9][0-9]{0,9}(;[A-Za-z0-9._-]+)?' | tail -n 1 | cut -d';' -f1; }"
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,9 @@ def submit(
     """Submit jobs for all that is due and that no job in the queue makes; returns a line of each.
 
     Jobs that wait for one that failed, or for one that is submitted anew, are replaced. Every job
-    is shown to Slurm before the first is submitted, so that a mistake leaves the queue as it was.
-    Raises UserError where Slurm refuses one, or where one runs that would be in the way.
+    is shown to Slurm before the first is submitted, so that a mistake leaves the queue as it was;
+    where the chain breaks all the same, its jobs are cancelled. Raises UserError where Slurm
+    refuses one, or where one runs that would be in the way.
     """
     with _alone(workspace):
         live = settled_jobs(workspace.root)
@@ -58,25 +63,57 @@ def submit(
         note_submissions(workspace.root)
         _logs(workspace).mkdir(parents=True, exist_ok=True)
         cancel_jobs(_replaced(steps, live))
-        ids: dict[str, list[str]] = {}
-        lines = []
-        for step in steps:
-            after = [id for stage in step.job.after for id in ids[stage]]
-            own: list[str] = []
-            for part in _parts(step.job, recipe_file, recipe):
-                waits_for = [*after, *own]
-                command = _sbatch(part, step.job, recipe, workspace, waits_for)
-                own.append(submit_job(command, environment))
-                now = datetime.now().isoformat(timespec="seconds")
-                note_submissions(
-                    workspace.root,
-                    Submission(
-                        own[-1], step.job.stage, part.tasks, waits_for, now, bool(part.array)
-                    ),
-                )
-            ids[step.job.stage] = [*step.kept, *own]
-            lines.append(_line(step, ids[step.job.stage], after))
-        return lines
+        there = {_base(each.job.id) for each in live}
+        with _cancelled_if_broken(workspace, there):
+            return _submit_chain(steps, recipe_file, recipe, workspace, environment)
+
+
+def _submit_chain(
+    steps: Sequence[Step],
+    recipe_file: Path,
+    recipe: Recipe,
+    workspace: Workspace,
+    environment: Mapping[str, str],
+) -> list[str]:
+    ids: dict[str, list[str]] = {}
+    lines = []
+    for step in steps:
+        after = [id for stage in step.job.after for id in ids[stage]]
+        own: list[str] = []
+        for part in _parts(step.job, recipe_file, recipe):
+            waits_for = [*after, *own]
+            command = _sbatch(part, step.job, recipe, workspace, waits_for)
+            own.append(submit_job(command, environment))
+            now = datetime.now().isoformat(timespec="seconds")
+            note_submissions(
+                workspace.root,
+                Submission(own[-1], step.job.stage, part.tasks, waits_for, now, bool(part.array)),
+            )
+        ids[step.job.stage] = [*step.kept, *own]
+        lines.append(_line(step, ids[step.job.stage], after))
+    return lines
+
+
+@contextmanager
+def _cancelled_if_broken(workspace: Workspace, there: AbstractSet[str]) -> Iterator[None]:
+    """Cancel the run's jobs but those that were there before, where the block does not end well.
+
+    They are found by their comment: that sbatch was ended, or printed no id, does not say that
+    there is no job.
+    """
+    try:
+        yield
+    except BaseException as error:
+        try:
+            queued = queued_jobs(mark_of(workspace.root))
+            new = sorted({base for each in queued if (base := _base(each.id)) not in there})
+            cancel_jobs(new)
+        except UserError as second:
+            log.warning("jobs of this chain may be left, `vcsoup cancel` ends them (%s)", second)
+            raise error from None
+        if new:
+            log.warning("cancelled what was submitted before that: job %s", ", ".join(new))
+        raise
 
 
 def as_script(
@@ -91,7 +128,7 @@ def as_script(
     if not steps:
         return []
     ours = environment_for_jobs()
-    lines = ["set -euo pipefail"]
+    lines = ["set -euo pipefail", FIND_ID]
     lines += [
         f"export {name}={shlex.quote(value)}"
         for name, value in _environment(workspace).items()
@@ -113,7 +150,7 @@ def as_script(
                 for word in command
             ]
             variable = step.job.stage + (f"_{number}" if number else "")
-            lines.append(f"{variable}=$({' '.join(words)})")
+            lines.append(f"{variable}=$({' '.join(words)} | job_id)")
             own.append(f"${variable}")
         ids[step.job.stage] = [*step.kept, *own]
     return lines
