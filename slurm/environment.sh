@@ -7,7 +7,7 @@
 #                     'module load cuda/12.8; source ~/vcsoup/.venv/bin/activate'
 #                     'source ~/miniforge3/bin/activate vcsoup'
 #   VCSOUP_RUN_DIR    the run directory, on a file system that all nodes share; by default runs/NAME
-#                     in the folder of sbatch, with the recipe's name
+#                     beside the recipe, with the recipe's name
 #   VCSOUP_LOG_DIR    where logs go, by default logs/ in the folder of sbatch; one file per start,
 #                     NAME-JOB[_TASK]-NODE-RESTART.log
 #   VCSOUP_CONTAINER  srun options that put the ranks into a container, such as pyxis's

@@ -229,7 +229,7 @@ def test_a_dry_run_makes_nothing(jobs, tmp_path):
     [
         ("sbatch: {gpus_per_node: 8}", "sbatch: `gpus_per_node`: give .* `gpus-per-node`"),
         ("sbatch: {dependency: singleton}", "sbatch: `dependency` cannot be set"),
-        ("stages: {merge: {time: 12:00:00}}", "stages.merge: `time`: put it in quotes"),
+        ("stages: {merge: {time: 12:00:00}}", "stages.merge.time: .* is 43200 to YAML; .* quotes"),
         ("partition: gpu", "partition: unknown key"),
     ],
 )
@@ -237,7 +237,7 @@ def test_a_mistake_in_the_site_file_is_one_line(jobs, tmp_path, monkeypatch, tex
     site = tmp_path / "site.yaml"
     site.write_text(text)
     monkeypatch.setenv("VCSOUP_SITE", str(site))
-    with pytest.raises(UserError, match=f"{site}: {line}"):
+    with pytest.raises(UserError, match=f"{site}: line 1: {line}"):
         script(jobs, tmp_path, "{ranks: 2}")
 
 

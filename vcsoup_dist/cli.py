@@ -50,11 +50,23 @@ class Launcher(StrEnum):
     srun = "srun"
 
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
+RecipeFile = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file; or a run directory.")
+]
 RunDir = Annotated[
     Path | None,
     typer.Option(
-        "--run-dir", "-d", help="Run directory; runs/NAME by default, with the recipe's name."
+        "--run-dir",
+        "-d",
+        help="Run directory; by default runs/NAME beside the recipe, with the recipe's name.",
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A key of the recipe, such as training.steps=20, as if it stood there; repeatable.",
     ),
 ]
 
@@ -120,7 +132,7 @@ def status(
     """
     from vcsoup_dist.plan.status import show_products, show_status
 
-    loaded, workspace, plan = _plan(recipe, run_dir, make=False)
+    loaded, workspace, plan = _plan_or_recorded(recipe, run_dir)
     if products:
         show_products(loaded, workspace, plan)
     else:
@@ -168,9 +180,9 @@ def values(recipe: RecipeFile) -> None:
 
     Example: vcsoup values recipe.yaml
     """
-    from vcsoup_dist.recipe_file import load_recipe
+    from vcsoup_dist.plan.find_run import find_run
 
-    for name in load_recipe(recipe).trained_values():
+    for name in find_run(recipe).recipe.trained_values():
         print(name)
 
 
@@ -224,10 +236,10 @@ def train(
 
     Example: vcsoup train helpful recipe.yaml
     """
+    from vcsoup_dist.plan.find_run import find_run
     from vcsoup_dist.plan.products import policy_names
-    from vcsoup_dist.recipe_file import load_recipe
 
-    loaded = load_recipe(recipe)
+    loaded = find_run(recipe, run_dir).recipe
     known = loaded.trained_values()
     if value not in known and value not in (policies := policy_names(loaded)):
         known = policies if "/" in value else known
@@ -323,7 +335,7 @@ def merge(
     """
     policies = policies or []
     given = _given(context)
-    if len(policies) == 1 and (policies[0].is_file() or policies[0].suffix in (".yaml", ".yml")):
+    if len(policies) == 1 and _is_recipe(policies[0]):
         shares = given & {"--rank", "--world-size", "--finalise"}
         if others := given - shares - {"--policies", "--run-dir"}:
             say = ", ".join(sorted(others))
@@ -477,11 +489,15 @@ def submit(
     Example: vcsoup submit recipe.yaml --run-dir /scratch/me/run1
     """
     from vcsoup_dist.plan.submissions import was_submitted
-    from vcsoup_dist.plan.submit import as_script, settled_jobs
+    from vcsoup_dist.plan.submit import as_script, settled_jobs, try_jobs
     from vcsoup_dist.plan.submit import submit as submit_jobs
 
-    loaded, workspace, plan = _plan(recipe, run_dir, make=not dry_run)
+    loaded, workspace, plan = _plan(recipe, run_dir, make=False)
     file = recipe.resolve()
+    if not dry_run:
+        if not workspace.root.exists():  # what Slurm refuses leaves no folder
+            try_jobs(file, loaded, workspace, plan)
+        loaded, workspace, plan = _plan(recipe, run_dir, make=True)
     if dry_run:  # also where there is no Slurm
         live = settled_jobs(workspace.root) if was_submitted(workspace.root) else []
         lines = as_script(file, loaded, workspace, plan, live)
@@ -548,18 +564,43 @@ def _plan(
 ) -> tuple[Recipe, Workspace, list[Product]]:
     """Recipe, workspace and plan; the run directory is touched only where something is made."""
     from vcsoup_dist.identity import Hashes
+    from vcsoup_dist.plan.find_run import find_run
+    from vcsoup_dist.plan.plan_file import write_plan
     from vcsoup_dist.plan.products import make_plan
-    from vcsoup_dist.recipe_file import load_recipe
     from vcsoup_dist.workspace import Workspace
 
-    recipe = load_recipe(recipe_file)
-    root = run_dir or Path("runs") / recipe.name
+    run = find_run(recipe_file, run_dir)
+    recipe, root = run.recipe, run.root
     workspace = Workspace.open(root, recipe) if make else Workspace.look(root, recipe)
     hashes = Hashes(root / "hashes.json")
     plan = make_plan(recipe, hashes)
     if make:
         hashes.save()
+        write_plan(root, plan)
     return recipe, workspace, plan
+
+
+def _plan_or_recorded(
+    recipe_file: Path, run_dir: Path | None
+) -> tuple[Recipe, Workspace, list[Product]]:
+    """The plan of a recipe as it is now; of a run directory, or where models and files that it
+    names are gone, that of its last command."""
+    from vcsoup_dist.plan.find_run import find_run
+    from vcsoup_dist.plan.plan_file import read_plan
+    from vcsoup_dist.workspace import Workspace
+
+    run = find_run(recipe_file, run_dir)
+    recorded = read_plan(run.root)
+    if not run.from_copy or recorded is None:
+        try:
+            return _plan(recipe_file, run_dir, make=False)
+        except UserError as error:
+            if recorded is None:
+                raise
+            log = logging.getLogger("vcsoup")
+            log.warning("%s: told as of the last command, since now %s", run.root, error)
+            run = find_run(run.root)
+    return run.recipe, Workspace.look(run.root, run.recipe), recorded
 
 
 def _make(
@@ -582,6 +623,12 @@ def _make(
         reason = f"{workspace.root} is up to date" if asked else f"no {stages[-1]} in this recipe"
         logging.getLogger("vcsoup").info("nothing to do: %s", reason)
     return workspace
+
+
+def _is_recipe(path: Path) -> bool:
+    from vcsoup_dist.origin import NAME
+
+    return path.is_file() or path.suffix in (".yaml", ".yml") or (path / NAME).is_file()
 
 
 def _given(context: typer.Context) -> set[str]:

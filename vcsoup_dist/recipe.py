@@ -519,7 +519,8 @@ class Recipe(Section):
     """Everything that decides a run."""
 
     name: str = Field(pattern=RUN_NAME)
-    """The run directory is `runs/<name>` unless the command line says otherwise."""
+    """The run directory is `runs/<name>` beside the recipe unless the command line says
+    otherwise."""
     model: str
     """theta_0, from which every policy starts, or with `warmup` what theta_0 is made from: model
     directory (relative to the recipe) or hub id. theta_0 is also the reference."""
@@ -551,6 +552,12 @@ class Recipe(Section):
     """What stays on disk."""
 
     _folder: Path = PrivateAttr(default=Path())
+    _file: Path | None = PrivateAttr(default=None)
+
+    @property
+    def file(self) -> Path | None:
+        """The file that it was read from; of the copy in a run directory, the original."""
+        return self._file
 
     def trained_values(self) -> list[str]:
         """Values that get a policy, in the recipe's order: the axes of a soup's weights."""
@@ -569,9 +576,10 @@ class Recipe(Section):
         launch._ray_address_from = "--address"
         return self.model_copy(update={"launch": launch})
 
-    def resolve_paths_from(self, folder: Path) -> None:
-        """Take relative paths from `folder`, where the recipe's file lies."""
-        self._folder = folder
+    def read_from(self, file: Path) -> None:
+        """Take relative paths from the folder of `file`, the recipe's own."""
+        self._file = file.resolve()
+        self._folder = self._file.parent
 
     def local_path(self, reference: str) -> Path | None:
         """The local file or folder that `reference` means, or None where it is a hub id."""

@@ -31,7 +31,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for each in overrides:
         file = _overridden(file, each)
     recipe = _validated(path, file, Recipe)
-    recipe.resolve_paths_from(path.resolve().parent)
+    recipe.read_from(path)
+    return recipe
+
+
+def load_copy(path: Path, original: Path) -> Recipe:
+    """Read the copy of a recipe that a run directory has; its paths are those of the original."""
+    recipe = _validated(path, read_yaml(path, "recipe"), Recipe)
+    recipe.read_from(original)
     return recipe
 
 

@@ -1,6 +1,6 @@
 """The run directory: products, their fingerprints, locks and atomic publishing.
 
-    recipe.yaml                     the frozen recipe
+    recipe.yaml                     the frozen recipe, and in run.json where it came from
     <product name>/                 a finished product, with its product.json
     work/<product name>/output/     the product while it is being made
     work/<product name>/scratch/    what its maker needs to go on after a kill (checkpoints)
@@ -34,7 +34,9 @@ from vcsoup_dist.files import remove_leftovers, sync, sync_tree, write_atomicall
 from vcsoup_dist.identity import Located
 from vcsoup_dist.launch.death import holding_alone
 from vcsoup_dist.launch.processes import openers
+from vcsoup_dist.origin import note_origin
 from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.yaml_file import read_yaml
 
 log = logging.getLogger("vcsoup")
 
@@ -65,10 +67,14 @@ class Product:
     value: str | None = None
     seed: int | None = None
     weights: tuple[float, ...] | None = None
+    recorded_fingerprint: str | None = None
+    """Of a product of a recorded plan, which knows no `made_from`."""
 
     @cached_property
     def fingerprint(self) -> str:
         """Hex digest of the stage, of `made_from` and of the inputs' fingerprints."""
+        if self.recorded_fingerprint is not None:
+            return self.recorded_fingerprint
         content = {
             "stage": self.stage,
             "made_from": self.made_from,
@@ -105,13 +111,23 @@ class Workspace:
         """Make or enter the run directory of `recipe`; refuses that of a recipe of another name."""
         workspace = cls.look(root, recipe)
         frozen = root / "recipe.yaml"
+        if recipe.file == frozen.resolve():
+            raise UserError(
+                f"{root}: the recipe itself lies there, where its copy would be written; choose "
+                "another folder with --run-dir"
+            )
         text = yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False)
         try:
             root.mkdir(parents=True, exist_ok=True)
             if not frozen.exists() or frozen.read_text() != text:
                 write_atomically(frozen, text)
+            if recipe.file is not None:
+                note_origin(root, recipe.file, text)
         except OSError as error:
-            raise UserError(f"{root}: cannot write the run directory: {error.strerror}") from error
+            raise UserError(
+                f"{root}: cannot write the run directory: {error.strerror}; choose another with "
+                "--run-dir"
+            ) from error
         return workspace
 
     @classmethod
@@ -120,7 +136,7 @@ class Workspace:
         frozen = root / "recipe.yaml"
         try:
             if frozen.exists():
-                name = (yaml.safe_load(frozen.read_text()) or {}).get("name")
+                name = read_yaml(frozen, "recipe").content.get("name")
                 if name != recipe.name:
                     raise UserError(
                         f"{root}: this run directory belongs to the recipe `{name}`, not to "

@@ -56,10 +56,8 @@ def submit(
     with _alone(workspace):
         live = settled_jobs(workspace.root)
         steps = next_steps(recipe, workspace, plan, live)
+        _try_steps(steps, recipe_file, recipe, workspace)
         environment = _environment(workspace)
-        for step in steps:
-            for part in _parts(step.job, recipe_file, recipe):
-                check_job(_sbatch(part, step.job, recipe, workspace, []), environment)
         note_submissions(workspace.root)
         _logs(workspace).mkdir(parents=True, exist_ok=True)
         cancel_jobs(_replaced(steps, live))
@@ -114,6 +112,25 @@ def _cancelled_if_broken(workspace: Workspace, there: AbstractSet[str]) -> Itera
         if new:
             log.warning("cancelled what was submitted before that: job %s", ", ".join(new))
         raise
+
+
+def try_jobs(
+    recipe_file: Path, recipe: Recipe, workspace: Workspace, plan: Sequence[Product]
+) -> None:
+    """Show Slurm the jobs of a run directory that is not there yet; writes and submits nothing.
+
+    Raises UserError where Slurm refuses one, or where there is no Slurm.
+    """
+    _try_steps(next_steps(recipe, workspace, plan, []), recipe_file, recipe, workspace)
+
+
+def _try_steps(
+    steps: Sequence[Step], recipe_file: Path, recipe: Recipe, workspace: Workspace
+) -> None:
+    environment = _environment(workspace)
+    for step in steps:
+        for part in _parts(step.job, recipe_file, recipe):
+            check_job(_sbatch(part, step.job, recipe, workspace, []), environment)
 
 
 def as_script(
