@@ -10,6 +10,8 @@
 #                     beside the recipe, with the recipe's name
 #   VCSOUP_LOG_DIR    where logs go, by default logs/ in the folder of sbatch; one file per start,
 #                     NAME-JOB[_TASK]-NODE-RESTART.log
+#   VCSOUP_SLURM      this folder, for a script that was copied to another one; not needed where
+#                     `vcsoup` is on the PATH or VCSOUP_SETUP puts it there
 #   VCSOUP_CONTAINER  srun options that put the ranks into a container, such as pyxis's
 #                     '--container-image=/images/vcsoup.sqsh --container-mounts=/scratch'. Its
 #                     `python3` needs the same vcsoup_dist; the command itself runs outside, from

@@ -37,11 +37,28 @@ if [[ $# == 0 || $1 == -h || $1 == --help ]]; then
     exit 0
 fi
 
-# Slurm runs a copy of this file; its record of the job says where the original is.
-here=$(dirname "$0")
-[[ -f $here/environment.sh ]] || here=$(
-    scontrol show job "$SLURM_JOB_ID" --oneliner | sed -n '1s|.* Command=\(.*\)/merge\.sh.*|\1|p'
-)
+# Slurm runs a copy of this file, which may be a copy itself: environment.sh is where VCSOUP_SLURM says,
+# here, beside what was submitted by Slurm's record of the job, or where vcsoup_dist is installed.
+here=${VCSOUP_SLURM:-$(dirname "$0")}
+place=$(scontrol show job "${SLURM_JOB_ID:-}" 2>/dev/null | sed -n 's/^ *Command=//p') || true
+until grep -qs '^run_vcsoup()' "$here/environment.sh"; do
+    if [[ $place == */* ]]; then # what follows the folder is the file's name and arguments
+        place=${place%/*}
+        here=$place
+    elif [[ $place != installed ]]; then
+        place=installed
+        here=$(
+            set +u
+            eval "${VCSOUP_SETUP:-}" >&2
+            "$(dirname "$(command -v vcsoup)")/python" -P -c \
+                'import vcsoup_dist as v; print(v.__path__[0] + "/slurm")' 2>/dev/null
+        ) || true
+    else
+        echo "no environment.sh of vcsoup_dist beside this script, a copy: export VCSOUP_SLURM, the" \
+            "folder slurm/ from which it was copied" >&2
+        exit 2
+    fi
+done
 # shellcheck source-path=SCRIPTDIR source=environment.sh
 source "$here/environment.sh"
 
