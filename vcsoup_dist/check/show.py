@@ -20,7 +20,7 @@ def show_check(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) ->
     check_files(recipe, plan)
     to_be_made = to_make(plan, workspace, recipe)
     missing = {product.name for product in to_be_made}
-    warnings = check_model(recipe, {product.stage for product in to_be_made})
+    warnings = check_model(recipe, plan, {product.stage for product in to_be_made})
     table = Table(title=f"{recipe.name} in {workspace.root}", title_justify="left")
     for column in ("stage", "made", "to make", "for example"):
         table.add_column(column, overflow="fold")

@@ -11,7 +11,7 @@ import torch
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.evaluation.prompts import Prompt
 from vcsoup_dist.forward.end_tokens import end_tokens
-from vcsoup_dist.forward.template import encode_prompt
+from vcsoup_dist.forward.template import RefusedByTemplate, encode_prompt
 from vcsoup_dist.recipe import Evaluation
 from vcsoup_dist.training.base_limits import check_answer_lengths, context_length
 
@@ -46,7 +46,9 @@ def load_model(source: str, revision: str | None, dtype: str, device: str) -> tu
 def generate_answers(
     model: Any, tokenizer: Any, prompts: Sequence[Prompt], settings: Evaluation
 ) -> list[Answer]:
-    """One answer per prompt, in the order of the prompts; over-long prompts are left out.
+    """One answer per prompt, in the order of the prompts.
+
+    Over-long prompts are left out, and those that the chat template does not take.
 
     Batches are cut from the prompts sorted by length, and each is seeded by its number, so the
     same model and prompts give the same answers.
@@ -54,9 +56,11 @@ def generate_answers(
     context = context_length(model.config)
     if context is not None:
         check_answer_lengths(context, settings, model.config.name_or_path)
-    encoded = [encode_prompt(tokenizer, prompt.messages) for prompt in prompts]
-    fitting = [i for i, ids in enumerate(encoded) if len(ids) <= settings.max_prompt_tokens]
+    encoded = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
+    fitting = [i for i, ids in enumerate(encoded) if 0 < len(ids) <= settings.max_prompt_tokens]
     if not fitting:
+        if not any(encoded):  # with the template's own reason
+            encode_prompt(tokenizer, prompts[0].messages)
         raise UserError("evaluation.max_prompt_tokens: every held-out prompt is longer")
     fitting.sort(key=lambda i: (len(encoded[i]), i))
     answers: dict[int, Answer] = {}
@@ -68,6 +72,14 @@ def generate_answers(
             text = tokenizer.decode(ids, skip_special_tokens=True).strip()
             answers[i] = Answer(prompts[i], text, len(ids), finished)
     return [answers[i] for i in sorted(answers)]
+
+
+def _prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Tokens of a prompt; none where the chat template does not take it."""
+    try:
+        return encode_prompt(tokenizer, prompt.messages)
+    except RefusedByTemplate:
+        return []
 
 
 def _generate(

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from vcsoup_dist.errors import UserError, is_stop, reason_of
+from vcsoup_dist.forward.answer_text import kept_answer
 from vcsoup_dist.forward.packing import Ids
 from vcsoup_dist.forward.template_limits import comes_to_an_end
 
@@ -141,6 +142,7 @@ class Unusable(StrEnum):
     EMPTY = "without an answer"
     SAME = "the same on both sides"
     REFUSED = "refused by the chat template"
+    CUT = "cut by the chat template"
 
 
 def encode_pair(
@@ -155,8 +157,9 @@ def encode_pair(
 
     Where one is longer than `max_length`, the prompt's start after a BOS is cut from both alike;
     the pair is unusable where that is not wanted, or leaves no prompt token before an answer. No
-    answer is ever cut. An answer of special tokens and white space alone is none. Raises UserError
-    where the chat template is not prefix-stable.
+    answer is ever cut. An answer of special tokens and white space alone is none, and one whose
+    tokens lack a part of its text is cut by the template. Raises UserError where the chat template
+    is not prefix-stable.
     """
     try:
         prompt_ids = encode_prompt(tokenizer, prompt)
@@ -171,6 +174,8 @@ def encode_pair(
             _check_prefix(tokenizer, prompt, answer)
         if _is_empty(tokenizer, each):
             return Unusable.EMPTY
+        if not kept_answer(tokenizer, each.ids, each.start, answer):
+            return Unusable.CUT
         pair.append(each)
     if pair[0].ids == pair[1].ids:
         return Unusable.SAME

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,22 @@ from vcsoup_dist.forward.template import RefusedByTemplate
 from vcsoup_dist.recipe import Evaluation, Training
 from vcsoup_dist.training.base_limits import check_lengths, check_vocabulary
 from vcsoup_dist.training.base_model import check_architecture, has_own_code, open_config
+from vcsoup_dist.training.base_template import Texts, check_template
 from vcsoup_dist.training.base_tensors import check_tensors
 
 
 def check_base(
-    source: str, revision: str | None, training: Training, evaluation: Evaluation | None
+    source: str,
+    revision: str | None,
+    training: Training,
+    evaluation: Evaluation | None,
+    datasets: Mapping[str, Iterable[Texts]] | None = None,
 ) -> list[str]:
     """What to warn of; UserError where a base cannot be trained as the recipe says.
 
-    source: a folder or hub id; evaluation: absent where this model answers no prompts. Reads
-    config, tokenizer and the headers of local weights. Imports transformers.
+    source: a folder or hub id; evaluation: absent where this model answers no prompts; datasets:
+    the pairs of each, of which the first are tried. Reads config, tokenizer and the headers of
+    local weights. Imports transformers.
     """
     folder = Path(source) if Path(source).exists() else None
     if folder:
@@ -40,7 +47,25 @@ def check_base(
     check_vocabulary(config, tokenizer)
     check_lengths(config, training, evaluation)
     generation_config = open_generation_config(source, revision, config)
+    _require_template(source, tokenizer)
+    for name, pairs in (datasets or {}).items():
+        warnings += check_template(tokenizer, name, pairs, training)
     return warnings + _end_warnings(source, tokenizer, generation_config)
+
+
+def _require_template(source: str, tokenizer: Any) -> None:
+    """UserError where no conversation at all can be encoded."""
+    template, fix = tokenizer.chat_template, "give the model directory a chat_template.jinja"
+    if template is None:
+        raise UserError(f"{source}: its tokenizer has no chat template; {fix}")
+    if isinstance(template, dict) and "default" not in template:
+        known = ", ".join(sorted(map(str, template)))
+        raise UserError(
+            f"{source}: its tokenizer has several chat templates and none called `default`: "
+            f"{known}; {fix} that is one of them"
+        )
+    if isinstance(template, str) and not template.strip():
+        raise UserError(f"{source}: its tokenizer's chat template is empty; {fix}")
 
 
 def open_tokenizer(source: str, revision: str | None) -> Any:

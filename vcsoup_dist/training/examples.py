@@ -16,9 +16,10 @@ import xxhash
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.forward.answers import pair_tokens
-from vcsoup_dist.forward.template import Encoded, Unusable, encode_pair
+from vcsoup_dist.forward.template import Encoded, Unusable
 from vcsoup_dist.recipe import Training
 from vcsoup_dist.training.distributed import gather_to_all
+from vcsoup_dist.training.pair_tokens import pair_in_tokens
 
 ROWS = 4096  # texts in memory at a time
 
@@ -55,6 +56,8 @@ class EncodedRow:
     turned: bool
     """Whether the file has the pair the other way round than its reference."""
     consistency: float | None
+    reason: str | None = None
+    """Why the chat template does not take the pair."""
 
 
 def encode_files(
@@ -90,17 +93,21 @@ def _batches(files: Sequence[Path], limit: int | None) -> Iterator[Any]:
 
 
 def _encode_row(tokenizer: Any, row: Mapping[str, Any], training: Training) -> EncodedRow:
-    pair = encode_pair(
-        tokenizer,
-        row["prompt"],
-        _text(row["chosen"]),
-        _text(row["rejected"]),
-        training.max_length,
-        training.overlong == "truncate_prompt",
+    found = pair_in_tokens(
+        tokenizer, row["prompt"], _text(row["chosen"]), _text(row["rejected"]), training
     )
+    pair = found.pair
     if not isinstance(pair, Unusable):
         pair = _compact(pair[0]), _compact(pair[1])
-    return EncodedRow(row["id"], pair, row.get("turned", False), row.get("consistency"))
+    return EncodedRow(
+        row["id"], pair, row.get("turned", False), row.get("consistency"), found.reason
+    )
+
+
+def first_refused(rows: Sequence[EncodedRow]) -> str | None:
+    """The first pair that the chat template does not take, and why, for a message."""
+    refused = (row for row in rows if row.reason is not None)
+    return next((f"pair {row.id}: {row.reason}" for row in refused), None)
 
 
 def _compact(encoded: Encoded) -> Encoded:

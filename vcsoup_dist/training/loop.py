@@ -29,6 +29,7 @@ from vcsoup_dist.training.engine import full_shapes, save_companions
 from vcsoup_dist.training.examples import (
     Example,
     encode_files,
+    first_refused,
     load_references,
     make_examples,
     weighted,
@@ -138,8 +139,10 @@ def _load(
     if not examples:
         raise UserError(
             f"{task.name}: no pair can be trained on ({_counts(unusable)}); "
-            f"training.max_length is {training.max_length}"
+            + (first_refused(rows) or f"training.max_length is {training.max_length}")
         )
+    if is_first() and (refused := first_refused(rows)):
+        log.warning("%s: pairs are left out, the first is %s", task.name, refused)
     if training.pair_weights == "consistency":
         examples = weighted(examples)
     return examples, heldout, unusable

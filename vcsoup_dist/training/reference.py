@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 
+from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import write_atomically
 from vcsoup_dist.forward.answers import pack_pairs, pair_tokens
 from vcsoup_dist.forward.packing import budget_batches
@@ -27,7 +28,12 @@ from vcsoup_dist.forward.template import Encoded, Unusable
 from vcsoup_dist.progress import progress
 from vcsoup_dist.recipe import Training
 from vcsoup_dist.training.distributed import barrier, gather_to_first, local_device
-from vcsoup_dist.training.examples import EncodedRow, encode_files, tokens_hash
+from vcsoup_dist.training.examples import (
+    EncodedRow,
+    encode_files,
+    first_refused,
+    tokens_hash,
+)
 from vcsoup_dist.training.jobs import ReferenceTask
 from vcsoup_dist.training.stopping import StopRequest
 from vcsoup_dist.training.watchdog import Watchdog
@@ -65,6 +71,11 @@ def compute_reference(
                     return False
                 parts = [(file, encode_files([file], tokenizer, training)) for file in group]
                 rows = [row for _, part in parts for row in part]
+                if rows and all(row.reason is not None for row in rows):
+                    raise UserError(
+                        f"{output.parent.name}: the chat template takes none of {len(rows)} pairs; "
+                        f"{first_refused(rows)}"
+                    )
                 logps = _pair_logps(engine, training, rows, watchdog)
                 if logps is not None:
                     for file, part in parts:

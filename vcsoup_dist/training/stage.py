@@ -119,7 +119,7 @@ def _launch(
 
     model = find_theta_0(product, workspace)
     if "model" in product.sources:  # not a theta_0 that a warm-up has made of it
-        _check_base(recipe, product, model, training)
+        _check_base(recipe, workspace, product, model, training)
     job = Job(
         model.source,
         model.revision,
@@ -143,10 +143,18 @@ def _launch(
         raise RuntimeError(f"the ranks ended well and left no {SUMMARY} in {draft.output}")
 
 
-def _check_base(recipe: Recipe, product: Product, model: Located, training: Training) -> None:
+def _check_base(
+    recipe: Recipe, workspace: Workspace, product: Product, model: Located, training: Training
+) -> None:
+    """The checks of `vcsoup check`, of the model that the ranks will load."""
     from vcsoup_dist.training.base import check_base
+    from vcsoup_dist.training.base_template import first_texts
 
-    for warning in check_base(model.source, model.revision, training, recipe.evaluation):
+    datasets = {
+        str(each.dataset): first_texts(workspace.need(each)) for each in product.inputs_of("read")
+    }
+    warnings = check_base(model.source, model.revision, training, recipe.evaluation, datasets)
+    for warning in warnings:
         log.warning("%s: %s", product.stage, warning)
 
 

@@ -1,0 +1,70 @@
+"""A preference pair in a base's tokens, or why it is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.forward.template import (
+    Encoded,
+    Unusable,
+    encode_answer,
+    encode_pair,
+    encode_prompt,
+)
+from vcsoup_dist.recipe import Training
+
+BY_TEMPLATE = (Unusable.REFUSED, Unusable.CUT)
+"""What a change of the chat template, and not of the pairs, can put right."""
+
+
+@dataclass(frozen=True)
+class PairTokens:
+    """Both answers in tokens, or the kind of pair that cannot be trained on."""
+
+    pair: tuple[Encoded, Encoded] | Unusable
+    reason: str | None = None
+    """In a sentence, where the chat template does not take the pair."""
+
+
+def pair_in_tokens(
+    tokenizer: Any,
+    prompt: Sequence[Mapping[str, str]],
+    chosen: str,
+    rejected: str,
+    training: Training,
+) -> PairTokens:
+    """One pair as the trainer takes it. Whatever the template does to it costs this pair alone."""
+    try:
+        pair = encode_pair(
+            tokenizer,
+            prompt,
+            chosen,
+            rejected,
+            training.max_length,
+            training.overlong == "truncate_prompt",
+        )
+    except UserError as error:
+        return PairTokens(Unusable.REFUSED, str(error))
+    if pair is Unusable.CUT:
+        return PairTokens(
+            pair,
+            f"{tokenizer.name_or_path}: its chat template drops part of an answer (such as all up "
+            "to `</think>`); give the model directory another chat_template.jinja",
+        )
+    if pair is Unusable.REFUSED:
+        return PairTokens(pair, _refusal(tokenizer, prompt, (chosen, rejected)))
+    return PairTokens(pair)
+
+
+def _refusal(tokenizer: Any, prompt: Sequence[Mapping[str, str]], answers: Sequence[str]) -> str:
+    """What the chat template says against a pair."""
+    try:
+        prompt_ids = encode_prompt(tokenizer, prompt)
+        for answer in answers:
+            encode_answer(tokenizer, prompt, prompt_ids, answer)
+    except UserError as error:
+        return str(error)
+    return f"{tokenizer.name_or_path}: its chat template refuses it, but not each time"
