@@ -310,14 +310,14 @@ def test_the_key_begins_the_line_and_configs_are_read(tmp_path):
         require_model(path, "values.a.reward")
 
 
-def test_a_model_and_a_checkpoint_in_one_folder_are_read_as_is_preferred(tmp_path, caplog):
+def test_a_model_and_a_checkpoint_in_one_folder_are_read_as_is_preferred(tmp_path):
     path = model(tmp_path / "p")
     put(path, "latest", content="global_step7")
     put(path, "global_step7/mp_rank_00_model_states.pt")
     assert describe(path).holds == ("safetensors", "deepspeed")
-    with caplog.at_level("INFO"):
-        assert open_source(path).kind == "safetensors"
-    assert "and a DeepSpeed checkpoint; the model is read" in caplog.text
+    found = open_source(path)
+    assert found.kind == "safetensors"
+    assert "and a DeepSpeed checkpoint: the model is read" in found.notes[0]
     with pytest.raises(UserError, match="mp_rank_00_model_states"):
         open_source(path, prefer="deepspeed")
 

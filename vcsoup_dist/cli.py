@@ -387,8 +387,13 @@ def export(
     ],
     out: Annotated[Path, typer.Option(help="The model directory to write.")],
     model: Annotated[
-        Path | None, typer.Option(help="Whose config and tokenizer it gets: the base model.")
+        Path | None,
+        typer.Option(help="The base model: whose config and tokenizer it gets, and must fit."),
     ] = None,
+    frozen_from_model: Annotated[
+        bool,
+        typer.Option("--frozen-from-model", help="Take tensors that it lacks from --model."),
+    ] = False,
     dtype: Annotated[
         str | None, typer.Option(help="bf16, fp16, fp32 or fp64; as stored by default.")
     ] = None,
@@ -408,6 +413,7 @@ def export(
         checkpoint,
         out=out,
         model=model,
+        frozen_from_model=frozen_from_model,
         dtype=dtype,
         memory=_size(memory, "--memory"),
         shard_size=_size(shard_size, "--shard-size"),

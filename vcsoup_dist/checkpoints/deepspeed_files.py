@@ -105,7 +105,7 @@ def list_files(tag: Path) -> RankFiles:
             " copy the files of all ranks into it"
         )
     if whole:
-        return RankFiles(whole[0], (), ())
+        return RankFiles(whole[0], (), [optim[rank] for rank in sorted(optim)])
     world = max(*model, *optim) + 1
     for ranks, kind in ((model, "model"), (optim, "optimizer")):
         for rank in range(world):

@@ -74,6 +74,11 @@ class Source:
     layout: Layout
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Further names of tied weights -> the name in `layout`."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how it is read."""
+    lacks_frozen: bool | None = None
+    """Whether DeepSpeed was told to leave out frozen parameters, if there were any; None where
+    nothing says so."""
 
 
 def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:

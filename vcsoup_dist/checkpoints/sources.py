@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from vcsoup_dist.checkpoints.folders import describe, require_floats
 from vcsoup_dist.checkpoints.layout import Source, read_layout
+from vcsoup_dist.checkpoints.tensor_names import as_loaders_name_them
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.progress import log
 
 __all__ = ["Source", "open_source"]
 
 
-def open_source(path: Path, prefer: Literal["model", "deepspeed"] = "model") -> Source:
+def open_source(
+    path: Path, prefer: Literal["model", "deepspeed"] = "model", *, masters: bool = False
+) -> Source:
     """A Hugging Face model directory (safetensors or `.bin`) or a DeepSpeed checkpoint.
 
-    A directory that holds a model and a checkpoint is read as what is preferred, which is logged.
-    UserError where it holds no weights that can be read tensor by tensor, or contradicts itself.
-    Imports torch for all but safetensors.
+    A directory that holds a model and a checkpoint is read as what is preferred, which is noted.
+    masters: of ZeRO-1 and -2 the fp32 masters, where they are there, in place of the weights as
+    the model used them. UserError where it holds no weights that can be read tensor by tensor, or
+    contradicts itself, or has tensors that no loader could use. Imports torch for all but
+    safetensors.
     """
     folder = describe(path)
     if not folder.holds:
         raise UserError(folder.line)
     kind = folder.holds[-1] if prefer == "deepspeed" else folder.holds[0]
-    if len(folder.holds) > 1:
-        log.info(
-            "%s: %s; the %s is read",
-            path,
-            folder.what,
-            "DeepSpeed checkpoint" if kind == "deepspeed" else "model",
-        )
     if kind == "safetensors":
         source = Source(path, "safetensors", read_layout(path))
     elif kind == "bin":
@@ -38,8 +36,13 @@ def open_source(path: Path, prefer: Literal["model", "deepspeed"] = "model") -> 
 
         source = pickled.open_checkpoint(path)
     else:
-        from vcsoup_dist.checkpoints import zero3
+        from vcsoup_dist.checkpoints import zero2, zero3
 
         source = zero3.open_checkpoint(path)
+        if masters:
+            source = zero2.with_masters(source)
+    if len(folder.holds) > 1:
+        read = "DeepSpeed checkpoint" if kind == "deepspeed" else "model"
+        source = replace(source, notes=(f"{folder.what}: the {read} is read", *source.notes))
     require_floats(folder, source.layout)
-    return source
+    return as_loaders_name_them(source)

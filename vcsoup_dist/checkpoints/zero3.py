@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from vcsoup_dist.checkpoints.deepspeed_files import OPTIM_NAME, find_tag, list_files
+from vcsoup_dist.checkpoints.deepspeed_files import OPTIM_NAME, RankFiles, find_tag, list_files
 from vcsoup_dist.checkpoints.layout import DTYPE_BITS, Extent, Source, TensorSpec
 from vcsoup_dist.checkpoints.pickled import (
     Pickled,
@@ -36,6 +36,9 @@ T = TypeVar("T")
 WRAPPED_AS = "wrapped_as"
 """Key of its client state: what the wrapper puts before the names of the model's parameters."""
 
+AS_USED = "its weights are read as the model used them, not from the optimizer's fp32 masters"
+"""What is noted of ZeRO-1 and -2."""
+
 _SWAPPED = re.compile(r"(\d+)_(\d+)\.tensor\.swp")
 _SWAP_PADDING = 1 << 20  # bytes; DeepSpeed pads to its threads times 1024
 
@@ -47,12 +50,13 @@ class _Ignored:
 # Nothing of DeepSpeed is imported, and none of its code runs.
 _ALLOWED = (
     (int, "deepspeed.runtime.zero.config.ZeroStageEnum"),
+    (_Ignored, "deepspeed.utils.tensor_fragment.fragment_address"),
     (_Ignored, "deepspeed.runtime.fp16.loss_scaler.LossScaler"),
     (_Ignored, "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
 )
 
 
-class _Flat:
+class Flat:
     """A rank's flat tensors, thought of as laid end to end."""
 
     def __init__(self, specs: Sequence[TensorSpec]) -> None:
@@ -85,14 +89,14 @@ def open_checkpoint(path: Path) -> Source:
     tag = find_tag(path)
     files = list_files(tag)
     if files.whole is not None:
-        model = _load(files.whole)
+        model = load_states(files.whole)
         _refuse_experts(model)
         module = model.content.get("module")
         if not module:
             raise UserError(f"{files.whole}: holds no weights of a module")
         specs, aliases = separate_aliases(state_dict_specs(model, module))
     else:
-        model = _load(files.model[0])
+        model = load_states(files.model[0])
         _refuse_experts(model)
         flats = _read_flats(files.optim, _shapes_of_groups(model))
         specs = _cut_parameters(model, flats)
@@ -110,14 +114,27 @@ def open_checkpoint(path: Path) -> Source:
         raise UserError(f"{model.file}: {WRAPPED_AS!r} is {prefix!r}, its tensors' names are not")
     cut = len(prefix)
     layout = {name[cut:]: spec._replace(name=name[cut:]) for name, spec in specs.items()}
-    return Source(path, "zero3", layout, {name[cut:]: of[cut:] for name, of in aliases.items()})
+    aliases = {name[cut:]: of[cut:] for name, of in aliases.items()}
+    notes = (AS_USED,) if files.whole and files.optim else ()
+    return Source(path, "zero3", layout, aliases, notes, lacks_frozen=_lacks_frozen(model, files))
 
 
-def _load(file: Path) -> Pickled:
+def load_states(file: Path) -> Pickled:
+    """What a file of a DeepSpeed checkpoint holds; UserError where it is none."""
     pickled = load_without_data(file, _ALLOWED)
     if not isinstance(pickled.content, dict):
         raise UserError(f"{file}: is no file of a DeepSpeed checkpoint")
     return pickled
+
+
+def _lacks_frozen(model: Pickled, files: RankFiles) -> bool | None:
+    """Whether `exclude_frozen_parameters` was asked for; ZeRO-0 and -1 do not say."""
+    config = model.content.get("ds_config")
+    zero = config.get("zero_optimization") if isinstance(config, dict) else None
+    stage = zero.get("stage") if isinstance(zero, dict) else None
+    if "frozen_param_shapes" not in model.content or (files.whole and stage not in (2, 3)):
+        return None
+    return model.content["frozen_param_shapes"] is None
 
 
 def _refuse_experts(model: Pickled) -> None:
@@ -125,15 +142,15 @@ def _refuse_experts(model: Pickled) -> None:
         raise UserError(f"{model.file}: expert-parallel checkpoints cannot be read")
 
 
-def _read_flats(files: Sequence[Path], shapes: Mapping[str, tuple[int, ...]]) -> list[_Flat]:
+def _read_flats(files: Sequence[Path], shapes: Mapping[str, tuple[int, ...]]) -> list[Flat]:
     """Every rank's flat groups; UserError where the ranks are not of one checkpoint.
 
     shapes: of the trained parameters in DeepSpeed's order.
     """
     parts = [_part(shape, len(files)) for shape in shapes.values()]
-    flats: list[_Flat] = []
+    flats: list[Flat] = []
     for file in files:
-        optim = _load(file)
+        optim = load_states(file)
         state = optim.content.get("optimizer_state_dict")
         if not isinstance(state, dict) or state.get("zero_stage") != 3:
             raise UserError(f"{file}: holds no optimizer states of ZeRO-3")
@@ -145,11 +162,11 @@ def _read_flats(files: Sequence[Path], shapes: Mapping[str, tuple[int, ...]]) ->
                 f" files of {len(files)}; keep the files of one checkpoint alone"
             )
         groups = state.get("fp32_flat_groups")
-        if not isinstance(groups, list) or not groups or not all(map(_is_flat, groups)):
+        if not isinstance(groups, list) or not groups or not all(map(is_flat, groups)):
             raise UserError(f"{file}: holds no flat groups of weights")
         specs = [optim.spec(f"fp32_flat_groups[{i}]", each) for i, each in enumerate(groups)]
         specs = _with_swapped(file, specs, parts)
-        flats.append(_Flat(specs))
+        flats.append(Flat(specs))
         if _kinds(flats[-1]) != _kinds(flats[0]):
             raise UserError(f"{file}: its flat groups are not like those of {files[0].name}")
         if len({spec.dtype for spec in specs}) > 1:
@@ -185,11 +202,12 @@ def _with_swapped(
     return filled
 
 
-def _is_flat(tensor: Any) -> bool:
+def is_flat(tensor: Any) -> bool:
+    """Whether it is a tensor of one dimension."""
     return isinstance(tensor, torch.Tensor) and tensor.dim() == 1
 
 
-def _kinds(flat: _Flat) -> list[tuple[str, tuple[int, ...]]]:
+def _kinds(flat: Flat) -> list[tuple[str, tuple[int, ...]]]:
     return [(spec.dtype, spec.shape) for spec in flat.specs]
 
 
@@ -198,11 +216,11 @@ def _shapes_of_groups(model: Pickled) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     groups = model.content.get("param_shapes")
     for group in groups if isinstance(groups, list) else [groups]:
-        shapes |= _as_shapes(group, model, "param_shapes")
+        shapes |= as_shapes(group, model, "param_shapes")
     return shapes
 
 
-def _cut_parameters(model: Pickled, flats: Sequence[_Flat]) -> dict[str, TensorSpec]:
+def _cut_parameters(model: Pickled, flats: Sequence[Flat]) -> dict[str, TensorSpec]:
     """The trained parameters: which elements of the ranks' flat groups they are."""
     shapes = _shapes_of_groups(model)
     specs: dict[str, TensorSpec] = {}
@@ -221,14 +239,12 @@ def _cut_parameters(model: Pickled, flats: Sequence[_Flat]) -> dict[str, TensorS
 
 
 def _frozen_parameters(model: Pickled, files: Sequence[Path]) -> dict[str, TensorSpec]:
-    shapes = _as_shapes(
-        model.content.get("frozen_param_shapes") or {}, model, "frozen_param_shapes"
-    )
+    shapes = as_shapes(model.content.get("frozen_param_shapes") or {}, model, "frozen_param_shapes")
     if not shapes:
         return {}
-    fragments: dict[str, list[_Flat]] = {name: [] for name in shapes}
+    fragments: dict[str, list[Flat]] = {name: [] for name in shapes}
     for file in files:
-        rank = _load(file) if file != model.file else model
+        rank = load_states(file) if file != model.file else model
         for key in ("dp_world_size", "frozen_param_shapes"):
             if rank.content.get(key) != model.content.get(key):
                 raise UserError(
@@ -240,7 +256,7 @@ def _frozen_parameters(model: Pickled, files: Sequence[Path]) -> dict[str, Tenso
                 raise UserError(f"{file}: holds no part of the frozen {name!r} as of {shape}")
             if found[name].dtype == torch.int8:
                 raise UserError(f"{file}: the frozen {name!r} is quantised and cannot be read")
-            fragments[name].append(_Flat([rank.spec(name, found[name])]))
+            fragments[name].append(Flat([rank.spec(name, found[name])]))
             if fragments[name][-1].specs[0].dtype != fragments[name][0].specs[0].dtype:
                 raise UserError(f"{file}: the frozen {name!r} is of another dtype than in rank 0")
     return {name: _join(name, shape, fragments[name], 0) for name, shape in shapes.items()}
@@ -254,7 +270,7 @@ def _buffers(model: Pickled) -> dict[str, TensorSpec]:
     return state_dict_specs(model, {name: module[name] for name in module if name in names})
 
 
-def _join(name: str, shape: tuple[int, ...], flats: Sequence[_Flat], begin: int) -> TensorSpec:
+def _join(name: str, shape: tuple[int, ...], flats: Sequence[Flat], begin: int) -> TensorSpec:
     """The tensor whose parts begin at element `begin` of each rank's flat tensors."""
     left, part = math.prod(shape), _part(shape, len(flats))
     first = flats[0].specs[0]
@@ -270,7 +286,8 @@ def _part(shape: Sequence[int], ranks: int) -> int:
     return -(-math.prod(shape) // ranks)
 
 
-def _as_shapes(found: Any, model: Pickled, key: str) -> dict[str, tuple[int, ...]]:
+def as_shapes(found: Any, model: Pickled, key: str) -> dict[str, tuple[int, ...]]:
+    """Shapes by name; UserError where `found`, `key` of the model states, is anything else."""
     if not isinstance(found, dict) or not all(
         is_name(name)
         and isinstance(shape, tuple)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from vcsoup_dist.checkpoints.sources import open_source
+from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import log
+from vcsoup_dist.souping.against_model import fitted
 from vcsoup_dist.souping.formats import format_named
-from vcsoup_dist.souping.preflight import SHARD_SIZE, plan_merge
+from vcsoup_dist.souping.preflight import SHARD_SIZE, plan_merge, require_config
 from vcsoup_dist.souping.screen import last_line
 from vcsoup_dist.souping.targets import placement, require_apart
 from vcsoup_dist.souping.write import Written, write_soups
@@ -18,6 +21,7 @@ def export(
     *,
     out: Path,
     model: Path | None = None,
+    frozen_from_model: bool = False,
     dtype: str | None = None,
     memory: int = 1 << 30,
     shard_size: int = SHARD_SIZE,
@@ -25,16 +29,28 @@ def export(
 ) -> Written:
     """Write `checkpoint` into the directory `out`: the soup of one policy, without a card.
 
-    checkpoint: anything that `open_source` reads; model: whose config and tokenizer go along;
-    dtype: as for `merge`. Goes on after a kill. UserError as for `merge`.
+    checkpoint: anything that `open_source` reads, a DeepSpeed checkpoint where it is a model too;
+    model: whose config and tokenizer go along, and whose tensors' names and shapes it must have;
+    frozen_from_model: take the tensors that the checkpoint lacks from there; dtype: as for
+    `merge`; fp32 and fp64 are written from the masters of ZeRO-1 and -2.
+
+    Goes on after a kill. UserError as for `merge`, and where `model` has other tensors.
     """
     began = time.monotonic()
     name = out.absolute().name
+    written_as = format_named(dtype, "--dtype") if dtype else None
+    if model is not None:
+        require_config(model)
+    elif frozen_from_model:
+        raise UserError("--frozen-from-model needs --model, the base to take them from")
+    source = open_source(checkpoint, "deepspeed", masters=written_as in ("F32", "F64"))
+    if model is not None:
+        source = fitted(source, model, frozen_from_model=frozen_from_model)
     plan = plan_merge(
-        [checkpoint],
+        [source],
         {name: (1.0,)},
         names=[checkpoint.absolute().name],
-        dtype=format_named(dtype, "--dtype") if dtype else None,
+        dtype=written_as,
         shard_size=shard_size,
         companions=model,
     )

@@ -168,8 +168,10 @@ def _source_files(source: Source, tensors: TensorDigests) -> dict[str, dict[str,
     files: dict[str, dict[str, Any]] = {}
     for path, specs in sorted(by_file.items()):
         entry: dict[str, Any] = {"bytes": path.stat().st_size}
-        if source.kind == "safetensors":
-            parts = [tensors[spec.name] for spec in specs if spec.nbytes]
-            entry["digest"] = combined([digest(raw_header(path)), *parts]).hex()
+        if source.kind == "safetensors" and path.suffix == ".safetensors":
+            header = raw_header(path)
+            if len(header) + sum(spec.nbytes for spec in specs) == entry["bytes"]:
+                parts = [tensors[spec.name] for spec in specs if spec.nbytes]
+                entry["digest"] = combined([digest(header), *parts]).hex()
         files[name_in(source, path)] = entry
     return files

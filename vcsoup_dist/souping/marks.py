@@ -67,8 +67,10 @@ def files_of(source: Source) -> list[Path]:
 
 
 def name_in(source: Source, path: Path) -> str:
-    """The file's name within the checkpoint."""
-    return path.relative_to(source.path).as_posix()
+    """The file's name within the checkpoint, or with the folder's where it is of another one."""
+    if path.is_relative_to(source.path):
+        return path.relative_to(source.path).as_posix()
+    return f"{path.parent.name}/{path.name}"
 
 
 def _sampled(source: Source) -> str:

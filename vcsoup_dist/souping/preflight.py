@@ -23,6 +23,7 @@ from vcsoup_dist.checkpoints.layout import DTYPE_BITS, TensorSpec
 from vcsoup_dist.checkpoints.sources import Source, open_source
 from vcsoup_dist.checkpoints.writer import Shard, TensorMeta, header_bytes, plan_shards, shards_like
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.progress import log
 from vcsoup_dist.souping.compatible import require_same, require_summable
 from vcsoup_dist.souping.formats import FLOAT_DTYPES, Float64
 from vcsoup_dist.souping.marks import FileState, files_of, source_mark, state_of
@@ -77,7 +78,7 @@ class MergePlan:
 
 
 def plan_merge(
-    policies: Sequence[Path],
+    policies: Sequence[Path | Source],
     soups: Mapping[str, Sequence[float]],
     *,
     names: Sequence[str],
@@ -88,11 +89,11 @@ def plan_merge(
 ) -> MergePlan:
     """Check all that can be checked without reading weights or looking at the output.
 
-    policies: checkpoints that `open_source` knows; soups: name -> N weights; names: of the
-    policies; base: theta_0 of task vectors; dtype: safetensors' name of what floats are written
-    as, the first policy's where None; shard_size: bytes, None for files cut as the first
-    policy's; companions: where config and tokenizer come from, the first policy that has them
-    where None. UserError where policies do not fit together or a soup is ill defined.
+    policies: checkpoints that `open_source` knows, or opened ones; soups: name -> N weights;
+    names: of the policies; base: theta_0 of task vectors; dtype: safetensors' name of what floats
+    are written as, the first policy's where None; shard_size: bytes, None for files cut as the
+    first policy's; companions: where config and tokenizer come from, the first policy that has
+    them where None. UserError where policies do not fit together or a soup is ill defined.
     """
     if len(policies) != len(names) or len(set(names)) != len(names):
         raise ValueError(f"{len(policies)} policies need as many distinct names, got {names}")
@@ -107,9 +108,9 @@ def plan_merge(
             raise UserError(f"soup {soup!r}: its name is no plain folder name")
     if shard_size is not None and shard_size < 1:
         raise UserError(f"a weights file cannot have {shard_size} bytes; give a larger shard size")
-    if companions is not None and not (companions / CONFIG_NAME).is_file():
-        raise UserError(f"{companions}: is no model directory, it has no {CONFIG_NAME}")
-    sources = [open_source(path) for path in policies]
+    if companions is not None:
+        require_config(companions)
+    sources = [each if isinstance(each, Source) else open_source(each) for each in policies]
     names = list(names)
     weights = np.array([list(row) for row in soups.values()], dtype=np.float64)
     base_name = None
@@ -126,6 +127,8 @@ def plan_merge(
         require_summable(source.layout, name)
         require_same(sources[0].layout, names[0], source.layout, name)
         _check_not_quantised(source, name)
+        for note in source.notes:
+            log.info("%s: %s", name, note)
     described = [
         (name, source.path)
         for name, source in zip(names, sources, strict=True)
@@ -149,6 +152,12 @@ def plan_merge(
         states={path: state_of(path) for source in sources for path in files_of(source)},
         source_marks=[source_mark(source) for source in sources],
     )
+
+
+def require_config(model: Path) -> None:
+    """UserError where a folder has no config to give to a soup."""
+    if not (model / CONFIG_NAME).is_file():
+        raise UserError(f"{model}: is no model directory, it has no {CONFIG_NAME}")
 
 
 def check_disk(plan: MergePlan, work: Path) -> None:

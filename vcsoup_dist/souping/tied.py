@@ -1,0 +1,73 @@
+"""Heads that are tied to the embedding: saved once under either name, or twice as equal copies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from vcsoup_dist.checkpoints.companions import CONFIG_NAME, read_json
+from vcsoup_dist.checkpoints.layout import Layout, Source
+from vcsoup_dist.checkpoints.reader import CheckpointReader
+
+HEADS = ("lm_head.weight", "embed_out.weight", "output_layer.weight")
+EMBEDDINGS = (
+    "embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight",
+    "tok_embeddings.weight", "word_embedding.weight", "shared.weight", "embeddings.weight",
+)  # fmt: skip
+
+_BLOCK = 1 << 24  # bytes that are compared at a time
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor of this name maps the last hidden state to tokens."""
+    return name.endswith(HEADS)
+
+
+def embedding_of(head: str, layout: Layout, names: Iterable[str]) -> str | None:
+    """The one of `names` that is an embedding of the head's shape and dtype; None where unclear."""
+    found = [
+        name
+        for name in names
+        if name.endswith(EMBEDDINGS)
+        and layout[name].shape == layout[head].shape
+        and layout[name].dtype == layout[head].dtype
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def are_equal(layout: Layout, one: str, other: str) -> bool:
+    """Whether two tensors of a checkpoint are the same bytes of the same dtype and shape."""
+    left, right = layout[one], layout[other]
+    if (left.dtype, left.shape) != (right.dtype, right.shape):
+        return False
+    if left.extents == right.extents:
+        return True
+    size = min(_BLOCK, left.nbytes)
+    buffers = np.empty(size, np.uint8), np.empty(size, np.uint8)
+    with CheckpointReader(layout) as reader:
+        for begin in range(0, left.nbytes, _BLOCK):
+            count = min(_BLOCK, left.nbytes - begin)
+            for name, buffer in zip((one, other), buffers, strict=True):
+                reader.read_into(name, begin, buffer[:count])
+            if not np.array_equal(buffers[0][:count], buffers[1][:count]):
+                return False
+    return True
+
+
+def says_untied(source: Source) -> bool:
+    """Whether a checkpoint's config says that the head is a tensor of its own."""
+    return _tie_word_embeddings(source) is False
+
+
+def says_tied(source: Source) -> bool:
+    """Whether a checkpoint's config says that the head is the embedding."""
+    return _tie_word_embeddings(source) is True
+
+
+def _tie_word_embeddings(source: Source) -> object:
+    file = source.path / CONFIG_NAME
+    config = read_json(file) if file.is_file() else {}
+    text = config.get("text_config")
+    inner = text.get("tie_word_embeddings") if isinstance(text, dict) else None
+    return config.get("tie_word_embeddings", inner)
