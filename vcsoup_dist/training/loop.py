@@ -39,7 +39,7 @@ from vcsoup_dist.training.flops import FlopCounter, peak_tflops
 from vcsoup_dist.training.jobs import SUMMARY, PolicyTask, count_steps
 from vcsoup_dist.training.metrics import MetricsLog
 from vcsoup_dist.training.schedule import learning_rate
-from vcsoup_dist.training.start_check import check_forward, check_start
+from vcsoup_dist.training.start_check import chance_warning, check_forward, check_start
 from vcsoup_dist.training.step import Trainer, evaluate, take_step
 from vcsoup_dist.training.stopping import StopRequest
 from vcsoup_dist.training.watchdog import Watchdog
@@ -92,6 +92,10 @@ def train_policy(
         while step < steps and not stop.on_any_rank(worked=step > start):
             batch = _batch_of(examples, training, task.seed, step)
             measured = take_step(trainer, batch, learning_rate(step, steps, training))
+            if step == 0 and is_first():
+                rows = int(engine.module.model.config.get_text_config().vocab_size)
+                if said := chance_warning(measured, training, rows):
+                    log.warning("%s: %s", task.name, said)
             step += 1
             due = step % training.checkpoint_every == 0 or step == steps
             if (

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,11 +17,21 @@ from vcsoup_dist.recipe import Training
 from vcsoup_dist.training.batches import micro_batches
 from vcsoup_dist.training.distributed import gather_to_all, local_device
 from vcsoup_dist.training.examples import Example
+from vcsoup_dist.training.objectives import LOSSES, PairLogps
 from vcsoup_dist.training.step import Trainer
 
 # Largest per-token |policy - reference| in nats at the start, by dtype: only rounding may differ,
 # since a pack of other neighbours takes other kernels.
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.5}
+# The same of the mean over all tokens, and of the drift: rounding has no direction.
+MEAN_TOLERANCE = {"fp32": 1e-4, "bf16": 0.1}
+DRIFT = {"fp32": 1e-5, "bf16": 0.01}
+
+
+REASONS = (
+    "Either the reference/ folder of this run is of another model (remove it), or the model is "
+    "random in training (a dropout that cannot be switched off)"
+)
 
 
 def check_forward(engine: Any, tokenizer: Any, training: Training) -> None:
@@ -37,6 +47,8 @@ def check_forward(engine: Any, tokenizer: Any, training: Training) -> None:
     engine.eval()
     with torch.no_grad():
         ours, theirs = engine(answers), engine(answers, by_itself=True)
+    if not bool(torch.isfinite(theirs).all()):
+        raise UserError(_not_finite(engine.module.model))
     apart = float((ours - theirs).abs().max())
     if not apart <= TOLERANCE[training.dtype]:
         raise UserError(
@@ -46,16 +58,37 @@ def check_forward(engine: Any, tokenizer: Any, training: Training) -> None:
         )
 
 
+def _not_finite(model: Any) -> str:
+    """Which tensors of a model, however sharded, make its log-probs NaN. Of all ranks together."""
+    mine = [
+        name
+        for name, parameter in model.named_parameters()
+        if not bool(torch.isfinite(getattr(parameter, "ds_tensor", parameter)).all())
+    ]
+    names = list(dict.fromkeys(name for share in gather_to_all(mine) for name in share))
+    where = model.config.name_or_path
+    if not names:
+        return f"{where}: its log-probs are not finite in this dtype; take another training.dtype"
+    more = f" and {len(names) - 1} more tensors" if len(names) > 1 else ""
+    return (
+        f"{where}: its weights hold NaN or infinity in {names[0]}{more}; download it again, or "
+        "take an earlier checkpoint"
+    )
+
+
 def check_start(trainer: Trainer, batch: Sequence[Example]) -> float:
     """Largest per-token |policy - reference| over the first step's pairs, in nats.
 
     Called by all ranks together. Raises UserError where it is more than rounding: the reference is
-    then of another model, template or data, which the loss alone would hardly show.
+    then of another model, template or data, which the loss alone would hardly show. So it is where
+    the differences are small but agree, and the first loss is not the one of the objective.
     """
+    training = trainer.training
     plan = micro_batches(
-        [each.tokens for each in batch], dist.get_world_size(), trainer.training.tokens_per_batch
+        [each.tokens for each in batch], dist.get_world_size(), training.tokens_per_batch
     )
     worst = 0.0
+    found: list[Drift] = []
     # In training mode, so that what is random then is found too.
     trainer.engine.train()
     for indices in plan[dist.get_rank()]:
@@ -68,13 +101,97 @@ def check_start(trainer: Trainer, batch: Sequence[Example]) -> float:
         reference = torch.from_numpy(np.concatenate([side for side in sides if side is not None]))
         apart = float((policy - reference).abs().max())
         worst = max(worst, apart if math.isfinite(apart) else math.inf)
+        if indices:
+            lengths = [each.answer_length for pair in part for each in (pair.chosen, pair.rejected)]
+            found += drifts(policy.double(), reference.double(), lengths, training)
     trainer.watchdog.rest()
     worst = max(gather_to_all(worst))
-    if not worst <= TOLERANCE[trainer.training.dtype]:
+    if not worst <= TOLERANCE[training.dtype]:
         raise UserError(
             f"the policy is not its reference at the start: log-probs of a token differ by "
-            f"{worst:.3g} nats. Either the reference/ folder of this run is of another model "
-            "(remove it), or the model is random in training (a dropout that cannot be switched "
-            "off)"
+            f"{worst:.3g} nats. {REASONS}"
         )
+    if fault := first_loss_fault([d for share in gather_to_all(found) for d in share], training):
+        raise UserError(f"the policy is not its reference at the start: {fault}. {REASONS}")
     return worst
+
+
+class Drift(NamedTuple):
+    """How far a pair's log-probs are from its reference's."""
+
+    tokens: int
+    absolute: float
+    """Sum over the tokens of |policy - reference|."""
+    h: float
+    """Log-ratio of chosen minus that of rejected: 0 where policy and reference are one."""
+    loss: float
+    theory: float
+    """The loss at h = 0, which the objective and its settings alone decide."""
+
+
+def drifts(
+    policy: torch.Tensor, reference: torch.Tensor, lengths: Sequence[int], training: Training
+) -> list[Drift]:
+    """Of P pairs; policy, reference: float64 log-probs [A] of chosen and rejected in turn, of
+    which `lengths` [2 P] has the numbers of tokens."""
+    parts = torch.stack(
+        [
+            torch.stack([side.sum() for side in torch.split(each, list(lengths))])
+            for each in (policy, reference, (policy - reference).abs())
+        ]
+    )
+    tokens = torch.tensor(lengths, dtype=torch.float64)
+    (pi, ref, absolute), even, odd = parts, slice(0, None, 2), slice(1, None, 2)
+
+    def losses(logps: torch.Tensor) -> torch.Tensor:
+        pairs = PairLogps(logps[even], logps[odd], ref[even], ref[odd], tokens[even], tokens[odd])
+        return LOSSES[training.objective](pairs, training)
+
+    h = (pi - ref)[even] - (pi - ref)[odd]
+    columns = (
+        tokens[even] + tokens[odd],
+        absolute[even] + absolute[odd],
+        h,
+        losses(pi),
+        losses(ref),
+    )
+    return [Drift(int(row[0]), *row[1:]) for row in torch.stack(columns, 1).tolist()]
+
+
+def first_loss_fault(found: Sequence[Drift], training: Training) -> str | None:
+    """What is wrong with the first loss; None where it is the objective's but for rounding."""
+    if not found:
+        return None
+    tokens = sum(each.tokens for each in found)
+    mean = sum(each.absolute for each in found) / tokens
+    h = np.array([each.h for each in found])
+    drift = abs(float(h.mean()))
+    noise = 3 * float(h.std()) / math.sqrt(len(h))
+    allowed = DRIFT[training.dtype] * tokens / len(h) + noise
+    if mean <= MEAN_TOLERANCE[training.dtype] and drift <= allowed:
+        return None
+    loss, theory = (
+        sum(getattr(each, name) for each in found) / len(found) for name in ("loss", "theory")
+    )
+    return (
+        f"the first loss is {loss:.4f}, where {training.objective} starts at {theory:.4f}; "
+        f"log-probs of a token differ by {mean:.3g} nats on average"
+    )
+
+
+def chance_warning(
+    measured: Mapping[str, float], training: Training, vocabulary: int
+) -> str | None:
+    """What to say of a first step without a reference whose model knows no more than chance."""
+    if training.objective == "sft":
+        nats = measured["loss"]
+    elif training.objective == "simpo":
+        nats = -measured["chosen_reward"] / training.beta
+    else:
+        return None
+    if nats < 0.98 * math.log(vocabulary):
+        return None
+    return (
+        f"the chosen answers of the first step cost {nats:.2f} nats a token, as much as guessing "
+        f"among {vocabulary} tokens ({math.log(vocabulary):.2f}); are the base's weights whole?"
+    )
