@@ -10,6 +10,7 @@ from rich.table import Table
 from vcsoup_dist.check.cost import estimate, estimate_training
 from vcsoup_dist.check.data import check_files
 from vcsoup_dist.check.model import check_model
+from vcsoup_dist.check.slurm import check_slurm
 from vcsoup_dist.plan.products import STAGES, to_make
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.workspace import Product, Workspace
@@ -21,6 +22,7 @@ def show_check(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) ->
     to_be_made = to_make(plan, workspace, recipe)
     missing = {product.name for product in to_be_made}
     warnings = check_model(recipe, plan, {product.stage for product in to_be_made})
+    warnings += check_slurm(recipe)
     table = Table(title=f"{recipe.name} in {workspace.root}", title_justify="left")
     for column in ("stage", "made", "to make", "for example"):
         table.add_column(column, overflow="fold")

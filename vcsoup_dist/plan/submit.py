@@ -21,6 +21,7 @@ from vcsoup_dist.launch.slurm_queue import (
     queued_jobs,
     submit_job,
 )
+from vcsoup_dist.plan.job_warnings import job_warnings
 from vcsoup_dist.plan.jobs import StageJob, jobs_for, script_of
 from vcsoup_dist.plan.products import to_make
 from vcsoup_dist.plan.site import load_site
@@ -207,7 +208,10 @@ def next_steps(
 ) -> list[Step]:
     """What to do about every job that is due, in order."""
     due = to_make(plan, workspace, recipe)
-    jobs = jobs_for(recipe, load_site(), due)
+    site = load_site()
+    jobs = jobs_for(recipe, site, due)
+    for warning in job_warnings(recipe, site) if jobs else ():
+        log.warning("warning: %s", warning)
     current = {product.name: product.fingerprint for product in plan}
     for each in live:
         if not each.job.waits and each.stage == "unknown":
