@@ -53,7 +53,8 @@ job_name() {
 
 # log_of WHO: the file for what WHO says in this start of the job.
 log_of() {
-    echo "$VCSOUP_LOG_DIR/$SLURM_JOB_NAME-$(job_name)-$1-${SLURM_RESTART_COUNT:-0}.log"
+    local name=${SLURM_JOB_NAME//[^A-Za-z0-9._+=@-]/_} # a slash would be another folder's
+    echo "$VCSOUP_LOG_DIR/${name:0:100}-$(job_name)-$1-${SLURM_RESTART_COUNT:-0}.log"
 }
 
 # job_log: from here on, what is said goes to the log of this start of the job.

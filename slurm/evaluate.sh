@@ -13,7 +13,7 @@
 # `vcsoup evaluate`. Variables (VCSOUP_SETUP and others) and logs: see environment.sh beside this file.
 #
 #SBATCH --job-name=vcsoup-evaluate
-#SBATCH --output=%x-%j.out
+#SBATCH --output=vcsoup-evaluate-%j.out
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=B:USR2@120

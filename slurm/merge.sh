@@ -25,7 +25,7 @@
 # `vcsoup merge`. Variables (VCSOUP_SETUP and others) and logs: see environment.sh beside this file.
 #
 #SBATCH --job-name=vcsoup-merge
-#SBATCH --output=%x-%j.out
+#SBATCH --output=vcsoup-merge-%j.out
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=B:USR2@120

@@ -12,7 +12,7 @@
 #
 #SBATCH --job-name=vcsoup-stage
 #SBATCH --nodes=1
-#SBATCH --output=%x-%j.out
+#SBATCH --output=vcsoup-stage-%j.out
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=B:USR2@120

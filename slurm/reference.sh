@@ -8,7 +8,7 @@
 # Variables (VCSOUP_SETUP and others) and logs: see environment.sh beside this file.
 #
 #SBATCH --job-name=vcsoup-reference
-#SBATCH --output=%x-%j.out
+#SBATCH --output=vcsoup-reference-%j.out
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=B:USR2@600

@@ -12,7 +12,7 @@
 # `vcsoup score`. Variables (VCSOUP_SETUP and others) and logs: see environment.sh beside this file.
 #
 #SBATCH --job-name=vcsoup-score
-#SBATCH --output=%x-%j.out
+#SBATCH --output=vcsoup-score-%j.out
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=B:USR2@120

@@ -23,7 +23,7 @@
 # `vcsoup train`. Variables (VCSOUP_SETUP and others) and logs: see environment.sh beside this file.
 #
 #SBATCH --job-name=vcsoup-train
-#SBATCH --output=%x-%j.out
+#SBATCH --output=vcsoup-train-%j.out
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=B:USR2@600

@@ -135,3 +135,16 @@ def test_a_line_that_cannot_be_handed_over_is_printed(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "0")
     ranks.report_user_error(UserError("the disk is full"))
     assert "the disk is full" in capsys.readouterr().err
+
+
+def test_a_rank_whose_words_find_no_room_on_the_disk_is_told_all_the_same(run):
+    with pytest.raises(UserError, match="^No space left on device; make room$"):
+        run("""
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.launch.ranks import report_user_error
+if rank == 1:
+    (logs / "rank-1.error").symlink_to("/dev/full")
+    report_user_error(UserError("No space left on device;\\n make room"))
+    sys.exit(2)
+time.sleep(600)
+""")

@@ -150,3 +150,14 @@ def test_check_looks_at_the_site_file(recipe, tmp_path, monkeypatch):
 )
 def test_gpus_and_ranks_are_reckoned_as_slurm_gives_them(options, gpus, ranks):
     assert (gpus_held(options), ranks_of(options, 3)) == (gpus, ranks)
+
+
+def test_check_says_that_wandb_is_missing_also_beside_a_folder_of_its_runs(recipe, tmp_path):
+    from vcsoup_dist.cli import app
+    from vcsoup_dist.training.metrics import lacks_wandb
+
+    assert lacks_wandb(None) == ""
+    (tmp_path / "wandb").mkdir()
+    if missing := lacks_wandb("mine"):  # as it is where W&B is not installed
+        done = CliRunner().invoke(app, ["check", str(recipe("launch: {wandb: mine}"))])
+        assert done.exit_code == 0 and missing in " ".join(done.output.split())

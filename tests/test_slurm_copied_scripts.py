@@ -15,7 +15,9 @@ from slurm_world import ROOT, wait_for_end
 SCRIPTS = ("evaluate", "merge", "on_one_node", "reference", "score", "train_value")
 
 
-def submit(folder: Path, script: str, **environment: str) -> tuple[dict[str, str], str]:
+def submit(
+    folder: Path, script: str, *options: str, **environment: str
+) -> tuple[dict[str, str], str]:
     """Slurm's record of a copied script's job, and what it said."""
     copied = folder / "my jobs" / f"my-{script}.sh"
     copied.parent.mkdir(exist_ok=True)
@@ -23,7 +25,7 @@ def submit(folder: Path, script: str, **environment: str) -> tuple[dict[str, str
     (copied.parent / "environment.sh").write_text("exit 9  # of another program\n")
     kept = {name: each for name, each in os.environ.items() if not name.startswith("VCSOUP_")}
     number = subprocess.run(
-        ["sbatch", "--parsable", "--output=%x-%j.out", copied, "filter", "/no/such/recipe.yaml"],
+        ["sbatch", "--parsable", *options, copied, "filter", "/no/such/recipe.yaml"],
         env={
             **kept,
             "PATH": "/usr/bin:/bin",
@@ -54,6 +56,15 @@ def test_without_it_the_installed_package_is_asked_or_one_line_says_what_to_expo
     assert ended["ExitCode"] == "2:0" and "vcsoup: /no/such/recipe.yaml" in said
     ended, said = submit(tmp_path, "on_one_node")
     assert ended["ExitCode"] == "2:0" and "a copy: export VCSOUP_SLURM" in said
+
+
+def test_a_job_of_any_name_has_its_logs(slurm, tmp_path):
+    folder = shlex.quote(str(Path(sys.executable).parent))
+    setup = {"VCSOUP_SETUP": f"PATH={folder}:$PATH", "VCSOUP_SLURM": str(ROOT / "slurm")}
+    for name in ("a/b", "../up", "mit Leerzeichen & mehr", "x" * 250):
+        ended, said = submit(tmp_path, "on_one_node", f"--job-name={name}", **setup)
+        assert ended["ExitCode"] == "2:0" and "vcsoup: /no/such/recipe.yaml" in said, (ended, said)
+    assert len(list((tmp_path / "logs").iterdir())) == 4
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

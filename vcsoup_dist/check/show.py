@@ -13,6 +13,7 @@ from vcsoup_dist.check.model import check_model
 from vcsoup_dist.check.slurm import check_slurm
 from vcsoup_dist.plan.products import STAGES, to_make
 from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.training.metrics import lacks_wandb
 from vcsoup_dist.workspace import Product, Workspace
 
 
@@ -23,6 +24,7 @@ def show_check(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) ->
     missing = {product.name for product in to_be_made}
     warnings = check_model(recipe, plan, {product.stage for product in to_be_made})
     warnings += check_slurm(recipe)
+    warnings += filter(None, [lacks_wandb(recipe.launch.wandb)])
     table = Table(title=f"{recipe.name} in {workspace.root}", title_justify="left")
     for column in ("stage", "made", "to make", "for example"):
         table.add_column(column, overflow="fold")

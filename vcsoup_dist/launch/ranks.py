@@ -35,6 +35,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 RANK_SIGNALS = (*STOP_SIGNALS, signal.SIGINT)
 """By which ranks are: they save, where other work that is interrupted just ends."""
 STOPPING = b"vcsoup: saving after this step, then it stops; Ctrl-C again ends it at once, unsaved\n"
+SAID = "vcsoup-rank-said "
+"""How the line of a rank begins that could not leave it in the log folder."""
 GRACE = 10.0  # seconds for the other ranks to end in the same way as the first
 
 
@@ -46,6 +48,7 @@ def run_ranks(module: str, job: Path, ranks: int, threads: int, logs: Path) -> N
     """
     stop_if_asked()
     begin_logs(logs)
+    said = os.memfd_create("ranks-said")  # for words that find no room on a disk
     processes: list[subprocess.Popen[bytes]] = []
     common = {
         **os.environ,
@@ -56,6 +59,7 @@ def run_ranks(module: str, job: Path, ranks: int, threads: int, logs: Path) -> N
         "MASTER_PORT": str(_free_port()),
         "OMP_NUM_THREADS": str(threads),
         "VCSOUP_LOGS": str(logs),
+        "VCSOUP_SAID": str(said),
         "VCSOUP_LAUNCHER": str(os.getpid()),
         "VCSOUP_BEGAN": os.environ.get("VCSOUP_BEGAN", str(time.time())),
     }
@@ -75,6 +79,7 @@ def run_ranks(module: str, job: Path, ranks: int, threads: int, logs: Path) -> N
                         # Without -P a rank would import what lies in the working directory.
                         [sys.executable, "-P", "-m", module, str(job)],
                         env=environment,
+                        pass_fds=[said],
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=None if rank == 0 else log,
@@ -82,13 +87,14 @@ def run_ranks(module: str, job: Path, ranks: int, threads: int, logs: Path) -> N
                 )
         with handing_on(hand_on):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, RANK_SIGNALS)
-            _wait(processes, logs)
+            _wait(processes, logs, said)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, RANK_SIGNALS)
         for process in processes:
             if process.poll() is None:  # its peers are gone, so nothing that it does is of use
                 process.kill()
             process.wait()
+        os.close(said)
 
 
 def heeded(signals: Sequence[signal.Signals]) -> list[signal.Signals]:
@@ -136,7 +142,10 @@ def report_user_error(error: UserError) -> None:
     try:
         path.write_text(str(error))
     except OSError:  # such as a full disk, which may be what it says
-        print(error, file=sys.stderr)
+        line = " ".join(str(error).split())
+        print(line, file=sys.stderr)
+        if handle := os.environ.get("VCSOUP_SAID"):
+            os.write(int(handle), f"{SAID}{line}\n".encode(errors="replace"))
 
 
 _asked: int | None = None
@@ -175,7 +184,7 @@ def handing_on(hand_on: Callable[[int], None]) -> Iterator[None]:
             signal.signal(each, handler)
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]], logs: Path) -> None:
+def _wait(processes: Sequence[subprocess.Popen[bytes]], logs: Path, said: int) -> None:
     first: list[int] = []
     while None in (codes := [process.poll() for process in processes]):
         first = [rank for rank, code in enumerate(codes) if code]
@@ -189,7 +198,8 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], logs: Path) -> None:
     codes = [process.poll() for process in processes]
     if not any(codes):
         return
-    raise_what_ranks_said(logs)
+    words = os.pread(said, os.fstat(said).st_size, 0).decode(errors="replace")
+    raise_what_ranks_said(logs, words)
     if set(codes) == {EXIT_PREEMPTED}:
         raise Preempted(_asked)
     failed = [rank for rank, code in enumerate(codes) if code not in (None, 0, EXIT_PREEMPTED)]
@@ -202,9 +212,13 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], logs: Path) -> None:
     raise UserError(last_words(rank, f"ended {reason}", logs))
 
 
-def raise_what_ranks_said(logs: Path) -> None:
-    """Raise UserError where a rank left a line for a person, or was ended because it hung."""
+def raise_what_ranks_said(logs: Path, words: str = "") -> None:
+    """Raise UserError where a rank left a line for a person, or was ended because it hung.
+
+    words: what ranks said that could not leave it in the log folder, a line each.
+    """
     told = [path.read_text() for path in sorted(logs.glob("rank-*.error")) if path.stat().st_size]
+    told += [line.removeprefix(SAID) for line in words.splitlines() if line.startswith(SAID)]
     if told:
         raise UserError(told[0])
     if stacks := _stacks(logs):

@@ -24,6 +24,7 @@ from vcsoup_dist.errors import EXIT_PREEMPTED, Preempted, UserError
 from vcsoup_dist.launch.death import die_with_parent
 from vcsoup_dist.launch.ranks import (
     RANK_SIGNALS,
+    SAID,
     asked_by,
     begin_logs,
     handing_on,
@@ -119,6 +120,7 @@ def _run_step(command: list[str], environment: dict[str, str], ranks: int, logs:
         trouble = next(iter(said.unseen.values()))
         raise UserError(f"launcher srun: on {', '.join(sorted(said.unseen))}: {trouble}{mounts}")
     if code:
+        raise_what_ranks_said(logs, said.words)
         _explain(code, said.failed, logs)
     if len(said.done) < ranks:  # srun gave up waiting for a step that Slurm has ended, with 0
         raise_what_ranks_said(logs)
@@ -187,6 +189,8 @@ class _Said:
     """Node -> its trouble with the log folder."""
     done: set[int] = field(default_factory=set)
     """The ranks that came to their end."""
+    words: str = ""
+    """Lines of ranks that could not leave them in the log folder."""
 
 
 def _pass_on(step: subprocess.Popen[bytes]) -> _Said:
@@ -199,6 +203,9 @@ def _pass_on(step: subprocess.Popen[bytes]) -> _Said:
             line = line[: found.start()]  # what rank 0 has left without a line's end
             if not line:
                 continue
+        if line.startswith(SAID.encode()):
+            said.words += line.decode(errors="replace")
+            continue
         if found := UNSEEN_LINE.search(line):
             node, trouble = (each.decode(errors="replace") for each in found.groups())
             said.unseen[node] = trouble
@@ -214,7 +221,6 @@ def _pass_on(step: subprocess.Popen[bytes]) -> _Said:
 
 
 def _explain(code: int, ended: tuple[int, str] | None, logs: Path) -> None:
-    raise_what_ranks_said(logs)
     if code == KILLED_BY_REQUEST:  # one that came before a rank could act on it
         raise Preempted(asked_by())
     # srun's code is the highest of its tasks', and another may have failed with a lower one.

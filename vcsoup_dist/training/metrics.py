@@ -19,6 +19,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import uuid
@@ -72,6 +73,17 @@ class MetricsLog:
         self._board.close()
         if self._wandb:
             self._wandb.finish()
+
+
+def lacks_wandb(project: str | None) -> str:
+    """What is missing for a project of W&B; empty where nothing is.
+
+    A folder `wandb` of former runs, which Python takes for a package, is none.
+    """
+    found = importlib.util.find_spec("wandb") if project is not None else None
+    if project is None or (found is not None and found.origin is not None):
+        return ""
+    return "launch.wandb: the package wandb is not installed; pip install wandb, or remove the key"
 
 
 def _start_wandb(project: str, folder: Path, name: str, first_step: int) -> Any:

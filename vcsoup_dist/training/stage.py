@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
 from vcsoup_dist.launch.ranks import run_ranks, stop_if_asked
 from vcsoup_dist.launch.srun import run_on_slurm
 from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe, Training
 from vcsoup_dist.training.jobs import SUMMARY, Job, PolicyTask, ReferenceTask
+from vcsoup_dist.training.metrics import lacks_wandb
 from vcsoup_dist.training.warmup import find_theta_0, warmup_training
 from vcsoup_dist.workspace import Draft, Product, Workspace
 
@@ -63,6 +66,9 @@ def make_references(recipe: Recipe, workspace: Workspace, products: Sequence[Pro
 
 def make_policies(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
     """Train policies, one launch of ranks after the other."""
+    missing = lacks_wandb(recipe.launch.wandb)
+    if missing and not os.environ.get("VCSOUP_CONTAINER"):  # whose Python may have it
+        raise UserError(missing)
     for number, product in enumerate(products):
         if number:  # the ranks of the one before did not stop, so it is published
             stop_if_asked(recipe.launch.max_minutes)
