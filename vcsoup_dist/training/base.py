@@ -130,4 +130,5 @@ def _end_warnings(source: str, tokenizer: Any, generation_config: Any) -> list[s
 
 
 def _named(tokenizer: Any, token: int) -> str:
-    return f"{token} ({tokenizer.convert_ids_to_tokens(token)!r})"
+    name = tokenizer.convert_ids_to_tokens(token)
+    return f"{token} ({name!r})" if name is not None else f"{token} (no token)"
