@@ -461,3 +461,23 @@ def test_where_slurm_cannot_be_asked_the_rest_is_told(run, planned):
     assert process.returncode == 0
     assert "jobs in the queue are not known: no `squeue` here" in said
     assert re.search("report +│ to do", said)
+
+
+def test_the_newest_failure_is_shown_whatever_the_clocks_of_the_hosts_say(planned, monkeypatch):
+    recipe, workspace, plan = planned
+    reads = [each for each in plan if each.stage == "read"]
+    for message, clock in (("the older", 4000.0), ("the newer", 1000.0), ("the newest", 2500.0)):
+        monkeypatch.setattr("vcsoup_dist.plan.history.time.time", lambda clock=clock: clock)
+        with pytest.raises(UserError), recorded(workspace.root, "read", reads):
+            raise UserError(message)
+    assert [each.message for each in read_history(workspace.root)] == [
+        *("the older", "the newer", "the newest")
+    ]
+    (stage,) = [each for each in look(recipe, workspace, plan, []) if each.stage == "read"]
+    assert [each.message for each, _ in stage.failures()] == ["the newest"]
+    # One that was recorded before beginnings were numbered is older than those that are.
+    old = max((workspace.root / FOLDER).glob("*.json"))
+    content = json.loads(old.read_text())
+    del content["began_as"], content["ended_as"]
+    old.write_text(json.dumps(content))
+    assert read_history(workspace.root)[0].message == content["message"]

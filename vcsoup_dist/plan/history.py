@@ -6,6 +6,9 @@ process holds a lock of its file as long as it lives, so a file without an end i
 that runs, or of one that was killed. On a shared file system this takes locks that all its nodes
 see, as the products' own do.
 
+Clocks of hosts may disagree, so beginnings and ends are numbered as well, by the file
+logs/history-count.
+
 Only `vcsoup status` reads it; what is made is decided by the products alone.
 """
 
@@ -31,6 +34,7 @@ from vcsoup_dist.progress import log
 from vcsoup_dist.workspace import Product
 
 FOLDER = "logs/history"
+COUNT = "logs/history-count"
 TAIL = 10  # lines of a traceback that are kept
 
 
@@ -56,11 +60,24 @@ class Execution:
     """Where the job's output goes."""
     running: bool = False
     """Whether the process lives; found out when the file is read."""
+    began_as: int | None = None
+    """Number of its beginning among the beginnings and ends of the run directory; None where it
+    could not be counted."""
+    ended_as: int | None = None
+    """Number of its end."""
 
     @property
     def was_killed(self) -> bool:
         """Whether its process ended without a word."""
         return self.ended is None and not self.running
+
+    def is_after(self, other: Execution) -> bool:
+        """Whether it began when the other had ended, or where that was killed, had begun."""
+        if self.began_as is None or other.began_as is None:
+            if other.ended is None:
+                return self.began > other.began
+            return self.began >= other.ended
+        return self.began_as > (other.ended_as or other.began_as)
 
 
 EXECUTION = TypeAdapter(Execution)
@@ -72,7 +89,7 @@ def recorded(root: Path, stage: str, products: Sequence[Product]) -> Iterator[No
 
     Where the record cannot be written this only warns: it must not hide what the stage says.
     """
-    execution = _execution(stage, products)
+    execution = replace(_execution(stage, products), began_as=_count(root))
     moment = time.strftime("%Y%m%dT%H%M%S", time.gmtime(execution.began))
     began = f"{moment}.{int(execution.began % 1 * 1e6):06}Z"
     name = f"{began}-{stage}-{execution.host}-{execution.pid}.json"
@@ -80,7 +97,13 @@ def recorded(root: Path, stage: str, products: Sequence[Product]) -> Iterator[No
     held = _begin(file, execution)
 
     def end(outcome: Literal["done", "stopped", "failed"], message: str | None = None) -> None:
-        ended = replace(execution, ended=time.time(), outcome=outcome, message=message)
+        ended = replace(
+            execution,
+            ended=time.time(),
+            outcome=outcome,
+            message=message,
+            ended_as=_count(root),
+        )
         try:
             write_atomically(file, _json(ended))
         except OSError as error:
@@ -115,7 +138,7 @@ def read_history(root: Path) -> list[Execution]:
             found.append(_read(file))
         except (OSError, ValueError, TypeError, KeyError) as error:
             log.warning("%s: skipped, no record of an execution: %s", file, reason_of(error))
-    return sorted(found, key=lambda each: each.began)
+    return sorted(found, key=lambda each: (each.began_as or 0, each.began))
 
 
 def time_taken(executions: Iterable[Execution], now: float) -> float:
@@ -127,6 +150,21 @@ def time_taken(executions: Iterable[Execution], now: float) -> float:
             total += end - start
             until = end
     return total
+
+
+def _count(root: Path) -> int | None:
+    """The next number of a beginning or an end; None where the file cannot be written."""
+    try:
+        (root / COUNT).parent.mkdir(parents=True, exist_ok=True)
+        with open(root / COUNT, "a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            # A byte for each, which a kill or a full disk cannot leave half done.
+            number = len(file.read()) + 1
+            file.write(".")
+            return number
+    except OSError:  # the record itself says why
+        return None
 
 
 def _execution(stage: str, products: Sequence[Product]) -> Execution:

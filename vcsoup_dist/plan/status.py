@@ -217,9 +217,7 @@ def _replaces(later: Execution, earlier: Execution) -> bool:
         arrays = [each.job.rpartition("_")[0] for each in (later, earlier) if each.job]
         if arrays[0] and arrays[0] == arrays[1]:  # two tasks that share the product
             return False
-    if earlier.ended is None:
-        return later.began > earlier.began
-    return later.began >= earlier.ended
+    return later.is_after(earlier)
 
 
 def _state_text(stage: StageStatus) -> str:
