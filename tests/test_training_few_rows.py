@@ -25,6 +25,8 @@ from vcsoup_dist.training.examples import (
     make_examples,
     tokens_hash,
 )
+from vcsoup_dist.training.jobs import count_steps
+from vcsoup_dist.training.passes import odd_passes
 
 MOST_RANKS = 7
 TRAINING = Training(max_length=64)
@@ -157,6 +159,25 @@ def test_references_of_files_of_no_row_and_of_one_are_found_again(tokenizer, tmp
         made, unusable = make_examples(pairs, known, TRAINING)
         assert len(made) == count and not unusable
         assert all((each.reference_rejected == -2.5).all() for each in made)
+
+
+@pytest.mark.parametrize(
+    ("settings", "unfiltered", "pairs", "line"),
+    [
+        ({"pairs_per_step": 64}, 4, 4, "takes each of only 4 pairs 16 times"),
+        ({"pairs_per_step": 64, "steps": 9}, 4, 4, "takes each of only 4 pairs 16 times"),
+        ({"pairs_per_step": 16}, 22, 22, "2 whole steps of 16 are 1.45 passes over 22 pairs"),
+        ({"pairs_per_step": 16, "equal_steps": False}, 90, 22, "and 1.00 were asked for"),
+        ({"pairs_per_step": 16, "steps": 9}, 22, 22, ""),
+        ({"pairs_per_step": 16}, 64, 32, ""),  # the filter halved them: two passes, as asked
+        ({"pairs_per_step": 16}, 640, 640, ""),
+        ({"pairs_per_step": 64}, 10001, 10001, ""),
+    ],
+)
+def test_more_passes_than_were_asked_for_are_one_line(settings, unfiltered, pairs, line):
+    training = Training(**settings)
+    said = odd_passes(training, unfiltered, pairs, count_steps(training, unfiltered, pairs))
+    assert line in said and bool(said) == bool(line)
 
 
 def test_three_ranks_train_on_two_pairs_with_one_held_out(tmp_path, tiny_model):
