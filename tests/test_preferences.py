@@ -94,19 +94,33 @@ def test_a_good_row_becomes_its_canonical_pair(row, prompt):
 
 BAD = {
     "missing column `chosen`": {"prompt": "x", "rejected": "b"},
-    "missing column `rejected`": {"prompt": "x", "chosen": "a", "rejected": None},
+    "missing column `rejected`": {"prompt": "x", "chosen": "a"},
+    "column `rejected` is null": {"prompt": "x", "chosen": "a", "rejected": None},
+    "column `prompt` is null": {
+        "prompt": None,
+        "chosen": [assistant("a")],
+        "rejected": [assistant("b")],
+    },
     "missing column `prompt`": {"chosen": "a", "rejected": "b"},
     "empty response": {"prompt": "x", "chosen": "a", "rejected": " \n"},
     "empty prompt": {"prompt": "", "chosen": "a", "rejected": "b"},
     "chosen equals rejected": {"prompt": "x", "chosen": "a", "rejected": "a"},
-    "wrong roles": {"prompt": [user("x"), user("y")], "chosen": "a", "rejected": "b"},
+    "wrong roles: user, user, user; user and assistant take turns": {
+        "prompt": [user("x"), user("y"), user("z")],
+        "chosen": "a",
+        "rejected": "b",
+    },
     "message without a role": {"prompt": [{"content": "x"}], "chosen": "a", "rejected": "b"},
-    "message whose content is no text": {
+    "`content` is a list of parts, one of type 'image'; only text is read": {
         "prompt": [{"role": "user", "content": [{"type": "image"}]}],
         "chosen": "a",
         "rejected": "b",
     },
-    "no text and no message list": {"prompt": 7, "chosen": "a", "rejected": "b"},
+    "`prompt` is a number, not a text or a list of messages": {
+        "prompt": 7,
+        "chosen": "a",
+        "rejected": "b",
+    },
     "chosen and rejected differ before the last answer": {
         "chosen": [user("x"), assistant("a")],
         "rejected": [user("y"), assistant("b")],
@@ -157,7 +171,7 @@ def test_roles_that_do_not_take_turns_up_to_the_answer_are_wrong(row):
         ("Question: " + HH + " a", HH + " b", "no dialogue"),
         (HH + " a", "b", "no dialogue"),
         (HH + " a", HH, "empty response"),
-        (3, HH + " b", "no text"),
+        (3, HH + " b", "`chosen` is a number"),
     ],
 )
 def test_bad_hh_dialogues_are_refused(chosen, rejected, reason):
@@ -188,7 +202,7 @@ def test_a_file_of_whole_dialogues_may_hold_prompts_with_bare_answers_too():
     bare = {"prompt": HH, "chosen": " a", "rejected": " b"}
     assert detect_format(whole) == "hh"
     assert to_pair(whole, "hh") == to_pair(bare, "hh") == to_pair(bare, "trl")
-    with pytest.raises(BadRow, match="begin with the whole prompt"):
+    with pytest.raises(BadRow, match="whole dialogues .* as format `hh` has them"):
         to_pair(whole, "trl")
 
 

@@ -92,9 +92,9 @@ def test_a_row_of_pku_gives_two_values_their_own_order_and_the_labels_as_columns
     ("changed", "reason"),
     [
         ({"better_response_id": 2}, "`better_response_id` is neither 0 nor 1"),
-        ({"better_response_id": None}, "missing column `better_response_id`"),
-        ({"response_1": None}, "missing column `response_1`"),
-        ({"response_1": ["x"]}, "`response_1` is no text"),
+        ({"better_response_id": None}, "column `better_response_id` is null"),
+        ({"response_1": None}, "column `response_1` is null"),
+        ({"response_1": ["x"]}, "`response_1` is a list of texts, not a text"),
         ({"response_1": " "}, "empty response"),
         ({"response_1": PKU["response_0"]}, "chosen equals rejected"),
     ],
@@ -176,8 +176,8 @@ def test_of_equal_completions_those_with_the_ratings_that_rewards_name_are_paire
         ([completion("a", 3.0)], LeftOut, "fewer than two rated responses"),
         ([completion("a", 3.0), completion("b", "N/A")], LeftOut, "fewer than two rated"),
         ([completion("a", 3.0), completion(" ", 1.0)], LeftOut, "fewer than two rated"),
-        (["a", "b"], BadRow, "`completions` is no list of responses"),
-        (None, BadRow, "missing column `completions`"),
+        (["a", "b"], BadRow, "`completions` is a list of texts, not a list of responses"),
+        (None, BadRow, "column `completions` is null"),
         ([completion("a", 3.0), completion("a", 1.0)], BadRow, "chosen equals rejected"),
     ],
 )
@@ -262,7 +262,7 @@ def test_several_turns_of_helpsteer_become_messages(tmp_path: Path):
     assert found[2].prompt == [
         user("Hi"), {"role": "assistant", "content": "Hello,\nyou"}, user("Why?")
     ]  # fmt: skip
-    assert reasons(found) == {3: "wrong roles"}
+    assert reasons(found) == {3: "wrong roles: user, assistant; a prompt ends with the user"}
 
 
 def test_turns_of_helpsteer_may_end_in_carriage_returns_and_stray_marks_are_refused(tmp_path):

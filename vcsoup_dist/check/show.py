@@ -18,8 +18,8 @@ from vcsoup_dist.workspace import Product, Workspace
 
 
 def show_check(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) -> None:
-    """The plan by stage, and its cost; raises UserError where a local file does not fit."""
-    check_files(recipe, plan)
+    """The plan by stage, and its cost; raises UserError where local data does not fit."""
+    data = check_files(recipe, plan)
     to_be_made = to_make(plan, workspace, recipe)
     missing = {product.name for product in to_be_made}
     warnings = check_model(recipe, plan, {product.stage for product in to_be_made})
@@ -36,6 +36,9 @@ def show_check(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) ->
             table.add_row(stage, str(made), str(len(due)), (due or products)[0].name)
     console = Console()
     console.print(table)
+    for line in data:
+        style = "bold red" if line.startswith("warning") else None
+        console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
     cost = estimate(recipe, workspace, plan)
     unknown = "unknown before the download"
     lines = {

@@ -26,7 +26,7 @@ from vcsoup_dist import __version__
 from vcsoup_dist.checkpoints.folders import describe
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes, Located, locate
-from vcsoup_dist.preferences.row_files import ENDINGS, file_kind
+from vcsoup_dist.preferences.row_files import ENDINGS, conversion, file_kind
 from vcsoup_dist.recipe import (
     WITHOUT_REFERENCE,
     CallableReward,
@@ -43,7 +43,7 @@ from vcsoup_dist.workspace import Product, Workspace
 STAGES = ("read", "score", "filter", "warmup", "reference", "train", "merge", "evaluate", "report")
 
 FORMATS = dict.fromkeys(STAGES, 1) | {
-    "read": 3,
+    "read": 4,
     "score": 3,
     "filter": 3,
     "reference": 2,
@@ -432,7 +432,7 @@ class _Planner:
         if local is None and known:
             raise UserError(f"{key}: no such file: {reference}")
         if local is not None and local.is_file() and not known:
-            raise UserError(f"{key}: {reference} is no {', '.join(ENDINGS)}; convert it to one")
+            raise UserError(f"{key}: {reference} is no {', '.join(ENDINGS)}; {conversion(local)}")
         return locate(reference, local, revision, "dataset", key, self.hashes)
 
     def _reward(self, reward: AnyReward, key: str) -> tuple[dict[str, Any], Located | None]:

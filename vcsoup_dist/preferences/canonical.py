@@ -11,6 +11,7 @@ from typing import Any
 
 from vcsoup_dist.preferences.messages import MissingColumn, check_prompt
 from vcsoup_dist.preferences.pair import BadRow, LeftOut, Message, Pair, pair_id
+from vcsoup_dist.preferences.values import is_blank, kind_of
 
 LONGEST = 1 << 22  # characters of a text, about a million tokens; beyond it the file is broken
 
@@ -31,7 +32,7 @@ class Comparison:
 def canonical(found: Comparison, columns: Sequence[str] = ()) -> Pair:
     """The pair, with the scores named by `columns`; raises BadRow or LeftOut."""
     check_prompt(found.prompt)
-    if not found.chosen.strip() or not found.rejected.strip():
+    if is_blank(found.chosen) or is_blank(found.rejected):
         raise BadRow("empty response")
     if found.chosen == found.rejected:
         raise BadRow("chosen equals rejected")
@@ -57,10 +58,12 @@ def number(row: Mapping[str, Any], name: str) -> float:
     value = row.get(name)
     if value is None:
         raise MissingColumn(name, row, (each for each in row if is_number(row[each])))
+    if not is_number(value):
+        raise BadRow(f"score column `{name}` is {kind_of(value)}, not a number")
     try:
-        found = float(value) if is_number(value) else math.nan
+        found = float(value)
     except (OverflowError, ValueError):  # an integer too large, a signalling NaN
         found = math.nan
     if not math.isfinite(found):
-        raise BadRow(f"score column `{name}` is no number")
+        raise BadRow(f"score column `{name}` is not a finite number")
     return found

@@ -10,6 +10,7 @@ from typing import TypeVar
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.preferences.messages import MissingColumn
 from vcsoup_dist.preferences.pair import BadRow, LeftOut, Pair
+from vcsoup_dist.preferences.shapes import advice
 
 FIRST = 1000
 Outcome = TypeVar("Outcome", bound=Pair | BadRow | LeftOut | None)
@@ -42,7 +43,9 @@ class _Lacking:
     rows: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     missing: dict[str, str] = field(default_factory=dict)
-    """Reason -> the column that no row so far had, not even without a value."""
+    """Reason -> the column that a row did not have."""
+    empty: set[str] = field(default_factory=set)
+    """Columns that some row had, but without a value."""
     there: dict[str, dict[str, None]] = field(default_factory=dict)
     """Reason -> names of the columns that there are."""
 
@@ -53,15 +56,15 @@ class _Lacking:
         reason = outcome.reason
         self.reasons[reason] += 1
         if isinstance(outcome, MissingColumn):
-            if self.reasons[reason] == 1:
-                self.missing[reason] = outcome.name
             if not outcome.absent:
-                self.missing.pop(reason, None)
+                self.empty.add(outcome.name)
+                return
+            self.missing[reason] = outcome.name
             self.there.setdefault(reason, {}).update(dict.fromkeys(outcome.there))
 
     def check(self, source: str, columns: Collection[str]) -> None:
         reason, _ = max(self.reasons.items(), key=lambda item: item[1], default=("", 0))
-        if reason not in self.missing:
+        if reason not in self.missing or self.missing[reason] in self.empty:
             return
         name, there = self.missing[reason], ", ".join(self.there[reason]) or "none"
         if name in columns:
@@ -71,5 +74,5 @@ class _Lacking:
             )
         raise UserError(
             f"{source}: none of the first {self.rows} rows is a pair: they have no column "
-            f"`{name}`; their columns are: {there}; rename them as one of the formats has them"
+            f"`{name}`; their columns are: {there}; {advice(self.there[reason])}"
         )

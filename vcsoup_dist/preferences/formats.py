@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.preferences.beside import NOT_READ, SYSTEM, with_system
 from vcsoup_dist.preferences.canonical import Comparison, canonical
 from vcsoup_dist.preferences.messages import MissingColumn, column
 from vcsoup_dist.preferences.ordered import HH_START, HH_TURN, from_hh, from_trl
@@ -27,6 +29,12 @@ RATED: dict[str, Callable[[Row, str, Sequence[str]], Comparison]] = {
     "pku": from_pku,
     "ultrafeedback": from_ultrafeedback,
 }
+COLUMNS = frozenset({
+    "prompt", "chosen", "rejected", "response", "response_0", "response_1", "instruction",
+    "completions", "response_0_severity_level", "response_1_severity_level",
+    *PKU_LABELS.values(), *SYSTEM, *NOT_READ,
+})  # fmt: skip
+"""Columns that any format reads, beside numbers, which can be ratings and scores."""
 
 
 def detect_format(row: Row) -> str:
@@ -47,6 +55,20 @@ def detect_format(row: Row) -> str:
     if isinstance(chosen, list) or prompt is not None:
         return "trl"
     raise MissingColumn("prompt", row, row)
+
+
+def row_format(row: Row, known: str) -> str:
+    """The format of a row of a dataset that begins as `known`.
+
+    Rows that say themselves what is chosen may be mixed: each is in one format alone.
+    """
+    if known not in ORDERED:
+        return known
+    try:
+        found = detect_format(row)
+    except BadRow:
+        return known
+    return found if found in ORDERED else known
 
 
 def check_preferred_by(row: Row, format: str, preferred_by: str | None) -> None:
@@ -97,6 +119,11 @@ def to_pair(
     `columns` names the scores to keep; the formats of RATED need `preferred_by`.
     """
     if format in ORDERED:
-        return canonical(ORDERED[format](row), columns)
-    assert preferred_by is not None, format
-    return canonical(RATED[format](row, preferred_by, columns), columns)
+        found = ORDERED[format](row)
+    else:
+        assert preferred_by is not None, format
+        found = RATED[format](row, preferred_by, columns)
+    prompt = with_system(row, found.prompt)
+    if prompt is not found.prompt:
+        found = replace(found, prompt=prompt)
+    return canonical(found, columns)

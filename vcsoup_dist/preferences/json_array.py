@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from vcsoup_dist.preferences.canonical import LONGEST
+from vcsoup_dist.preferences.file_content import BOM
+from vcsoup_dist.preferences.json_rows import TOO_DEEP, item
 
 READ = 1 << 16  # characters
 LONGEST_ITEM = 8 * LONGEST  # characters
-BOM = b"\xef\xbb\xbf"
 BLANKS = " \t\r\n"
 
 
@@ -25,36 +25,39 @@ def is_array(file: io.BufferedReader) -> bool:
 
 
 def array_items(file: io.BufferedReader) -> Iterator[Any]:
-    """The items of the array that a file holds; raises Malformed.
+    """The items of the array that a file holds, see `json_rows.item`; raises Malformed.
 
     Bytes that are no UTF-8 become lone surrogates in the item that they stand in.
     """
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    decode = json.JSONDecoder().raw_decode
     buffer = text.read(READ).lstrip()
     at, wanted, first = 1, READ, True
     while True:
         at = _skip_blanks(buffer, at)
         fault = "the array has no end"
-        item, end = None, len(buffer)
+        found, end = None, len(buffer)
         if first and buffer[at : at + 1] == "]":
             at += 1
             break
         try:
-            item, end = decode(buffer, at)
-        except (ValueError, RecursionError) as error:
+            found, end = item(buffer, at)
+        except RecursionError:
+            fault = TOO_DEEP
+        except ValueError as error:
             fault = str(getattr(error, "msg", error))
         end = _skip_blanks(buffer, end)
         mark = buffer[end : end + 1]
         if mark:
             if mark not in ",]":
                 raise Malformed(f"`{mark}` where a comma belongs")
-            yield item
+            yield found
             at, wanted, first = end + 1, READ, False
             if mark == "]":
                 break
         else:  # the item may go on beyond the buffer
-            more = text.read(wanted) if len(buffer) - at < LONGEST_ITEM else ""
+            if len(buffer) - at >= LONGEST_ITEM:
+                raise Malformed(f"an item of more than {LONGEST_ITEM:,} characters, or {fault}")
+            more = text.read(wanted)
             if not more:
                 raise Malformed(fault)
             buffer, at, wanted = buffer[at:] + more, 0, 2 * wanted

@@ -6,6 +6,7 @@ hh    chosen and rejected are whole dialogues as text, `\\n\\nHuman:` and `\\n\\
       (Anthropic's HH-RLHF)
 
 HH-RLHF is also published with such a text as `prompt`, beside whole dialogues or the answers alone.
+A prompt beside whole dialogues must be their start.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from typing import Any
 
 from vcsoup_dist.preferences.canonical import Comparison
 from vcsoup_dist.preferences.messages import (
-    MissingColumn,
     as_messages,
     column,
-    messages,
     text_column,
+    text_or_messages,
+    wrong_roles,
 )
 from vcsoup_dist.preferences.pair import BadRow, Message, Row
+from vcsoup_dist.preferences.values import is_empty
 
 HH_START = "\n\nHuman:"
 HH_END = "\n\nAssistant:"
@@ -34,39 +36,23 @@ they are whole texts, prompt included."""
 
 def from_trl(row: Row) -> Comparison:
     """A row in one of TRL's preference formats; raises BadRow."""
-    chosen, rejected = column(row, "chosen"), column(row, "rejected")
-    prompt = row.get("prompt")
+    chosen = text_or_messages(column(row, "chosen"), "chosen")
+    rejected = text_or_messages(column(row, "rejected"), "rejected")
     if isinstance(chosen, str) and isinstance(rejected, str):
-        if prompt is None:
-            raise MissingColumn("prompt", row, row)
-        if is_transcript(prompt):
-            chosen, rejected = chosen.strip(), rejected.strip()
-        _check_answers(prompt, chosen, rejected)
-        return Comparison(_prompt(prompt), chosen, rejected, row)
+        return _from_texts(row, chosen, rejected)
     if isinstance(chosen, str) or isinstance(rejected, str):
         raise BadRow("one answer is a text, the other is not")
-    chosen, rejected = messages(chosen), messages(rejected)
-    if isinstance(prompt, list):
-        given = messages(prompt)
-        chosen, rejected = _without(given, chosen), _without(given, rejected)
-    elif isinstance(prompt, str) and len(chosen) == len(rejected) == 1:
-        given = _prompt(prompt)
-    else:
-        # TRL's implicit prompt; a `prompt` string beside whole dialogues repeats their start.
-        given = chosen[:-1]
-        if rejected[:-1] != given:
-            raise BadRow("chosen and rejected differ before the last answer")
-        chosen, rejected = chosen[-1:], rejected[-1:]
-    if [each["role"] for each in (*chosen, *rejected)] != ["assistant", "assistant"]:
-        raise BadRow("wrong roles")
-    return Comparison(given, chosen[0]["content"], rejected[0]["content"], row)
+    given, answers = _last_apart(chosen, rejected)
+    if given:
+        _check_start(row, given)
+    return Comparison(given or _prompt(row), *answers, row)
 
 
 def from_hh(row: Row) -> Comparison:
     """A row of whole dialogues; the prompt is all up to the last answer; raises BadRow.
 
-    A `prompt` beside them repeats their start. Where it is a transcript and the answers are no
-    dialogues, the row is read as TRL's.
+    Where a `prompt` beside them is a transcript and the answers are no dialogues, the row is read
+    as TRL's.
     """
     texts = {name: text_column(row, name) for name in ("chosen", "rejected")}
     if is_transcript(row.get("prompt")) and not any(map(_is_dialogue, texts.values())):
@@ -75,11 +61,9 @@ def from_hh(row: Row) -> Comparison:
         if not _is_dialogue(text):
             raise BadRow(f"`{name}` is no dialogue that begins with \\n\\nHuman:")
     chosen, rejected = map(_turns, texts.values())
-    if chosen[-1]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
-        raise BadRow("wrong roles")
-    if chosen[:-1] != rejected[:-1]:
-        raise BadRow("chosen and rejected differ before the last answer")
-    return Comparison(chosen[:-1], chosen[-1]["content"], rejected[-1]["content"], row)
+    given, answers = _last_apart(chosen, rejected)
+    _check_start(row, given)
+    return Comparison(given, *answers, row)
 
 
 def is_transcript(prompt: Any) -> bool:
@@ -90,12 +74,60 @@ def is_transcript(prompt: Any) -> bool:
     )
 
 
-def _prompt(given: Any) -> list[Message]:
+def _from_texts(row: Row, chosen: str, rejected: str) -> Comparison:
+    prompt = column(row, "prompt")
+    if chosen.startswith(HH_START) and rejected.startswith(HH_START):
+        raise BadRow("both answers are whole dialogues (\\n\\nHuman: …), as format `hh` has them")
+    if is_transcript(prompt):
+        chosen, rejected = chosen.strip(), rejected.strip()
+    _check_answers(prompt, chosen, rejected)
+    return Comparison(_prompt(row), chosen, rejected, row)
+
+
+def _prompt(row: Row) -> list[Message]:
     """A prompt's messages; raises BadRow. The mark of the answer to come is no turn."""
+    given = column(row, "prompt")
     if not is_transcript(given):
         return as_messages(given)
     turns = _turns(given)
     return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns
+
+
+def _last_apart(
+    chosen: list[Message], rejected: list[Message]
+) -> tuple[list[Message], tuple[str, str]]:
+    """The start that two dialogues share, and their answers; raises BadRow."""
+    for dialogue, name in ((chosen, "chosen"), (rejected, "rejected")):
+        if dialogue[-1]["role"] != "assistant":
+            raise wrong_roles(
+                [each["role"] for each in dialogue], f"`{name}` ends with the assistant"
+            )
+    if chosen[:-1] != rejected[:-1]:
+        raise BadRow("chosen and rejected differ before the last answer")
+    return chosen[:-1], (chosen[-1]["content"], rejected[-1]["content"])
+
+
+def _check_start(row: Row, given: list[Message]) -> None:
+    """Raises BadRow where the row's prompt is not the start of its dialogues.
+
+    Of several turns a text may be the first question or the last.
+    """
+    if is_empty(row.get("prompt")):
+        return
+    prompt = _prompt(row)
+    text = isinstance(row["prompt"], str) and not is_transcript(row["prompt"])
+    turns = [each for each in given if each["role"] != "system"] if text else given
+    starts = [turns[:1], turns[-1:]] if text else [turns]
+    if not any(_same(prompt, start) for start in starts):
+        raise BadRow("`prompt` is not the start of the dialogues in `chosen` and `rejected`")
+
+
+def _same(one: list[Message], other: list[Message]) -> bool:
+    """Whether messages are the same but for white space, which copies of a prompt often lose."""
+    return len(one) == len(other) and all(
+        a["role"] == b["role"] and a["content"].split() == b["content"].split()
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def _check_answers(prompt: Any, chosen: str, rejected: str) -> None:
@@ -121,8 +153,3 @@ def _turns(text: str) -> list[Message]:
         {"role": HH_ROLES[speaker], "content": content.strip()}
         for speaker, content in zip(parts[::2], parts[1::2], strict=True)
     ]
-
-
-def _without(prompt: list[Message], dialogue: list[Message]) -> list[Message]:
-    """The messages after `prompt`, where a dialogue repeats it."""
-    return dialogue[len(prompt) :] if dialogue[: len(prompt)] == prompt else dialogue

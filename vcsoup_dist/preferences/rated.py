@@ -19,15 +19,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vcsoup_dist.preferences.beside import with_system
 from vcsoup_dist.preferences.canonical import Comparison, is_number, number
 from vcsoup_dist.preferences.messages import (
     MissingColumn,
     as_messages,
+    check_fields,
     check_prompt,
     column,
     text_column,
 )
 from vcsoup_dist.preferences.pair import BadRow, LeftOut, Message, Row
+from vcsoup_dist.preferences.values import is_blank, kind_of
 
 PKU_LABELS = {"better": "better_response_id", "safer": "safer_response_id"}
 HELPSTEER_MARK = "<extra_id_1>"
@@ -99,11 +102,12 @@ def from_ultrafeedback(row: Row, preferred_by: str, columns: Sequence[str]) -> C
 
     A completion without text or without that rating takes no part.
     """
-    prompt = as_messages(column(row, "instruction"))
+    prompt = as_messages(column(row, "instruction"), "instruction")
     answers = []
     for each in completions(row):
         text, ratings = each.get("response"), ultrafeedback_ratings(each)
-        if isinstance(text, str) and text.strip() and ratings.get(preferred_by) is not None:
+        check_fields(each, "a completion")
+        if isinstance(text, str) and not is_blank(text) and ratings.get(preferred_by) is not None:
             answers.append(Rated(prompt, text, ratings))
     if len(answers) < 2:
         raise LeftOut("fewer than two rated responses")
@@ -122,7 +126,7 @@ def completions(row: Row) -> Sequence[Row]:
     """The answers of a row of UltraFeedback; raises BadRow."""
     found = column(row, "completions")
     if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
-        raise BadRow("`completions` is no list of responses")
+        raise BadRow(f"`completions` is {kind_of(found)}, not a list of responses")
     return found
 
 
@@ -147,9 +151,10 @@ def from_helpsteer(row: Row) -> Rated:
     """One rated response; raises BadRow."""
     given = column(row, "prompt")
     prompt = _turns(given) if isinstance(given, str) else as_messages(given)
+    prompt = with_system(row, prompt)
     check_prompt(prompt)
     text = text_column(row, "response")
-    if not text.strip():
+    if is_blank(text):
         raise BadRow("empty response")
     return Rated(prompt, text, {name: _rating(row[name]) for name in helpsteer_ratings(row)})
 

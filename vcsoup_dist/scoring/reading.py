@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import write_atomically
+from vcsoup_dist.preferences.beside import NOT_READ, not_read
 from vcsoup_dist.preferences.id_set import IdSet
+from vcsoup_dist.preferences.json_rows import remedy
 from vcsoup_dist.preferences.pair import BadRow, LeftOut, Pair
 from vcsoup_dist.preferences.rows import Read
 from vcsoup_dist.scoring.pair_files import (
@@ -30,6 +32,8 @@ from vcsoup_dist.scoring.pair_files import (
 )
 
 log = logging.getLogger("vcsoup")
+REASONS = 200
+"""Different reasons that are counted for a source; odd data has one for every row."""
 
 
 @dataclass
@@ -39,7 +43,7 @@ class Source:
     name: str
     rows: Iterable[tuple[int, Read]]
     tally: Counter[str] = field(default_factory=Counter)
-    """What `read_pairs` counted: `returned_prompts`."""
+    """What `read_pairs` counted: `returned_prompts`, and rows by the columns that are not read."""
     read: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     first_row: dict[str, int] = field(default_factory=dict)
@@ -134,6 +138,11 @@ def write_pairs(
         "left_out": dict(sorted(sum((s.left_out for s in sources), Counter()).items())),
         "joined": sum(source.joined for source in sources),
         "returned_prompts": sum(source.tally["returned_prompts"] for source in sources),
+        "not_read": {
+            name: count
+            for name, count in sorted(sum((s.tally for s in sources), Counter()).items())
+            if name in NOT_READ
+        },
         "heldout_in_train": len(leaked_prompts),
         "heldout_in_train_pairs": counts["leaked"],
         "shards": shards,
@@ -146,8 +155,10 @@ def _good(source: Source, rejected: AppendedTable) -> Iterator[Pair]:
     for number, row in source.rows:
         source.read += 1
         if isinstance(row, BadRow):
-            source.rejected[row.reason] += 1
-            source.first_row.setdefault(row.reason, number)
+            known = row.reason in source.rejected or len(source.rejected) < REASONS
+            reason = row.reason if known else "other reasons"
+            source.rejected[reason] += 1
+            source.first_row.setdefault(reason, number)
             record = {"source": source.name, "row": number, "reason": row.reason}
             rejected.add({**record, "text": row.text})
         elif isinstance(row, LeftOut):
@@ -173,15 +184,16 @@ def _judge(source: Source, max_bad_rows: float, folder: Path) -> None:
     if judged < source.read:
         found += f" ({source.read - judged} other rows are ties and the like, or halves of pairs)"
     if bad > max_bad_rows * judged:
-        raise UserError(
-            f"{found}; see {folder / REJECTED_ROWS}, and mend them or raise scoring.max_bad_rows "
-            f"({max_bad_rows:g})"
-        )
+        allow = f" or raise scoring.max_bad_rows ({max_bad_rows:g})" if bad < judged else ""
+        fix = remedy(reason) or "fix them"
+        raise UserError(f"{found}; see {folder / REJECTED_ROWS}, and {fix}{allow}")
     log.info("%s", found)
 
 
 def _say_left_out(source: Source) -> None:
-    """Log what sound rows make no pair, and prompts that are not together."""
+    """Log what sound rows make no pair, prompts that are not together, and columns not read."""
+    if unread := not_read(source.tally):
+        log.warning("%s: %s", source.name, unread)
     if source.left_out:
         log.info(
             "%s: %d of %d rows make no pair: %s",
