@@ -354,7 +354,7 @@ REFUSED = {
     "no such tensor": ({"new": ("F32", np.ones(3, "<f4"))}, {}, "p0: holds new, for which Buffers"),
     "missing": ({"turned": None, "number": None}, {}, "Buffers: .* not fill turned and 1 more$"),
     "shape": ({"number": ("F32", np.ones(1, "<f4"))}, {}, r"number has shape \[1\], in Buf"),
-    "float8": ({"number": ("F8_E4M3", np.ones((), "u1"))}, {}, "'number' is F8_E4M3; quantised"),
+    "float8": ({"number": ("F8_E4M3", np.ones((), "u1"))}, {}, r"quantised weights \(number of"),
     "integer": ({"number": ("I8", np.ones((), "i1"))}, {}, "is I8, in Buffers torch.float32;"),
     "other integer": (
         {"norm.num_batches_tracked": ("I32", np.array(5, "<i4"))}, {},

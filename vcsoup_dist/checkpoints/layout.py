@@ -8,7 +8,6 @@ believed before it is checked against the file.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,8 @@ from vcsoup_dist.errors import UserError
 
 EXPORT = "write it as a model first: vcsoup export CHECKPOINT --model BASE --out MODEL"
 MAX_HEADER = 100_000_000  # bytes; the safetensors library refuses more
+MAX_COUNT = 1 << 63
+MAX_DIMENSIONS = 64  # numpy has no more
 
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
@@ -82,11 +83,28 @@ class Source:
 
 
 def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
-    """Bytes of a tensor; KeyError for an unknown dtype, ValueError for a part of a byte."""
-    size, rest = divmod(DTYPE_BITS[dtype] * math.prod(shape), 8)
+    """Bytes of a tensor; KeyError for an unknown dtype, ValueError for what no file can hold."""
+    size, rest = divmod(DTYPE_BITS[dtype] * element_count(shape), 8)
     if rest:
         raise ValueError(f"{dtype} of shape {list(shape)} does not fill whole bytes")
     return size
+
+
+def element_count(shape: Sequence[int]) -> int:
+    """Of a tensor; ValueError where there are more than a file can hold, or too many dimensions.
+
+    Numbers in a file can be of any length: nothing is multiplied that has become too large.
+    """
+    if len(shape) > MAX_DIMENSIONS:
+        raise ValueError(f"a shape of {len(shape)} dimensions is none of a tensor")
+    if 0 in shape:
+        return 0
+    count = 1
+    for size in shape:
+        count *= size
+        if size >= MAX_COUNT or count >= MAX_COUNT:
+            raise ValueError("its shape has more elements than any file can hold")
+    return count
 
 
 def read_layout(directory: Path) -> dict[str, TensorSpec]:
@@ -208,12 +226,12 @@ def read_header(file: Path) -> dict[str, TensorSpec]:
 
 
 def _entry(name: str, entry: Any, file: Path, data_start: int) -> TensorSpec:
-    where = f"{file}: tensor {name!r}"
+    where = f"{file}: tensor {name[:200]!r}"
     if not isinstance(entry, dict):
         raise UserError(f"{where}: its header entry is no object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise UserError(f"{where}: unknown dtype {dtype!r}")
+        raise UserError(f"{where}: unknown dtype {str(dtype)[:40]!r}")
     if not _are_counts(shape):
         raise UserError(f"{where}: its shape is no list of non-negative whole numbers")
     if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
@@ -250,7 +268,9 @@ def _check_coverage(specs: list[TensorSpec], file: Path, data_start: int, size: 
 
 def _parse_json(raw: bytes, file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeats)
+        value = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_without_repeats, parse_int=_count
+        )
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{file}: its JSON cannot be read ({reason})") from None
@@ -267,6 +287,13 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         key.encode()  # a lone surrogate is no text: UnicodeEncodeError is a ValueError
         found[key] = value
     return found
+
+
+def _count(digits: str) -> int:
+    """The number; ValueError where it counts nothing in a file (nor is it converted, if long)."""
+    if len(digits) > 19 or abs(number := int(digits)) >= MAX_COUNT:
+        raise ValueError(f"the number {digits[:20]}... is larger than any file")
+    return number
 
 
 def _are_counts(value: Any) -> TypeGuard[list[int]]:

@@ -71,7 +71,10 @@ class Pickled:
         if begin not in self.members:
             raise UserError(f"{where}: has no data in this file; {SAVE_AGAIN}")
         skipped = int(tensor.storage_offset()) * tensor.element_size()
-        nbytes = tensor_bytes(dtype, tensor.shape)
+        try:
+            nbytes = tensor_bytes(dtype, tensor.shape)
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from None
         if skipped + nbytes > self.members[begin]:
             raise UserError(
                 f"{where}: needs {skipped + nbytes} bytes of storage, the file has"

@@ -93,15 +93,13 @@ def _without_wrappers(names: list[str]) -> tuple[str, Mapping[str, str]]:
     removed = ""
     renamed = {name: name for name in names}
     while True:
-        inside = [found for name in renamed.values() if (found := _INNER_PART.search(name))]
-        if inside:
-            removed += inside[0][0]
-            renamed = {name: _INNER_PART.sub("", now) for name, now in renamed.items()}
-        wrapped = [name for name in renamed.values() if not name.startswith(_BESIDE)]
-        outer = next(
-            (each for each in _OUTER if wrapped and all(n.startswith(each) for n in wrapped)), ""
-        )
+        now = [name for name in renamed.values() if not name.startswith(_BESIDE)]
+        outer = [each for each in _OUTER if now and all(name.startswith(each) for name in now)]
+        inside = [found[0] for name in now if (found := _INNER_PART.search(name))]
         if not outer and not inside:
             return removed, renamed
-        removed += outer
-        renamed = {name: now.removeprefix(outer) for name, now in renamed.items()}
+        removed += (outer or inside)[0]
+        if outer:
+            renamed = {name: each.removeprefix(outer[0]) for name, each in renamed.items()}
+        else:
+            renamed = {name: _INNER_PART.sub("", each) for name, each in renamed.items()}

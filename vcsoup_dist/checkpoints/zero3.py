@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 
 from vcsoup_dist.checkpoints.deepspeed_files import OPTIM_NAME, RankFiles, find_tag, list_files
-from vcsoup_dist.checkpoints.layout import DTYPE_BITS, Extent, Source, TensorSpec
+from vcsoup_dist.checkpoints.layout import DTYPE_BITS, Extent, Source, TensorSpec, element_count
 from vcsoup_dist.checkpoints.pickled import (
     Pickled,
     is_name,
@@ -286,12 +286,20 @@ def _part(shape: Sequence[int], ranks: int) -> int:
     return -(-math.prod(shape) // ranks)
 
 
+def _is_possible(shape: Sequence[int]) -> bool:
+    try:
+        return element_count(shape) >= 0
+    except ValueError:
+        return False
+
+
 def as_shapes(found: Any, model: Pickled, key: str) -> dict[str, tuple[int, ...]]:
     """Shapes by name; UserError where `found`, `key` of the model states, is anything else."""
     if not isinstance(found, dict) or not all(
         is_name(name)
         and isinstance(shape, tuple)
         and all(type(size) is int and size >= 0 for size in shape)
+        and _is_possible(shape)
         for name, shape in found.items()
     ):
         raise UserError(f"{model.file}: its {key} are no shapes by name")

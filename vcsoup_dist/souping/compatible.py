@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from vcsoup_dist.checkpoints.layout import Layout
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping.formats import FLOAT_DTYPES
+
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+_FUSED = re.compile(r"\.experts\.[a-z]\w*(\.weight)?$")
 
 COPIED_DTYPES = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
 """Buffers of these must be equal in all policies, and are copied."""
@@ -32,6 +37,8 @@ def require_same(first: Layout, first_name: str, other: Layout, other_name: str)
                 f"policy {has} has its own lm_head.weight, policy {lacks} ties it to the embedding;"
                 " save both the same way"
             )
+        if missing and (reason := _how_named(without, with_it)):
+            raise UserError(f"policies {has} and {lacks}: {reason}")
         if missing:
             more = f" and {len(missing) - 1} more tensors" if len(missing) > 1 else ""
             raise UserError(
@@ -50,3 +57,26 @@ def require_same(first: Layout, first_name: str, other: Layout, other_name: str)
                 f"{spec.name!r} is {spec.dtype} in policy {first_name} and {twin.dtype} in policy"
                 f" {other_name}"
             )
+
+
+def _how_named(one: Layout, other: Layout) -> str | None:
+    """Why the names of two layouts differ although the tensors may be the same."""
+    for shorter, longer in ((one, other), (other, one)):
+        parts = next(iter(longer)).split(".")
+        for n in range(1, min(4, len(parts))):
+            prefix = ".".join(parts[:n]) + "."
+            agreeing = sum(prefix + name in longer for name in shorter)
+            if agreeing and 10 * agreeing >= 9 * len(shorter):
+                return (
+                    f"their tensors' names agree but for {prefix!r} before those of one; save both"
+                    " as the same class of model"
+                )
+    for apart, fused in ((one, other), (other, one)):
+        if any(_EXPERT.search(name) for name in apart) and any(
+            _FUSED.search(name) for name in fused if not _EXPERT.search(name)
+        ):
+            return (
+                "one holds a tensor for each expert and the other all experts in one; save both"
+                " with the same version of transformers"
+            )
+    return None

@@ -24,6 +24,7 @@ from vcsoup_dist.checkpoints.sources import Source, open_source
 from vcsoup_dist.checkpoints.writer import Shard, TensorMeta, header_bytes, plan_shards, shards_like
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import log
+from vcsoup_dist.souping.alignment import aligned
 from vcsoup_dist.souping.compatible import require_same, require_summable
 from vcsoup_dist.souping.formats import FLOAT_DTYPES, Float64
 from vcsoup_dist.souping.marks import FileState, files_of, source_mark, state_of
@@ -123,6 +124,7 @@ def plan_merge(
             sources.append(open_source(base))
             names.append(base_name)
             weights = np.column_stack([weights, of_base])
+    sources = aligned(sources)
     for name, source in zip(names, sources, strict=True):
         require_summable(source.layout, name)
         require_same(sources[0].layout, names[0], source.layout, name)

@@ -185,7 +185,13 @@ def _make_piece(
         outputs = [buffer[shift : shift + count * out_width] for buffer in buffers.outputs]
         if piece.dtype in FLOAT_DTYPES:
             flags = weighted_sum(inputs, dtypes, what.weights, piece.dtype, outputs)
-            nonfinite.update(i for i, flag in enumerate(flags) if flag)
+            bad = [i for i, flag in enumerate(flags) if flag]
+            if bad and is_equal_buffer(piece.tensor, inputs, dtypes):
+                weighted_sum(
+                    inputs[:1], dtypes[:1], np.ones((len(outputs), 1)), piece.dtype, outputs
+                )
+                bad = []
+            nonfinite.update(bad)
             if nonfinite and not allow_nonfinite:
                 raise UserError(
                     f"policy {what.names[min(nonfinite)]}: {piece.tensor!r} holds NaN or infinity;"
@@ -201,6 +207,15 @@ def _make_piece(
         tuple(each.digest() for each in of_inputs),
         tuple(each.digest() for each in of_outputs),
         tuple(sorted(nonfinite)),
+    )
+
+
+def is_equal_buffer(tensor: str, inputs: Sequence[Bytes], dtypes: Sequence[str]) -> bool:
+    """Whether it is no weight, such as a mask of -inf, and the same bits in all policies."""
+    is_weight = tensor.endswith(("weight", "bias", "_proj", "scale"))
+    return not is_weight and all(
+        dtype == dtypes[0] and np.array_equal(data, inputs[0])
+        for data, dtype in zip(inputs, dtypes, strict=True)
     )
 
 

@@ -24,14 +24,16 @@ def is_head(name: str) -> bool:
     return name.endswith(HEADS)
 
 
-def embedding_of(head: str, layout: Layout, names: Iterable[str]) -> str | None:
-    """The one of `names` that is an embedding of the head's shape and dtype; None where unclear."""
+def partner_of(tensor: str, layout: Layout, names: Iterable[str]) -> str | None:
+    """The one of `names` that may be tied to a head or embedding; None where unclear."""
+    if not tensor.endswith(HEADS + EMBEDDINGS):
+        return None
     found = [
         name
         for name in names
-        if name.endswith(EMBEDDINGS)
-        and layout[name].shape == layout[head].shape
-        and layout[name].dtype == layout[head].dtype
+        if name.endswith(EMBEDDINGS if is_head(tensor) else HEADS)
+        and layout[name].shape == layout[tensor].shape
+        and layout[name].dtype == layout[tensor].dtype
     ]
     return found[0] if len(found) == 1 else None
 

@@ -35,6 +35,7 @@ from vcsoup_dist.souping.live_tensors import (
     memory_of,
     tied_copies,
 )
+from vcsoup_dist.souping.stream import is_equal_buffer
 
 ELEMENTS = 1 << 22  # of a tensor at a time: 8 MiB of each policy in bf16
 
@@ -357,6 +358,9 @@ def _sum_part(
         reader.read_into(spec.name, begin * width, chunks[-1])
     dtypes = [spec.dtype for spec in specs]
     nonfinite = weighted_sum(chunks, dtypes, weights, fill.spec.dtype, [out])
+    if any(nonfinite) and is_equal_buffer(fill.spec.name, chunks, dtypes):
+        weighted_sum(chunks[:1], dtypes[:1], np.ones((1, 1)), fill.spec.dtype, [out])
+        return
     for policy, is_bad in zip(policies, nonfinite, strict=True):
         if is_bad:
             raise UserError(
