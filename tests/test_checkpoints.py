@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from vcsoup_dist.checkpoints.companions import (
     companion_files,
     copy_companions,
-    require_same_companions,
 )
 from vcsoup_dist.checkpoints.layout import read_layout, tensor_bytes
 from vcsoup_dist.checkpoints.reader import CheckpointReader
@@ -314,30 +313,3 @@ def test_companions_are_copied_and_weights_and_logs_are_not(tmp_path):
         "generation_config.json", "tokenizer.json",
     ]  # fmt: skip
     assert copy_companions(source, target) == expected == list(companion_files(target))
-
-
-def test_companions_that_differ_only_in_how_they_were_saved_are_the_same(tmp_path):
-    p = model_files(tmp_path / "p", tokenizer={"model": {"a": 0}, "padding": None})
-    q = model_files(
-        tmp_path / "q",
-        config={"dtype": "float32", "transformers_version": "5", "hidden_size": 8},
-        tokenizer={"padding": {"length": 8}, "model": {"a": 0}},
-    )
-    require_same_companions([p, q], ["p", "q"])
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({"tokenizer": {"model": {"a": 1}}}, "tokenizer.json of policies p and q .*'model'"),
-        ({}, "policy p has tokenizer.json, policy q has not"),
-        ({"tokenizer": {"model": {"a": 0}}, "vocab": {}}, "policy q has vocab.json, policy p"),
-        ({"tokenizer": {"model": {"a": 0}}, "config": {"hidden_size": 9}}, r"'hidden_size' \(8 an"),
-        ({"tokenizer": [1]}, "tokenizer.json: its JSON is no object"),
-    ],
-)
-def test_companions_that_differ_in_what_they_say_are_named(tmp_path, files, message):
-    p = model_files(tmp_path / "p", tokenizer={"model": {"a": 0}})
-    q = model_files(tmp_path / "q", **files)
-    with pytest.raises(UserError, match=message):
-        require_same_companions([p, q], ["p", "q"])

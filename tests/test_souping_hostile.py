@@ -270,32 +270,36 @@ def test_snapshots_of_the_hub_cache_are_read_and_copied_by_content(tmp_path, sou
     assert len(set(names)) == 2 and "models--p" in names[0] and "models--q" in names[1]
 
 
-def test_companions_that_are_links_are_copied_by_content_and_outside_nothing_changes(
-    tmp_path, soup
-):
+def test_links_go_along_only_where_they_lead_into_the_policy(tmp_path, soup):
     outside = tmp_path / "outside"
     (outside / "templates").mkdir(parents=True)
     (outside / "templates" / "tools.jinja").write_text("tools")
-    (outside / "secret").write_text('{"model": {"a": 0}}')
+    (outside / "secret").write_text("root:x:0:0")
     for name in ("p", "q"):
         policy = write_policy(tmp_path / name, small(1))
-        (policy / "tokenizer.json").unlink()
-        (policy / "tokenizer.json").symlink_to(outside / "secret")
-        (policy / "additional_chat_templates").symlink_to(outside / "templates")
-        (policy / "modeling_x.py").symlink_to("/dev/null")
+        (policy / "tokenizer.json").rename(policy / "tokenizer-v2.json")
+        (policy / "tokenizer.json").symlink_to("tokenizer-v2.json")
+        (policy / "extra").symlink_to(outside / "templates")
+        (policy / "modeling_x.py").symlink_to(outside / "secret")
+        (policy / "modeling_y.py").symlink_to("/dev/null")
         (policy / "README.md").write_text("of the policy")
         (policy / "manifest.json").write_text("of the policy")
-    soup("--dtype", "bf16")
+    said = soup("--dtype", "bf16")
+    for left in ("modeling_x.py (a link to elsewhere)", "extra/", "modeling_y.py"):
+        assert left in said
     out = tmp_path / "out"
     assert not [path for path in out.rglob("*") if path.is_symlink()]
     assert set(files_of(out)) == {
-        "README.md", "additional_chat_templates/tools.jinja", "config.json", "manifest.json",
-        "model.safetensors", "tokenizer.json",
+        "README.md", "config.json", "manifest.json", "model.safetensors", "tokenizer-v2.json",
+        "tokenizer.json",
     }  # fmt: skip
     assert (out / "tokenizer.json").read_text() == '{"model": {"a": 0}}'
-    assert (out / "additional_chat_templates" / "tools.jinja").read_text() == "tools"
     assert "of the policy" not in (out / "README.md").read_text()
     verify_directory(out)
+    (tmp_path / "p" / "tokenizer_config.json").symlink_to(outside / "secret.json")
+    (outside / "secret.json").write_text("{}")
+    command = ["merge", "p", "q", "--weights", "0.5,0.5", "--out", "other"]
+    assert "outside of the model directory" in vcsoup(*command, folder=tmp_path, code=2)
 
 
 POLICY_NAMES = [

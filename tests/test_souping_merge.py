@@ -293,8 +293,10 @@ MISFITS = {
         r"quantised weights \(half of F8_E4M3\)",
     ),
     "quantised": (lambda t: t, {"config": {"quantization_config": {"bits": 4}}}, "quantization_co"),
-    "tokenizer": (lambda t: t, {"tokenizer": {"model": {"a": 1}}}, "tokenizer.json of policies"),
-    "config": (lambda t: t, {"config": {"hidden_size": 9}}, "config.json of policies helpful and"),
+    "tokenizer": (lambda t: t, {"tokenizer": {"model": {"a": 1}}}, "in tokenizer: its model"),
+    "config": (
+        lambda t: t, {"config": {"hidden_size": 9}}, "helpful and harmless differ in config.json",
+    ),
 }  # fmt: skip
 
 

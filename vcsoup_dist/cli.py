@@ -261,7 +261,7 @@ def merge(
         list[Path] | None,
         typer.Argument(
             metavar="POLICY... | RECIPE",
-            help="Hugging Face model directories or DeepSpeed checkpoints; or a recipe.",
+            help="Model directories or DeepSpeed checkpoints; a recipe; or a mergekit YAML.",
         ),
     ] = None,
     out: Annotated[
@@ -285,6 +285,10 @@ def merge(
         typer.Option(
             help="theta_0, for theta_0 + sum of w (policy - theta_0); any sum of weights."
         ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Whose config and tokenizer soups get; the first policy's by default."),
     ] = None,
     dtype: Annotated[
         str | None,
@@ -335,6 +339,10 @@ def merge(
     """
     policies = policies or []
     given = _given(context)
+    if len(policies) == 1 and _is_recipe(policies[0]) and _is_mergekit(policies[0]):
+        if config is not None:
+            raise UserError(f"{policies[0]}: give one mergekit configuration, not --config too")
+        policies, config = [], policies[0]
     if len(policies) == 1 and _is_recipe(policies[0]):
         shares = given & {"--rank", "--world-size", "--finalise"}
         if others := given - shares - {"--policies", "--run-dir"}:
@@ -364,6 +372,7 @@ def merge(
         seed=seed,
         config=config,
         base=base,
+        model=model,
         dtype=dtype,
         memory=_size(memory, "--memory"),
         shard_size=None if shard_size == "inputs" else _size(shard_size, "--shard-size"),
@@ -664,6 +673,22 @@ def _merge_shares(recipe_file: Path, run_dir: Path | None, rank: int | None, siz
             publish_shares(recipe, workspace, missing, size)
         else:
             make_share(recipe, workspace, missing, rank, size)
+
+
+def _is_mergekit(file: Path) -> bool:
+    """Whether a YAML is mergekit's; UserError where it is that of a recipe neither."""
+    from vcsoup_dist.recipe import Recipe
+    from vcsoup_dist.souping.mergekit_config import MARKS, yaml_keys
+
+    keys = yaml_keys(file)
+    if keys is not None and keys & MARKS:
+        return True
+    if keys is not None and not keys & Recipe.model_fields.keys():
+        raise UserError(
+            f"{file}: is neither a recipe (`name`, `model`, `values`) nor a mergekit configuration"
+            " (`models`, `merge_method`)"
+        )
+    return False
 
 
 def _numbers(row: str) -> list[float]:

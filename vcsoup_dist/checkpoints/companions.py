@@ -1,66 +1,83 @@
-"""The files that make weights a model directory: configs, tokenizer, chat templates."""
+"""The files that make weights a model directory: configs, tokenizer, templates, code, licence.
+
+Nobody knows all their names, so whatever is small goes along unless it is known to be of another
+kind: weights, states of a trainer, logs, a README. What stays behind is said.
+"""
 
 from __future__ import annotations
 
-import json
+import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from vcsoup_dist.checkpoints.digests import digest
 from vcsoup_dist.errors import UserError
 
 CONFIG_NAME = "config.json"
 
-TOKENIZER_PATTERNS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "*.tiktoken",
-    "chat_template.jinja",
-    "chat_template.json",
-    "additional_chat_templates/*.jinja",
+SMALL = 1 << 26
+"""Bytes: a larger file of no known name stays behind."""
+MOST_IN_FOLDER = 100
+"""Files: a folder that holds more is something else than a part of a model."""
+
+_NEEDED = re.compile(
+    r"config\.json|generation_config\.json|(pre)?processor_config\.json|tokenizer.*|vocab\..*"
+    r"|merges\.txt|special_tokens_map\.json|added_tokens\.json|chat_template\..*|tekken\.json"
+    r"|.*\.(tiktoken|spm)|(spiece|spm|sentencepiece(\.bpe)?)\.model"
 )
-COMPANION_PATTERNS = (
-    CONFIG_NAME,
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "*.py",  # code of models outside transformers: copied, never run here
-    *TOKENIZER_PATTERNS,
+"""Without these a model cannot be used: they go along whatever their size."""
+
+_WEIGHTS = re.compile(
+    r".*\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|gguf|ggml|onnx|onnx_data|npz|npy|tflite|pkl"
+    r"|pickle|distcp|engine|pdparams|ot|zip|tar|gz|parquet|arrow)(\..*)?|.*\.index\.json"
+)
+_OTHERS = re.compile(
+    r"readme.*|manifest\.json|product\.json|trainer_.*|training_.*|.*_results\.json|.*\.log"
+    r"|.*log\.jsonl?|log_history.*|events\.out\..*|optimizer.*|scheduler.*|rng_state.*|scaler.*"
+    r"|latest|zero_to_fp32\.py|adapter_config\.json|quantize_config\.json|hf_quant_config\.json"
+    r"|mergekit_config\.ya?ml|.*\.(out|err|tmp|lock|partial)",
+    re.IGNORECASE,
+)
+_OTHER_FOLDERS = re.compile(
+    r"checkpoint-.*|global_step.*|step-.*|iter_.*|runs|logs?|wandb|tensorboard|mlruns|original"
+    r"|onnx|openvino|metal|gguf|__pycache__"
 )
 
-# Top-level keys that say how a file was saved or used, not what the model is.
-IGNORED_KEYS = {
-    CONFIG_NAME: {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"},
-    "tokenizer.json": {"truncation", "padding"},
-    "tokenizer_config.json": {
-        "name_or_path",
-        "is_local",
-        "local_files_only",
-        "backend",
-        "processor_class",
-        "model_max_length",
-        "padding_side",
-        "truncation_side",
-    },
-}
+
+@dataclass
+class Companions:
+    """Of one model directory."""
+
+    files: dict[str, Path] = field(default_factory=dict)
+    """Relative name -> file, in order of name."""
+    left: list[str] = field(default_factory=list)
+    """Names of what stays behind, folders with a slash at the end, weights and READMEs not."""
 
 
-def companion_files(
-    directory: Path, patterns: Sequence[str] = COMPANION_PATTERNS
-) -> dict[str, Path]:
+def find_companions(directory: Path) -> Companions:
+    """What goes along with the weights, and what does not.
+
+    A link goes along where it leads to a file of the directory, or of the hub's cache that its
+    config is in; others are left. UserError for a link to elsewhere that the model needs.
+    """
+    found = Companions()
+    for path in sorted(directory.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            _look_into(path, directory, found)
+        elif _goes_along(path, directory, found):
+            found.files[path.name] = path
+    found.files = dict(sorted(found.files.items()))
+    return found
+
+
+def companion_files(directory: Path) -> dict[str, Path]:
     """The companions a model directory has: relative name -> file, in order of name."""
-    found = (file for pattern in patterns for file in directory.glob(pattern) if file.is_file())
-    return dict(sorted((file.relative_to(directory).as_posix(), file) for file in found))
+    return find_companions(directory).files
 
 
 def companion_digests(directory: Path) -> dict[str, str]:
@@ -78,60 +95,68 @@ def copy_companions(source: Path, target: Path) -> list[str]:
     """Copy all companions of `source` into the directory `target`; their relative names."""
     files = companion_files(source)
     for name, file in files.items():
-        (target / name).parent.mkdir(exist_ok=True)
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target / name)  # follows links: hub caches are made of them
     return list(files)
 
 
-def require_same_companions(directories: Sequence[Path], names: Sequence[str]) -> None:
-    """UserError where a model's config or tokenizer files differ from those of the first.
-
-    JSON is compared by content, without the keys that say how a file was saved; all else by byte.
-    """
-    patterns = (CONFIG_NAME, *TOKENIZER_PATTERNS)
-    first, *others = (companion_files(directory, patterns) for directory in directories)
-    for name, other in zip(names[1:], others, strict=True):
-        for file in sorted(first.keys() | other.keys()):
-            if file not in first or file not in other:
-                has, lacks = (names[0], name) if file in first else (name, names[0])
-                raise UserError(
-                    f"policy {has} has {file}, policy {lacks} has not; if the two are meant to"
-                    " speak the same tokens, copy it over"
-                )
-            difference = _difference(file, first[file], other[file])
-            if difference is not None:
-                raise UserError(
-                    f"{file} of policies {names[0]} and {name} differs {difference}: only policies"
-                    " of one model with one tokenizer can be merged"
-                )
+def _look_into(folder: Path, directory: Path, found: Companions) -> None:
+    """A folder such as `1_Pooling` or `additional_chat_templates` goes along as a whole."""
+    name = folder.relative_to(directory).as_posix()
+    inside = Companions()
+    files = list(_below(folder))
+    whole = not _OTHER_FOLDERS.fullmatch(folder.name) and _is_inside(folder, directory)
+    if whole and len(files) <= MOST_IN_FOLDER:
+        for file in files:
+            if _goes_along(file, directory, inside):
+                inside.files[file.relative_to(directory).as_posix()] = file
+            elif _WEIGHTS.fullmatch(file.name):
+                whole = False
+        size = sum(file.stat().st_size for file in inside.files.values())
+        if whole and size <= SMALL:
+            found.files |= inside.files
+            found.left += inside.left
+            return
+    if files:
+        found.left.append(f"{name}/")
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object; UserError where the file holds anything else."""
-    try:
-        value = json.loads(file.read_bytes())
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{file}: its JSON cannot be read ({reason})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{file}: its JSON is no object")
-    return value
+def _below(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(each for each in folders if not each.startswith("."))
+        yield from (Path(parent, each) for each in sorted(files) if not each.startswith("."))
 
 
-def _difference(name: str, left: Path, right: Path) -> str | None:
-    if left.read_bytes() == right.read_bytes():
-        return None
-    if left.suffix != ".json":
-        return "in its bytes"
-    one, two = read_json(left), read_json(right)
-    for key in sorted((one.keys() | two.keys()) - IGNORED_KEYS.get(name, set())):
-        if key not in one or key not in two or one[key] != two[key]:
-            return f"in {key!r} ({_short(one.get(key))} and {_short(two.get(key))})"
-    return None
+def _goes_along(path: Path, directory: Path, found: Companions) -> bool:
+    """Whether a file does; notes in `found.left` one that does not and is no weight or README."""
+    if _WEIGHTS.fullmatch(path.name) or path.name.lower().startswith("readme"):
+        return False
+    name = path.relative_to(directory).as_posix()
+    needed = _NEEDED.fullmatch(name) or name.startswith("additional_chat_templates/")
+    if not path.is_file() or _OTHERS.fullmatch(path.name) and not needed:
+        if path.is_symlink() or path.is_file():
+            found.left.append(name)
+        return False
+    if not _is_inside(path, directory):
+        if needed:
+            raise UserError(
+                f"{path}: is a link to {path.resolve()}, outside of the model directory; put the"
+                " file itself there"
+            )
+        found.left.append(f"{name} (a link to elsewhere)")
+        return False
+    if path.stat().st_size > SMALL and not needed:
+        found.left.append(f"{name} (large)")
+        return False
+    return True
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+def _is_inside(path: Path, directory: Path) -> bool:
+    """Whether a path leads to its directory, or to the blobs of the hub's cache that it is of."""
+    where, own = path.resolve(), directory.resolve()
+    if where.is_relative_to(own):
+        return True
+    blobs = (directory / CONFIG_NAME).resolve().parent
+    return (
+        blobs.name == "blobs" and blobs.parent.name.startswith("models--") and where.parent == blobs
+    )

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vcsoup_dist.checkpoints.companions import CONFIG_NAME, read_json
+from vcsoup_dist.checkpoints.companions import CONFIG_NAME
 from vcsoup_dist.checkpoints.folders import describe
+from vcsoup_dist.checkpoints.json_file import read_json
 from vcsoup_dist.checkpoints.layout import Source, TensorSpec
 from vcsoup_dist.checkpoints.sources import open_source
 from vcsoup_dist.checkpoints.tensor_names import is_recomputed, with_names

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from vcsoup_dist.checkpoints.sources import open_source
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import log
 from vcsoup_dist.souping.against_model import fitted
+from vcsoup_dist.souping.arguments import Folder, as_path
 from vcsoup_dist.souping.formats import format_named
 from vcsoup_dist.souping.preflight import SHARD_SIZE, plan_merge, require_config
 from vcsoup_dist.souping.screen import last_line
@@ -17,10 +17,10 @@ from vcsoup_dist.souping.write import Written, write_soups
 
 
 def export(
-    checkpoint: Path,
+    checkpoint: Folder,
     *,
-    out: Path,
-    model: Path | None = None,
+    out: Folder,
+    model: Folder | None = None,
     frozen_from_model: bool = False,
     dtype: str | None = None,
     memory: int = 1 << 30,
@@ -36,6 +36,8 @@ def export(
 
     Goes on after a kill. UserError as for `merge`, and where `model` has other tensors.
     """
+    checkpoint, out = as_path(checkpoint, "checkpoint"), as_path(out, "out")
+    model = None if model is None else as_path(model, "model")
     began = time.monotonic()
     name = out.absolute().name
     written_as = format_named(dtype, "--dtype") if dtype else None

@@ -57,6 +57,27 @@ def random_weights(values: int, count: int, seed: int) -> list[tuple[float, ...]
     return rows
 
 
+def distinct_random_weights(
+    values: int, count: int, seed: int, *, cap: int = 10_000
+) -> list[tuple[float, ...]]:
+    """The first `count` draws of `random_weights` that differ in their names (six decimals).
+
+    UserError for more than `cap`, and for several soups of one value, which has only one.
+    """
+    if not 1 <= count <= cap:
+        raise UserError(f"--random is a number of soups, from 1 to {cap:,}, got {count}")
+    if values == 1 and count > 1:
+        raise UserError(f"one policy has one soup, not {count}: give more policies")
+    rows: dict[tuple[str, ...], tuple[float, ...]] = {}
+    drawn = count
+    while len(rows) < count:
+        rows = {}
+        for row in random_weights(values, drawn, seed):
+            rows.setdefault(tuple(map(_decimal, row)), row)
+        drawn += drawn // 10 + 1
+    return list(rows.values())[:count]
+
+
 def validate_weights(
     weights: Sequence[float], *, extrapolate: bool = False, any_sum: bool = False
 ) -> None:

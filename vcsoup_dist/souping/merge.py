@@ -8,8 +8,14 @@ from pathlib import Path
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import log
+from vcsoup_dist.souping.arguments import Folder, as_bytes, as_path, as_paths, as_rows
 from vcsoup_dist.souping.formats import format_named
-from vcsoup_dist.souping.grids import random_weights, simplex_grid, validate_weights, weights_name
+from vcsoup_dist.souping.grids import (
+    distinct_random_weights,
+    simplex_grid,
+    validate_weights,
+    weights_name,
+)
 from vcsoup_dist.souping.mergekit_config import read_mergekit_config
 from vcsoup_dist.souping.preflight import SHARD_SIZE, MergePlan, check_disk, plan_merge
 from vcsoup_dist.souping.screen import describe, expected_seconds, last_line, not_done
@@ -26,15 +32,16 @@ from vcsoup_dist.souping.write import (
 
 
 def merge(
-    policies: Sequence[Path],
+    policies: Sequence[Folder],
     *,
-    out: Path,
-    weights: Sequence[Sequence[float]] | None = None,
+    out: Folder,
+    weights: Sequence[float] | Sequence[Sequence[float]] | None = None,
     grid: float | None = None,
     random: int | None = None,
     seed: int = 0,
-    config: Path | None = None,
-    base: Path | None = None,
+    config: Folder | None = None,
+    base: Folder | None = None,
+    model: Folder | None = None,
     dtype: str | None = None,
     memory: int = 1 << 30,
     shard_size: int | None = SHARD_SIZE,
@@ -56,7 +63,8 @@ def merge(
     by `seed` from the uniform distribution on the simplex instead; config: a mergekit YAML
     instead of policies and weights; out: the soup's directory, or with several soups the one in
     which each gets a directory named by its weights; base: theta_0, for
-    theta_0 + sum_i lambda_i (theta_i - theta_0); dtype: "bf16", "fp16", "fp32" or "fp64" of what
+    theta_0 + sum_i lambda_i (theta_i - theta_0); model: whose config and tokenizer the soups get,
+    the first policy's that has them where None; dtype: "bf16", "fp16", "fp32" or "fp64" of what
     is written, the first policy's where None; memory: bytes; shard_size: bytes per file, None
     for files cut as the first policy's; rank, world_size: which share of the files this process
     writes; finalise: only publish what all ranks have written; dry_run: only say what would be
@@ -64,8 +72,17 @@ def merge(
     overwrite: replace what is at `out`; extrapolate: allow weights outside [0, 1];
     allow_nonfinite: sum NaN and infinity as IEEE says; sha256: record also these hashes.
 
-    Run again it goes on, or has nothing to do. UserError for whatever a person can mend.
+    Folders are strings or paths; one row of weights may be given by itself.
+
+    Run again it goes on, or has nothing to do. UserError for whatever a person can mend, TypeError
+    for an argument of another type.
     """
+    policies, out = as_paths(policies, "policies"), as_path(out, "out")
+    config = None if config is None else as_path(config, "config")
+    base = None if base is None else as_path(base, "base")
+    model = None if model is None else as_path(model, "model")
+    weights = None if weights is None else as_rows(weights, "weights")
+    memory = as_bytes(memory, "memory")
     if config is not None:
         if policies or weights or grid is not None or random is not None or base is not None:
             raise UserError("--config names policies, weights and base; give no others")
@@ -86,10 +103,16 @@ def merge(
     if len(soups) < len(rows):
         raise UserError("two soups have the same weights to six decimals; give one of them")
     plan = plan_merge(
-        policies, soups, names=names, base=base, dtype=written_as, shard_size=shard_size
+        policies,
+        soups,
+        names=names,
+        base=base,
+        dtype=written_as,
+        shard_size=shard_size,
+        companions=model,
     )
     where = placement(plan, out, inside=inside)
-    require_apart(where, [*policies, *([base] if base else [])])
+    require_apart(where, [*policies, *(each for each in (base, model) if each)])
     if finalise:
         return _finalise(plan, where, world_size, overwrite, sha256)
     for line in describe(plan, where, memory=memory):
@@ -161,9 +184,7 @@ def _rows(
     if grid is not None:
         return list(simplex_grid(len(policies), grid))
     if random is not None:
-        if random < 1:
-            raise UserError(f"--random is a number of soups, got {random}")
-        return list(random_weights(len(policies), random, seed))
+        return list(distinct_random_weights(len(policies), random, seed))
     assert weights is not None
     for row in weights:
         if len(row) != len(policies):

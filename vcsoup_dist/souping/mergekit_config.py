@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping.formats import format_named
 from vcsoup_dist.yaml_file import read_yaml
@@ -30,6 +32,24 @@ class MergekitConfig:
     base: Path | None
     dtype: str | None
     """safetensors' name of what is written; None for the first policy's."""
+
+
+MARKS = {"models", "merge_method", "slices", "modules"}
+"""Keys of mergekit that no recipe has."""
+_MOST = 1 << 20  # bytes: no configuration is longer
+
+
+def yaml_keys(file: Path) -> set[str] | None:
+    """The keys of a YAML mapping, to tell mergekit's from a recipe; none of anything else.
+
+    None where it cannot be read.
+    """
+    try:
+        with open(file, "rb") as opened:
+            content = yaml.load(opened.read(_MOST), yaml.BaseLoader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return None
+    return set(map(str, content)) if isinstance(content, dict) else set()
 
 
 def read_mergekit_config(file: Path) -> MergekitConfig:

@@ -16,9 +16,8 @@ from vcsoup_dist.checkpoints.companions import (
     CONFIG_NAME,
     companion_digests,
     companion_files,
-    read_json,
-    require_same_companions,
 )
+from vcsoup_dist.checkpoints.json_file import read_json
 from vcsoup_dist.checkpoints.layout import DTYPE_BITS, TensorSpec
 from vcsoup_dist.checkpoints.sources import Source, open_source
 from vcsoup_dist.checkpoints.writer import Shard, TensorMeta, header_bytes, plan_shards, shards_like
@@ -26,6 +25,7 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import log
 from vcsoup_dist.souping.alignment import aligned
 from vcsoup_dist.souping.compatible import require_same, require_summable
+from vcsoup_dist.souping.donor import choose_donor
 from vcsoup_dist.souping.formats import FLOAT_DTYPES, Float64
 from vcsoup_dist.souping.marks import FileState, files_of, source_mark, state_of
 from vcsoup_dist.souping.stream import Recipients
@@ -104,7 +104,10 @@ def plan_merge(
         if len(row) != len(policies):
             raise UserError(f"soup {soup} has {len(row)} weights for {len(policies)} policies")
         if not all(weight == 0 or 1e-100 < abs(weight) < 1e100 for weight in row):
-            raise UserError(f"soup {soup}: weights must be finite, got {list(row)}")
+            raise UserError(
+                f"soup {soup}: weights must be finite, and 0 or between 1e-100 and 1e100 in size,"
+                f" got {list(row)}"
+            )
         if Path(soup).name != soup or soup in ("", ".."):
             raise UserError(f"soup {soup!r}: its name is no plain folder name")
     if shard_size is not None and shard_size < 1:
@@ -131,17 +134,12 @@ def plan_merge(
         _check_not_quantised(source, name)
         for note in source.notes:
             log.info("%s: %s", name, note)
-    described = [
-        (name, source.path)
-        for name, source in zip(names, sources, strict=True)
-        if (source.path / CONFIG_NAME).is_file()
-    ]
-    if described:
-        require_same_companions([path for _, path in described], [name for name, _ in described])
-    donors = [path for _, path in described]
-    if base is not None and (base / CONFIG_NAME).is_file():
-        donors.append(base)  # also where it cancels
-    donor = companions or (donors[0] if donors else None)
+    named_base = (base_name, base) if base is not None and base_name else None
+    donor = choose_donor(
+        list(zip(names, (source.path for source in sources[: len(policies)]), strict=False)),
+        named_base,
+        companions,
+    )
     return MergePlan(
         sources=tuple(sources),
         names=tuple(names),

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vcsoup_dist import __version__
-from vcsoup_dist.checkpoints.companions import CONFIG_NAME, copy_companions, read_json
+from vcsoup_dist.checkpoints.companions import CONFIG_NAME, copy_companions
 from vcsoup_dist.checkpoints.digests import weights_digest
+from vcsoup_dist.checkpoints.json_file import read_json
 from vcsoup_dist.checkpoints.writer import ShardFile, write_index
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import sync_tree

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from vcsoup_dist.checkpoints.companions import find_companions
 from vcsoup_dist.checkpoints.pages import Bytes
 from vcsoup_dist.checkpoints.writer import Shard, ShardFile
 from vcsoup_dist.errors import UserError
@@ -25,6 +26,7 @@ from vcsoup_dist.souping.write import Written, open_files
 
 SAMPLE = 1 << 28  # bytes that are read and written for the expected time
 MOST_SOUPS = 8  # that are listed by name
+MOST_LEFT = 8  # the same of files that are not copied
 
 
 def describe(plan: MergePlan, where: Placement, *, memory: int) -> list[str]:
@@ -54,6 +56,10 @@ def describe(plan: MergePlan, where: Placement, *, memory: int) -> list[str]:
             else "none: no policy has a config.json, soups will be weights only"
         ),
     ]
+    left = find_companions(plan.companions).left if plan.companions else []
+    if left:
+        more = f" and {len(left) - MOST_LEFT} more" if len(left) > MOST_LEFT else ""
+        lines.append(f"left      of its files: {', '.join(left[:MOST_LEFT])}{more}")
     formula = "sum" if plan.base is None else f"difference from {plan.base}"
     for soup, row in list(plan.soups.items())[:MOST_SOUPS]:
         lines.append(f"soup      {soup} ({formula}): {', '.join(map(repr, row))}")

@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vcsoup_dist.checkpoints.companions import companion_files, read_json
+from vcsoup_dist.checkpoints.companions import companion_files
 from vcsoup_dist.checkpoints.digests import combined, digest
+from vcsoup_dist.checkpoints.json_file import read_json
 from vcsoup_dist.checkpoints.layout import raw_header, read_layout
 from vcsoup_dist.checkpoints.pages import PAGE, Bytes, page_buffer
 from vcsoup_dist.checkpoints.reader import CheckpointReader
 from vcsoup_dist.checkpoints.writer import Shard
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import progress
+from vcsoup_dist.souping.arguments import Folder, as_path
 from vcsoup_dist.souping.manifest import FORMAT, MANIFEST_NAME, shard_digest
 from vcsoup_dist.souping.pieces import Piece, cut_pieces
 from vcsoup_dist.souping.preflight import MergePlan
@@ -68,8 +70,9 @@ def verify_soups(
     return Verified(len({piece.tensor for piece in pieces}), compared)
 
 
-def verify_directory(folder: Path, *, memory: int = 1 << 30) -> Verified:
+def verify_directory(folder: Folder, *, memory: int = 1 << 30) -> Verified:
     """Compare the files of a soup with its `manifest.json`; UserError for one that differs."""
+    folder = as_path(folder, "folder")
     manifest = _read_manifest(folder)
     files: dict[str, dict[str, Any]] = manifest["files"]
     layout = read_layout(folder)

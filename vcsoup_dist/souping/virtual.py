@@ -25,6 +25,7 @@ from vcsoup_dist.checkpoints.pages import Bytes
 from vcsoup_dist.checkpoints.reader import CheckpointReader
 from vcsoup_dist.checkpoints.sources import Source, open_source
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.souping.arguments import as_path, as_row
 from vcsoup_dist.souping.compatible import require_same, require_summable
 from vcsoup_dist.souping.formats import FLOAT_DTYPES
 from vcsoup_dist.souping.grids import validate_weights
@@ -66,6 +67,7 @@ class LiveSoup:
         model = self._model()
         if model is None:
             raise UserError("the model that this soup was loaded into is gone")
+        weights = as_row(weights, "weights")
         _check_weights(weights, self.policies)
         fills, _ = _plan(model, self.policies)
         self.weights = None
@@ -94,8 +96,12 @@ def load_soup(
     disk or without memory. UserError with the model half filled where a policy holds NaN or
     infinity.
     """
+    if isinstance(policies, (str, Path)):
+        raise TypeError(f"policies must be a list of paths or strings, got {policies!r}")
+    weights = as_row(weights, "weights")
     sources = tuple(
-        each if isinstance(each, Source) else open_source(Path(each)) for each in policies
+        each if isinstance(each, Source) else open_source(as_path(each, "policies"))
+        for each in policies
     )
     _check_weights(weights, sources)
     _check_policies(sources)
