@@ -224,3 +224,16 @@ def test_what_slurm_refuses_leaves_no_folder(world, tmp_path):
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1 and "sbatch" in done.stderr
     assert not (world / "project" / "runs").exists()
+
+
+def test_a_key_set_on_the_command_line_is_as_an_edited_recipe(world):
+    project = world / "project"
+    vcsoup("score", "recipe.yaml", "--set", "scoring.shard_pairs=7", cwd=project)
+    root = project / "runs" / "small"
+    assert "shard_pairs: 7" in (root / "recipe.yaml").read_text()
+    assert is_made("score", vcsoup("status", root, cwd=project))
+    assert not is_made("score", vcsoup("status", "recipe.yaml", cwd=project))
+    (project / "recipe.yaml").write_text(RECIPE + "scoring: {shard_pairs: 7}\n")
+    assert "nothing to do" in vcsoup("score", "recipe.yaml", cwd=project)
+    said = vcsoup("status", root, "--set", "seeds=[2]", cwd=project, code=2)
+    assert "--set changes a recipe, not the copy in a run directory" in said

@@ -107,14 +107,14 @@ def _start(
 
 
 @app.command()
-def check(recipe: RecipeFile, run_dir: RunDir = None) -> None:
+def check(recipe: RecipeFile, run_dir: RunDir = None, settings: Settings = None) -> None:
     """Check a recipe and say what will run and what it will cost; changes nothing.
 
     Example: vcsoup check examples/hh_llama3_8b.yaml
     """
     from vcsoup_dist.check.show import show_check
 
-    loaded, workspace, plan = _plan(recipe, run_dir, make=False)
+    loaded, workspace, plan = _plan(recipe, run_dir, make=False, settings=settings)
     show_check(loaded, workspace, plan)
 
 
@@ -122,6 +122,7 @@ def check(recipe: RecipeFile, run_dir: RunDir = None) -> None:
 def status(
     recipe: RecipeFile,
     run_dir: RunDir = None,
+    settings: Settings = None,
     products: Annotated[
         bool, typer.Option("--products", "-p", help="List every product with its mark instead.")
     ] = False,
@@ -132,7 +133,7 @@ def status(
     """
     from vcsoup_dist.plan.status import show_products, show_status
 
-    loaded, workspace, plan = _plan_or_recorded(recipe, run_dir)
+    loaded, workspace, plan = _plan_or_recorded(recipe, run_dir, settings)
     if products:
         show_products(loaded, workspace, plan)
     else:
@@ -140,7 +141,7 @@ def status(
 
 
 @app.command("reward-check")
-def reward_check(recipe: RecipeFile, run_dir: RunDir = None) -> None:
+def reward_check(recipe: RecipeFile, run_dir: RunDir = None, settings: Settings = None) -> None:
     """Load every reward, say what was understood of it, and score the first pair.
 
     Finds fresh heads, doubled start tokens, templates that lose text, rewards
@@ -152,26 +153,36 @@ def reward_check(recipe: RecipeFile, run_dir: RunDir = None) -> None:
     """
     from vcsoup_dist.check.rewards import check_rewards
 
-    loaded, _, plan = _plan(recipe, run_dir, make=False)
+    loaded, _, plan = _plan(recipe, run_dir, make=False, settings=settings)
     check_rewards(loaded, plan)
 
 
 @app.command()
-def score(recipe: RecipeFile, run_dir: RunDir = None, address: AddressOption = None) -> None:
+def score(
+    recipe: RecipeFile,
+    run_dir: RunDir = None,
+    settings: Settings = None,
+    address: AddressOption = None,
+) -> None:
     """Read the preference pairs and score them with every reward, on Ray actors.
 
     Example: vcsoup score recipe.yaml
     """
-    _make(recipe, run_dir, ["read", "score"], address=address)
+    _make(recipe, run_dir, ["read", "score"], address=address, settings=settings)
 
 
 @app.command("filter")
-def filter_pairs(recipe: RecipeFile, run_dir: RunDir = None, address: AddressOption = None) -> None:
+def filter_pairs(
+    recipe: RecipeFile,
+    run_dir: RunDir = None,
+    settings: Settings = None,
+    address: AddressOption = None,
+) -> None:
     """Keep the consistent pairs of every value.
 
     Example: vcsoup filter recipe.yaml
     """
-    _make(recipe, run_dir, ["filter"], address=address)
+    _make(recipe, run_dir, ["filter"], address=address, settings=settings)
 
 
 @app.command()
@@ -187,7 +198,12 @@ def values(recipe: RecipeFile) -> None:
 
 
 @app.command()
-def warmup(recipe: RecipeFile, run_dir: RunDir = None, launcher: LauncherOption = None) -> None:
+def warmup(
+    recipe: RecipeFile,
+    run_dir: RunDir = None,
+    settings: Settings = None,
+    launcher: LauncherOption = None,
+) -> None:
     """Make theta_0 by supervised fine-tuning on all chosen answers, where the recipe says so.
 
     `vcsoup reference` and `vcsoup train` do it by themselves.
@@ -196,11 +212,16 @@ def warmup(recipe: RecipeFile, run_dir: RunDir = None, launcher: LauncherOption 
 
     Example: vcsoup warmup recipe.yaml
     """
-    _make(recipe, run_dir, ["warmup"], launcher=launcher)
+    _make(recipe, run_dir, ["warmup"], launcher=launcher, settings=settings)
 
 
 @app.command()
-def reference(recipe: RecipeFile, run_dir: RunDir = None, launcher: LauncherOption = None) -> None:
+def reference(
+    recipe: RecipeFile,
+    run_dir: RunDir = None,
+    settings: Settings = None,
+    launcher: LauncherOption = None,
+) -> None:
     """Compute the log-probs of all pairs under theta_0, once for all policies.
 
     theta_0 is made first where the recipe has a `warmup`.
@@ -210,7 +231,7 @@ def reference(recipe: RecipeFile, run_dir: RunDir = None, launcher: LauncherOpti
 
     Example: vcsoup reference recipe.yaml
     """
-    _make(recipe, run_dir, ["warmup", "reference"], launcher=launcher)
+    _make(recipe, run_dir, ["warmup", "reference"], launcher=launcher, settings=settings)
 
 
 @app.command()
@@ -224,6 +245,7 @@ def train(
     ],
     recipe: RecipeFile,
     run_dir: RunDir = None,
+    settings: Settings = None,
     launcher: LauncherOption = None,
 ) -> None:
     """Train one value's policies (every method and seed), or one of them, with DeepSpeed.
@@ -239,7 +261,7 @@ def train(
     from vcsoup_dist.plan.find_run import find_run
     from vcsoup_dist.plan.products import policy_names
 
-    loaded = find_run(recipe, run_dir).recipe
+    loaded = find_run(recipe, run_dir, settings or ()).recipe
     known = loaded.trained_values()
     if value not in known and value not in (policies := policy_names(loaded)):
         known = policies if "/" in value else known
@@ -251,6 +273,7 @@ def train(
         stages,
         lambda each: each.stage != "train" or value in (each.value, each.name),
         launcher,
+        settings=settings,
     )
 
 
@@ -447,30 +470,36 @@ def verify(
 
 
 @app.command()
-def evaluate(recipe: RecipeFile, run_dir: RunDir = None, address: AddressOption = None) -> None:
+def evaluate(
+    recipe: RecipeFile,
+    run_dir: RunDir = None,
+    settings: Settings = None,
+    address: AddressOption = None,
+) -> None:
     """Generate held-out answers with every soup and score them, on Ray actors.
 
     Example: vcsoup evaluate recipe.yaml
     """
-    _make(recipe, run_dir, ["evaluate"], address=address)
+    _make(recipe, run_dir, ["evaluate"], address=address, settings=settings)
 
 
 @app.command()
-def report(recipe: RecipeFile, run_dir: RunDir = None) -> None:
+def report(recipe: RecipeFile, run_dir: RunDir = None, settings: Settings = None) -> None:
     """Find the Pareto fronts and write the report: HTML, PNG, CSV and JSON.
 
     Example: vcsoup report recipe.yaml
     """
     from vcsoup_dist.plan.result import show_result
 
-    _make(recipe, run_dir, ["report"])
-    show_result(_plan(recipe, run_dir, make=False)[1])
+    _make(recipe, run_dir, ["report"], settings=settings)
+    show_result(_plan(recipe, run_dir, make=False, settings=settings)[1])
 
 
 @app.command()
 def run(
     recipe: RecipeFile,
     run_dir: RunDir = None,
+    settings: Settings = None,
     launcher: LauncherOption = None,
     address: AddressOption = None,
 ) -> None:
@@ -485,7 +514,9 @@ def run(
     from vcsoup_dist.plan.products import STAGES
     from vcsoup_dist.plan.result import show_result
 
-    workspace = _make(recipe, run_dir, STAGES, launcher=launcher, address=address)
+    workspace = _make(
+        recipe, run_dir, STAGES, launcher=launcher, address=address, settings=settings
+    )
     show_result(workspace)
 
 
@@ -541,6 +572,7 @@ def cancel(recipe: RecipeFile, run_dir: RunDir = None) -> None:
 def clean(
     recipe: RecipeFile,
     run_dir: RunDir = None,
+    settings: Settings = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
 ) -> None:
     """Remove checkpoints of finished policies, stale products, and what `keep` gives up.
@@ -549,7 +581,7 @@ def clean(
     """
     from vcsoup_dist.plan.clean import removable, remove, size_of
 
-    loaded, workspace, plan = _plan(recipe, run_dir, make=False)
+    loaded, workspace, plan = _plan(recipe, run_dir, make=False, settings=settings)
     found = list(removable(loaded, workspace, plan))
     for folder, reason in found:
         print(f"{size_of(folder) / 1e9:9.3f} GB  {folder}  ({reason})")
@@ -575,7 +607,7 @@ def demo(
 
 
 def _plan(
-    recipe_file: Path, run_dir: Path | None, make: bool
+    recipe_file: Path, run_dir: Path | None, make: bool, settings: Sequence[str] | None = None
 ) -> tuple[Recipe, Workspace, list[Product]]:
     """Recipe, workspace and plan; the run directory is touched only where something is made."""
     from vcsoup_dist.identity import Hashes
@@ -584,7 +616,7 @@ def _plan(
     from vcsoup_dist.plan.products import make_plan
     from vcsoup_dist.workspace import Workspace
 
-    run = find_run(recipe_file, run_dir)
+    run = find_run(recipe_file, run_dir, settings or ())
     recipe, root = run.recipe, run.root
     workspace = Workspace.open(root, recipe) if make else Workspace.look(root, recipe)
     hashes = Hashes(root / "hashes.json")
@@ -596,7 +628,7 @@ def _plan(
 
 
 def _plan_or_recorded(
-    recipe_file: Path, run_dir: Path | None
+    recipe_file: Path, run_dir: Path | None, settings: Sequence[str] | None
 ) -> tuple[Recipe, Workspace, list[Product]]:
     """The plan of a recipe as it is now; of a run directory, or where models and files that it
     names are gone, that of its last command."""
@@ -604,11 +636,11 @@ def _plan_or_recorded(
     from vcsoup_dist.plan.plan_file import read_plan
     from vcsoup_dist.workspace import Workspace
 
-    run = find_run(recipe_file, run_dir)
+    run = find_run(recipe_file, run_dir, settings or ())
     recorded = read_plan(run.root)
     if not run.from_copy or recorded is None:
         try:
-            return _plan(recipe_file, run_dir, make=False)
+            return _plan(recipe_file, run_dir, make=False, settings=settings)
         except UserError as error:
             if recorded is None:
                 raise
@@ -625,10 +657,11 @@ def _make(
     only: Callable[[Product], bool] = lambda product: True,
     launcher: Launcher | None = None,
     address: str | None = None,
+    settings: Sequence[str] | None = None,
 ) -> Workspace:
     from vcsoup_dist.plan.run import make_missing
 
-    recipe, workspace, plan = _plan(recipe_file, run_dir, make=True)
+    recipe, workspace, plan = _plan(recipe_file, run_dir, make=True, settings=settings)
     if launcher:
         recipe = recipe.launched_by(launcher.value)
     if address:
