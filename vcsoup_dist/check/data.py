@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -111,15 +112,16 @@ def _look(recipe: Recipe, product: Product, key: str, source: Located, split: st
         place = Located(str(file), None, None) if file.is_file() else source
         rows = max(ROWS // len(shown), 20)
         sample = _sample(recipe, product, place, split, rows)
-        where = path.name if file == path else f"{path.name}/{file.relative_to(path)}"
+        where = path.name if file == path else f"{path.name}/{os.path.relpath(file, path)}"
         name = f"{key} ({where})" if file.is_file() else f"{key} ({where}, split {split})"
         yield from _judge(name, sample, recipe.scoring.max_bad_rows)
 
 
 def _sample(recipe: Recipe, product: Product, source: Located, split: str, rows: int) -> Sample:
     found = Sample()
-    end = time.monotonic() + SECONDS
+    end = None
     for number, row in _rows(recipe, product, source, split, found.tally, sample=rows + 1):
+        end = end or time.monotonic() + SECONDS
         if found.rows == rows or (found.rows and time.monotonic() > end):
             found.whole = False
             break

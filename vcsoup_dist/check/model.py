@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vcsoup_dist.check.data import ROWS
 from vcsoup_dist.preferences.pair import Pair
 from vcsoup_dist.preferences.rows import read_pairs
 from vcsoup_dist.recipe import Recipe
@@ -50,6 +51,7 @@ def _first_texts(recipe: Recipe, product: Product) -> Iterator[Texts]:
         subset=data.subset,
         split=data.split,
         columns=product.made_from["columns"],
+        sample=ROWS,
     )
     for _, row in rows:
         if isinstance(row, Pair):

@@ -11,6 +11,7 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.preferences.messages import MissingColumn
 from vcsoup_dist.preferences.pair import BadRow, LeftOut, Pair
 from vcsoup_dist.preferences.shapes import advice
+from vcsoup_dist.preferences.values import shown_names
 
 FIRST = 1000
 Outcome = TypeVar("Outcome", bound=Pair | BadRow | LeftOut | None)
@@ -66,7 +67,7 @@ class _Lacking:
         reason, _ = max(self.reasons.items(), key=lambda item: item[1], default=("", 0))
         if reason not in self.missing or self.missing[reason] in self.empty:
             return
-        name, there = self.missing[reason], ", ".join(self.there[reason]) or "none"
+        name, there = self.missing[reason], shown_names(self.there[reason]) or "none"
         if name in columns:
             raise UserError(
                 f"{source}: a reward takes its scores from the column `{name}`, which none of the "

@@ -23,6 +23,7 @@ from vcsoup_dist.preferences.rated import (
     helpsteer_ratings,
     ultrafeedback_ratings,
 )
+from vcsoup_dist.preferences.values import shown_names
 
 ORDERED: dict[str, Callable[[Row], Comparison]] = {"trl": from_trl, "hh": from_hh}
 RATED: dict[str, Callable[[Row, str, Sequence[str]], Comparison]] = {
@@ -88,7 +89,7 @@ def check_preferred_by(row: Row, format: str, preferred_by: str | None) -> None:
         given = "is missing" if preferred_by is None else f"is `{preferred_by}`"
         raise UserError(
             f"rows in format `{format}` need to know which response is chosen, but the key "
-            f"`preferred_by` {given}; the data offers: {', '.join(offered)}"
+            f"`preferred_by` {given}; the data offers: {shown_names(offered)}"
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from vcsoup_dist.preferences.canonical import LONGEST
 from vcsoup_dist.preferences.pair import BadRow, Row
+from vcsoup_dist.preferences.values import shown_names
 
 CUT = 500  # characters of a bad row that are kept for its reader
 LONGEST_LINE = 8 * LONGEST  # bytes; room for a few long texts with their escapes
@@ -32,7 +33,7 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         doubled = next(name for name in names if names.count(name) > 1)
-        raise BadRow(f"the key `{doubled[:40]}` is there twice")
+        raise BadRow(f"the key `{shown_names([doubled])}` is there twice")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 NOTHING = frozenset({"", "[]", "{}", "null", "None"})
@@ -20,6 +21,13 @@ class Unread:
 
     def __repr__(self) -> str:
         return f"<{self.reason}>"
+
+
+def shown_names(names: Iterable[str]) -> str:
+    """Names of columns as one line tells them, however odd or many they are."""
+    found = list(names)
+    shown = [each if each.isprintable() and len(each) <= 60 else repr(each[:60]) for each in found]
+    return ", ".join(shown[:40]) + (", …" if len(found) > 40 else "")
 
 
 def kind_of(value: Any) -> str:
