@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vcsoup_dist.errors import UserError
@@ -69,6 +69,7 @@ def test_odd_types_in_every_field_never_raise_anything_else(tmp_path_factory, ro
 
 
 @MANY
+@example([{"prompt": "0", "chosen": "0", "rejected": "l", "system": "null"}])
 @given(st.lists(GOOD_ROWS | ODD_ROWS.map(lambda row: {"odd": row}), min_size=1, max_size=5))
 def test_every_pair_is_what_its_row_says_and_no_good_row_is_lost(tmp_path_factory, rows):
     data = "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows).encode()

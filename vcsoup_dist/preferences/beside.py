@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from vcsoup_dist.preferences.messages import MEDIA
 from vcsoup_dist.preferences.pair import BadRow, Message, Row
-from vcsoup_dist.preferences.values import is_empty, kind_of
+from vcsoup_dist.preferences.values import is_blank, is_empty, kind_of
 
 SYSTEM = ("system", "system_prompt", "system_message")
 NOT_READ = frozenset({
@@ -24,11 +24,12 @@ def with_system(row: Row, prompt: list[Message]) -> list[Message]:
     """
     found: dict[str, str] = {}
     for name in SYSTEM:
-        if name not in row or is_empty(row[name]):
+        value = row.get(name)
+        if is_blank(value) if isinstance(value, str) else is_empty(value):
             continue
-        if not isinstance(row[name], str):
-            raise BadRow(f"`{name}` is {kind_of(row[name])}, not a text")
-        found[name] = row[name]
+        if not isinstance(value, str):
+            raise BadRow(f"`{name}` is {kind_of(value)}, not a text")
+        found[name] = value
     if not found:
         return prompt
     name, text = next(iter(found.items()))

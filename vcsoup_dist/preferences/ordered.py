@@ -23,7 +23,7 @@ from vcsoup_dist.preferences.messages import (
     wrong_roles,
 )
 from vcsoup_dist.preferences.pair import BadRow, Message, Row
-from vcsoup_dist.preferences.values import is_empty
+from vcsoup_dist.preferences.values import is_blank, is_empty
 
 HH_START = "\n\nHuman:"
 HH_END = "\n\nAssistant:"
@@ -112,7 +112,8 @@ def _check_start(row: Row, given: list[Message]) -> None:
 
     Of several turns a text may be the first question or the last.
     """
-    if is_empty(row.get("prompt")):
+    beside = row.get("prompt")
+    if is_blank(beside) if isinstance(beside, str) else is_empty(beside):
         return
     prompt = _prompt(row)
     text = isinstance(row["prompt"], str) and not is_transcript(row["prompt"])
