@@ -69,6 +69,7 @@ def test_odd_types_in_every_field_never_raise_anything_else(tmp_path_factory, ro
 
 
 @MANY
+@example([{"prompt": "0", "chosen": "\U00010cb3", "rejected": "l", "system": "\U00010cb3"}])
 @example([{"prompt": "0", "chosen": "0", "rejected": "l", "system": "null"}])
 @given(st.lists(GOOD_ROWS | ODD_ROWS.map(lambda row: {"odd": row}), min_size=1, max_size=5))
 def test_every_pair_is_what_its_row_says_and_no_good_row_is_lost(tmp_path_factory, rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -81,10 +82,13 @@ def is_empty(value: Any, depth: int = DEPTH) -> bool:
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text shows nothing: white space, zero-width and control characters alone."""
+    """Whether a text shows nothing: white space, zero-width and control characters alone.
+
+    Characters that this Unicode version does not know may show.
+    """
     bare = text.strip()
     return not bare or not (bare[0].isprintable() or any(map(_shows, bare)))
 
 
 def _shows(character: str) -> bool:
-    return character.isprintable() and not character.isspace()
+    return unicodedata.category(character) not in ("Cc", "Cf", "Zs", "Zl", "Zp")
