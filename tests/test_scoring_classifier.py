@@ -396,7 +396,7 @@ def test_a_head_under_another_librarys_name_is_named(llama: Path, tmp_path: Path
 
 
 def test_a_folder_that_is_no_model_is_refused_by_name(tmp_path: Path):
-    with pytest.raises(UserError, match=f"{tmp_path}: cannot load it"):
+    with pytest.raises(UserError, match=f"{tmp_path}: is empty"):
         load(tmp_path)
 
 

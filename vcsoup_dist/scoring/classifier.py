@@ -12,7 +12,7 @@ from vcsoup_dist.errors import UserError, is_stop, reason_of
 from vcsoup_dist.forward.template import choose_template
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import ClassifierReward
-from vcsoup_dist.scoring.heads import choose_columns, take_columns
+from vcsoup_dist.scoring.heads import choose_columns, chosen_by_default, take_columns
 from vcsoup_dist.scoring.loading import length_limit, load_classifier
 from vcsoup_dist.scoring.probing import PROBES, choose_way
 from vcsoup_dist.scoring.rewards import Scored, Text, failures_of
@@ -54,12 +54,13 @@ class Classifier:
             attention=reward.attention,
         )
         self.columns = choose_columns(rewards, self.choice.outputs, config.id2label, name, values)
+        self.unsaid = chosen_by_default(rewards, self.choice.outputs, config.id2label or {})
         tokens, whose = self.limit.tokens, self.limit.whose
         limit = "no limit of tokens" if tokens is None else f"at most {tokens} tokens ({whose})"
         self.description = (
             f"{name}: {self.choice.way.name}, {self.tokens_per_batch} tokens per batch, "
             f"{reward.dtype} on {device}, {limit} per text"
-            f"{''.join(f'; {reason}' for reason in self.choice.refused)}"
+            f"{''.join(f'; {each}' for each in [*self.choice.refused, *self.unsaid])}"
         )
 
     def encode(self, texts: Sequence[Text]) -> list[RewardText | str]:

@@ -65,12 +65,14 @@ def read_heads(returned: Any, heads: Sequence[str], texts: int, name: str) -> Ou
         named = isinstance(returned, Mapping)
         field = returned.get(head) if named else getattr(returned, head, None)
         if not isinstance(field, torch.Tensor):
-            raise UserError(f"{name}: it returns no `{head}`, but {_fields(returned)}; mend `head`")
+            fields = _fields(returned)
+            advice = "mend `head`" if fields.startswith("`") else "score it with a `callable`"
+            raise UserError(f"{name}: it returns no `{head}`, but {fields}; {advice}")
         rows = field[:, None] if field.ndim == 1 else field
         if rows.ndim != 2 or len(rows) != texts:
             raise UserError(
                 f"{name}: its `{head}` for {texts} texts have the shape {list(field.shape)}, "
-                "not [texts, outputs]"
+                "not [texts, outputs]; score it with a `callable`"
             )
         outputs[head] = rows.float()
     return outputs
@@ -109,6 +111,22 @@ def choose_columns(
             raise UserError(f"{owner}: `softmax` of its only output is always 1; leave it out")
         columns.append(Column(reward.head, index, reward.softmax, reward.sign))
     return columns
+
+
+def chosen_by_default(
+    rewards: Sequence[ClassifierReward], outputs: Outputs, labels: Mapping[int, str]
+) -> list[str]:
+    """What to know where a head has several outputs and a recipe does not say which it means."""
+    found = []
+    for reward in rewards:
+        count = outputs[reward.head].shape[1]
+        if count > 1 and "output" not in reward.model_fields_set:
+            names = f" ({', '.join(map(str, labels.values()))})" if len(labels) == count else ""
+            found.append(
+                f"its `{reward.head}` has {count} outputs{names} and `output` is not given: the "
+                "first, 0, is taken"
+            )
+    return found
 
 
 def _index(output: int | str, count: int, labels: Mapping[int, str]) -> int | None:

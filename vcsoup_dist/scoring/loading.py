@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from vcsoup_dist.checkpoints.folders import require_model
 from vcsoup_dist.errors import UserError, is_stop, reason_of
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import ClassifierReward
@@ -18,23 +20,42 @@ from vcsoup_dist.recipe import ClassifierReward
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 AUTO_CLASS = "AutoModelForSequenceClassification"
 VALUE_HEADS = ("value_head.safetensors", "value_head.bin")
+IN_A_LAYER = re.compile(r"\.(layers?|h|blocks?)\.\d+\.")
+BUFFER = re.compile(r"(inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias|position_ids)$")
+"""Names of constants that old versions stored."""
 NO_LIMIT = 1_000_000  # tokenizers without a limit say 1e30
 
 
 def load_classifier(reward: ClassifierReward, source: Located) -> tuple[Any, Any]:
     """Tokenizer and model, on the CPU. Raises UserError naming the model."""
     name, trusted = source.source, reward.trust_remote_code
+    if Path(name).is_dir():
+        require_model(Path(name), quantised=True)
     with _loading_errors(name):
         settings = _settings(source)
-    if AUTO_CLASS in (settings.get("auto_map") or {}) and not trusted:
+    own = settings.get("auto_map") or {}
+    if AUTO_CLASS in own and not trusted:
         raise UserError(
             f"{name}: it comes with Python code of its own for classification; read it, and "
             "consent with `trust_remote_code: true`"
         )
-    with _loading_errors(name), _alone_with_code(trusted):
+    with _loading_errors(name, own_code=bool(own)), _alone_with_code(trusted):
         tokenizer, model, found = _load(name, source.revision, reward.dtype, trusted)
-    if missing := sorted(found["missing_keys"]):
-        raise UserError(_fresh_head(source, missing, sorted(found["unexpected_keys"])))
+    missing, others = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    if missing:
+        raise UserError(_fresh_head(source, missing, others))
+    if found["mismatched_keys"]:
+        key, stored, wanted = sorted(found["mismatched_keys"])[0]
+        raise UserError(
+            f"{name}: its files hold {key} of the shape {list(stored)}, where its config asks for "
+            f"{list(wanted)}; mend the config (`num_labels` decides the head's), or give the files "
+            "that belong to it"
+        )
+    if surplus := [key for key in others if IN_A_LAYER.search(key) and not BUFFER.search(key)]:
+        raise UserError(
+            f"{name}: its files have {_some(surplus)}, for which its config has no place, so a "
+            "part of the model would be left out; give the config that belongs to it"
+        )
     return tokenizer, model
 
 
@@ -51,20 +72,31 @@ def _load(name: str, revision: str | None, dtype: str, trusted: bool) -> tuple[A
     where = {"revision": revision, "trust_remote_code": trusted}
     tokenizer = AutoTokenizer.from_pretrained(name, **where)
     model, found = AutoModelForSequenceClassification.from_pretrained(
-        name, dtype=DTYPES[dtype], output_loading_info=True, **where
+        name,
+        dtype=DTYPES[dtype],
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # so that we can say which
+        **where,
     )
     return tokenizer, model, found
 
 
 @contextmanager
-def _loading_errors(name: str) -> Iterator[None]:
+def _loading_errors(name: str, own_code: bool = False) -> Iterator[None]:
+    """own_code: whether the model comes with some."""
     try:
         yield
+    except UserError:
+        raise
     except BaseException as error:  # of transformers, safetensors, Rust, a model's own code
         if is_stop(error) and not isinstance(error, SystemExit):
             raise
+        reason = reason_of(error)
+        advice = ""
+        if own_code or "Unrecognized configuration class" in reason:
+            advice = "; where it has no class for that, score it with a `callable`"
         raise UserError(
-            f"{name}: cannot load it as a sequence classifier: {reason_of(error)}"
+            f"{name}: cannot load it as a sequence classifier: {reason}{advice}"
         ) from error
 
 
