@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,13 +38,13 @@ def check_model(recipe: Recipe, plan: Sequence[Product], stages: Collection[str]
     return check_base(source, None, recipe.training, recipe.evaluation, datasets)
 
 
-def _first_texts(recipe: Recipe, product: Product) -> Iterator[Texts]:
-    """The pairs of a dataset; none of one that lies on the hub."""
-    from vcsoup_dist.training.base_template import Texts
+def _first_texts(recipe: Recipe, product: Product) -> list[Texts]:
+    """The pairs of a dataset that are tried; none of one that lies on the hub."""
+    from vcsoup_dist.training.base_template import TRIED, Texts
 
     source, data = product.sources["data"], recipe.values[str(product.dataset)].data
     if data is None or not Path(source.source).exists():
-        return
+        return []
     rows = read_pairs(
         source,
         format=data.format,
@@ -53,6 +54,5 @@ def _first_texts(recipe: Recipe, product: Product) -> Iterator[Texts]:
         columns=product.made_from["columns"],
         sample=ROWS,
     )
-    for _, row in rows:
-        if isinstance(row, Pair):
-            yield Texts(row.id, row.prompt, row.chosen, row.rejected)
+    pairs = (row for _, row in rows if isinstance(row, Pair))
+    return [Texts(row.id, row.prompt, row.chosen, row.rejected) for row in islice(pairs, TRIED)]
