@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from vcsoup_dist.launch.ray_cluster import ray_cluster
 from vcsoup_dist.plan.products import make_plan
 from vcsoup_dist.recipe import ActorPool, Launch, Recipe
 from vcsoup_dist.recipe_file import load_recipe
-from vcsoup_dist.scoring import crew, stage
+from vcsoup_dist.scoring import crew, overdue, pools, stage
 from vcsoup_dist.scoring.actors import ShardTask
 from vcsoup_dist.scoring.crew import Crew, Pool
 from vcsoup_dist.scoring.pair_files import read_slice, train_slices
@@ -147,6 +148,66 @@ def test_fewer_actors_work_where_the_cluster_has_not_room_for_all(tmp_path, clus
     with caplog.at_level("WARNING", "vcsoup"):
         assert score(pool) == [pool]
     assert "room for 1 of 3 actors" in caplog.text and len(score_bytes(tmp_path)) == 5
+
+
+HANGS = """
+def hangs(prompt, response):
+    if response == "stuck":
+        (HERE / "pid").write_text(str(os.getpid()))
+        while not (HERE / "open").exists():
+            time.sleep(0.01)
+    return len(response)
+"""
+
+
+def test_a_shard_that_does_not_come_back_is_named_with_its_process(
+    tmp_path, cluster, monkeypatch, caplog
+):
+    monkeypatch.setattr(pools, "QUIET", 0.1)
+    monkeypatch.setattr(overdue, "PATIENCE", 1.0)
+    actors = ActorPool(actors=2, cpus_per_actor=0.1)
+    pool = pool_of(tmp_path, "hangs", [["a"], ["stuck"], ["b"]], actors)
+    with open(tmp_path / "rewards.py", "a") as code:
+        code.write(HANGS)
+    told = []
+
+    class Open(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "shard-00001.parquet: no result" in record.getMessage():
+                told.append(record.getMessage())
+                (tmp_path / "open").touch()
+
+    tell = Open()
+    logging.getLogger("vcsoup").addHandler(tell)
+    try:
+        assert score(pool) == [pool]
+    finally:
+        logging.getLogger("vcsoup").removeHandler(tell)
+    pid = (tmp_path / "pid").read_text()
+    assert f"from process {pid} on {platform.node()}; see its line by `py-spy dump`" in told[0]
+
+
+def test_the_log_speaks_of_overdue_work_ever_more_seldom_and_not_of_what_is_merely_slow(
+    monkeypatch,
+):
+    now = [0.0]
+    monkeypatch.setattr(overdue.time, "monotonic", lambda: now[0])
+    work = overdue.Overdue()
+    work.begin("first", "shard 0", "process 1 on a")
+    told = []
+    for now[0] in range(0, 3001, 60):
+        told += [(now[0], line) for line in work.lines()]
+    assert [seconds for seconds, _ in told] == [300, 600, 1200, 2400]
+    assert told[1][1] == "shard 0: no result for 10 minutes from process 1 on a"
+    work.finish("first")  # after 3000 s: others may take so long
+    work.begin("second", "shard 1", "process 2 on b")
+    now[0] += 11_000
+    assert work.lines() == []
+    now[0] += 1_000
+    assert work.lines() == ["shard 1: no result for 200 minutes from process 2 on b"]
+    work.drop("second")
+    now[0] += 100_000
+    assert work.lines() == []
 
 
 @pytest.mark.parametrize(

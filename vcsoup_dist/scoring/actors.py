@@ -18,6 +18,7 @@ from vcsoup_dist.forward.answer_text import DROPPED
 from vcsoup_dist.identity import Located
 from vcsoup_dist.launch.death import die_when_told, die_with_parent
 from vcsoup_dist.recipe import CallableReward, ClassifierReward
+from vcsoup_dist.scoring.overdue import this_process
 from vcsoup_dist.scoring.pair_files import PairSlice, read_slice
 from vcsoup_dist.scoring.rewards import Reward, Scored, Text, load_reward
 from vcsoup_dist.scoring.score_files import ScoreShard, write_scores
@@ -91,11 +92,11 @@ class ScoringActor:
         self.ahead: tuple[ShardTask, Future[tuple[list[str], Any]]] | None = None
         self.held: set[Path] = set()
 
-    def node(self) -> str:
-        """Id of the machine; answers as soon as Ray has found room for the actor."""
+    def place(self) -> tuple[str, str]:
+        """Id of the node, and where to find the process; once Ray has found room for the actor."""
         import ray
 
-        return str(ray.get_runtime_context().get_node_id())
+        return str(ray.get_runtime_context().get_node_id()), this_process()
 
     def load(self) -> str:
         """Load the reward; returns its description.

@@ -29,6 +29,7 @@ from vcsoup_dist.recipe import ActorPool, CallableReward, ClassifierReward
 from vcsoup_dist.scoring.actor_errors import is_out_of_memory, mendable
 from vcsoup_dist.scoring.actors import ScoringActor, ShardTask, Unscored
 from vcsoup_dist.scoring.groups import too_many_unscored
+from vcsoup_dist.scoring.overdue import Overdue
 from vcsoup_dist.scoring.quarantine import SetAside, write_quarantine
 
 log = logging.getLogger("vcsoup")
@@ -69,6 +70,8 @@ class _Seat:
     """Actors in this place, one after the other, that did not come so far as to load the reward."""
     node: str | None = None
     """The machine; None while the actor waits for room."""
+    place: str = ""
+    """Where its process is found."""
     loaded: bool = False
     task: ShardTask | None = None
     following: ShardTask | None = None
@@ -99,6 +102,7 @@ class Crew:
         """Those of them that have no reward."""
         self.has_loaded = False
         """Whether any actor ever loaded the reward: it is not the reward then that is broken."""
+        self.overdue = Overdue()
         for _ in range(fitting):
             self._hire(failures=0)
 
@@ -121,6 +125,14 @@ class Crew:
         """Whether no shard is left to score."""
         at_work = any(seat.task is not None for seat in self.seats)
         return not (self.queue or self.suspects or at_work)
+
+    def tell_of_overdue(self) -> None:
+        """Log which shards do not come back, and where they are."""
+        advice = "; see its line by `py-spy dump` there"
+        if isinstance(self.pool.rewards[0], CallableReward):
+            advice += ", or give what the function waits for a time limit"
+        for line in self.overdue.lines():
+            log.warning("%s%s", line, advice)
 
     def stop(self) -> None:
         """End all actors."""
@@ -154,25 +166,29 @@ class Crew:
         gpu = pool.actors.gpus_per_actor > 0
         seat = _Seat(kind.remote(pool.rewards, pool.source, pool.tokens_per_batch, gpu), failures)
         self.seats.append(seat)
-        self.pending[seat.actor.node.remote()] = seat
+        self.pending[seat.actor.place.remote()] = seat
 
     def _dismiss(self, seat: _Seat) -> None:
         self.seats.remove(seat)
+        self.overdue.drop(seat)
         self.pending = {ref: each for ref, each in self.pending.items() if each is not seat}
         ray.kill(seat.actor)
 
     def _succeeded(self, seat: _Seat, result: Any, advance: Callable[[float], None]) -> None:
         if seat.node is None:
-            seat.node = result
+            seat.node, seat.place = result
+            self.overdue.begin(seat, f"{self.pool.name}: loading the reward", seat.place)
             self.pending[seat.actor.load.remote()] = seat
         elif not seat.loaded:
             seat.loaded = True
+            self.overdue.drop(seat)
             if not self.has_loaded:
                 log.info("%s", result)
                 self.has_loaded = True
         else:
             task, seat.task = seat.task, None
             assert task is not None
+            self.overdue.finish(seat)
             self._check_unscored(task, result)
             self.finished += 1
             advance(task.pairs.rows)
@@ -296,6 +312,8 @@ class Crew:
         in_vain = seat.announced not in (None, seat.task)
         seat.alone = seat.following is None and not in_vain
         seat.announced = seat.following
+        assert seat.task is not None
+        self.overdue.begin(seat, seat.task.name, seat.place)
         self.pending[seat.actor.score.remote(seat.task, seat.following)] = seat
 
     def _next(self) -> ShardTask | None:

@@ -99,6 +99,8 @@ def _results(running: Sequence[Crew]) -> list[tuple[Any, Crew]]:
     began = time.monotonic()
     while True:
         done, _ = ray.wait(list(owners), num_returns=1, timeout=QUIET)
+        for crew in running:
+            crew.tell_of_overdue()
         if done:
             break
         for crew in running:
