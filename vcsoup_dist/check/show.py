@@ -10,6 +10,7 @@ from rich.table import Table
 from vcsoup_dist.check.cost import estimate, estimate_training
 from vcsoup_dist.check.data import check_files
 from vcsoup_dist.check.model import check_model
+from vcsoup_dist.check.reward_models import check_reward_models
 from vcsoup_dist.check.slurm import check_slurm
 from vcsoup_dist.plan.products import STAGES, to_make
 from vcsoup_dist.recipe import Recipe
@@ -22,6 +23,7 @@ def show_check(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) ->
     data = check_files(recipe, plan)
     to_be_made = to_make(plan, workspace, recipe)
     missing = {product.name for product in to_be_made}
+    check_reward_models(recipe, to_be_made)
     warnings = check_model(recipe, plan, {product.stage for product in to_be_made})
     warnings += check_slurm(recipe)
     warnings += filter(None, [lacks_wandb(recipe.launch.wandb)])

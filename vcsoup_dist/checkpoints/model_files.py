@@ -78,10 +78,12 @@ def adapter(path: Path, files: set[str], weights: Sequence[str]) -> Folder | Non
             f" the adapter on {base} instead",
             "move the adapter's files away if the model is complete without them",
         )
+    # Merged as a language model, a reward would lose its head.
+    head = "SequenceClassification" if config.get("task_type") == "SEQ_CLS" else "CausalLM"
     return Folder(
         path,
         f"is a {kind} adapter ({sign}), no whole model",
-        f"merge it into {base} first: AutoPeftModelForCausalLM.from_pretrained(...)"
+        f"merge it into {base} first: AutoPeftModelFor{head}.from_pretrained(...)"
         ".merge_and_unload().save_pretrained(MODEL)",
     )
 

@@ -1,0 +1,94 @@
+"""`vcsoup check` says of a reward model's folder what scoring would say, before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import save_tiny_model, write_pairs
+from test_scoring_loading import save
+
+from vcsoup_dist.check.reward_models import check_reward_models
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.identity import Hashes
+from vcsoup_dist.plan.products import make_plan
+from vcsoup_dist.recipe_file import load_recipe
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n"
+
+
+def check(folder: Path, stages: tuple[str, ...] = ("score", "evaluate"), **rewards: dict) -> None:
+    value = {"data": {"path": "pairs.jsonl"}, **rewards}
+    (folder / "r.yaml").write_text(
+        yaml.safe_dump({"name": "x", "model": "base", "values": {"v": value}})
+    )
+    recipe = load_recipe(folder / "r.yaml")
+    plan = make_plan(recipe, Hashes(folder / "hashes.json"))
+    check_reward_models(recipe, [each for each in plan if each.stage in stages])
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    save_tiny_model(tmp_path / "base")
+    save(tmp_path / "reward")
+    save(tmp_path / "bad")
+    write_pairs(tmp_path / "pairs.jsonl", 4)
+    return tmp_path
+
+
+def pointer(bad: Path) -> None:
+    (bad / "model.safetensors").write_text(POINTER)
+
+
+def half(bad: Path) -> None:
+    content = (bad / "model.safetensors").read_bytes()
+    (bad / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+def no_weights(bad: Path) -> None:
+    (bad / "model.safetensors").unlink()
+
+
+def adapter_beside(bad: Path) -> None:
+    (bad / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (bad / "adapter_model.safetensors").write_bytes(b"x")
+
+
+def adapter(bad: Path) -> None:
+    (bad / "model.safetensors").unlink()
+    (bad / "adapter_config.json").write_text('{"peft_type": "LORA", "task_type": "SEQ_CLS"}')
+
+
+def gguf(bad: Path) -> None:
+    (bad / "model.safetensors").rename(bad / "model.gguf")
+    (bad / "model.gguf").write_bytes(b"GGUF")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (pointer, "Git LFS pointer"),
+        (half, "truncated"),
+        (no_weights, "holds a config or tokenizer, but neither"),
+        (adapter_beside, "a LoRA adapter"),
+        (adapter, "merge it .*AutoPeftModelForSequenceClassification"),
+        (gguf, "GGUF"),
+    ],
+)
+def test_a_folder_that_is_no_reward_model_is_refused_under_its_key(folder, spoil, message):
+    spoil(folder / "bad")
+    good, bad = {"classifier": "reward"}, {"classifier": "bad"}
+    check(folder, reward=good)
+    for key, rewards in (
+        ("reward", {"reward": bad}),
+        ("judge", {"reward": good, "judge": bad}),
+    ):
+        with pytest.raises(UserError, match=rf"^values\.v\.{key}\.classifier: .*{message}"):
+            check(folder, **rewards)
+
+
+def test_a_model_that_nothing_loads_any_more_may_be_gone_bad(folder):
+    no_weights(folder / "bad")
+    check(folder, ("train",), reward={"classifier": "bad"})
+    check(folder, ("score",), reward={"classifier": "reward"}, judge={"classifier": "bad"})
