@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -18,8 +22,11 @@ from vcsoup_dist.check.rewards import check_rewards
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes
 from vcsoup_dist.plan.products import make_plan
+from vcsoup_dist.preferences.pair import Pair
 from vcsoup_dist.recipe_file import load_recipe
 from vcsoup_dist.scoring.reward_findings import ANSWER, TURNS
+from vcsoup_dist.scoring.reward_sample import sample_findings, take_sample
+from vcsoup_dist.scoring.rewards import Scored
 
 CHAT = "{% for m in messages %}{{ '<|' + m['role'] + '|> ' + m['content'] + ' ' }}{% endfor %}"
 SPECIALS = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<unk>", "<s>"]
@@ -49,8 +56,15 @@ def save_classifier(
     return str(folder)
 
 
-def check(folder: Path, **rewards: dict) -> None:
-    write_pairs(folder / "pairs.jsonl", 4)
+def check(folder: Path, pairs: int = 4, end: str = "", **rewards: dict) -> None:
+    """`pairs`: more than 4 have chosen answers that are good; `end`: of all answers."""
+    write_pairs(folder / "pairs.jsonl", pairs)
+    if pairs > 4:
+        rows = [json.loads(row) for row in (folder / "pairs.jsonl").read_text().splitlines()]
+        for row in rows:
+            row["chosen"] = f"good {row['chosen']} {end}"
+            row["rejected"] = f"{row['rejected']} {end}"
+        (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     save_tiny_tokenizer(folder / "base")
     transformers.LlamaConfig().save_pretrained(folder / "base")
     values = {name: {"reward": reward} for name, reward in rewards.items()}
@@ -64,7 +78,7 @@ def check(folder: Path, **rewards: dict) -> None:
 def test_values_of_one_model_are_shown_together_with_the_example_and_its_rewards(tmp_path, capsys):
     model = save_classifier(tmp_path / "model")
     cost = {"classifier": model, "output": 1, "sign": -1}
-    check(tmp_path, good={"classifier": model}, cheap=cost)
+    check(tmp_path, good={"classifier": model, "output": 0}, cheap=cost)
     shown = capsys.readouterr().out
     assert "good, cheap" in shown and "nothing looks wrong" in shown
     assert "output 0 (LABEL_0) of 2" in shown and "output 1 (LABEL_1) of 2, lower" in shown
@@ -108,15 +122,75 @@ def test_what_is_often_wrong_is_found(tmp_path, capsys, model, settings, message
     assert re.search(message, shown), shown
 
 
-def test_a_function_that_gives_both_answers_the_same_reward_is_noted(tmp_path, capsys):
-    (tmp_path / "rewards.py").write_text("def one(prompt, response):\n    return 1")
-    check(tmp_path, same={"callable": "rewards.py:one"})
+FUNCTIONS = """
+import itertools, random
+COUNT = itertools.count()
+
+def one(prompt, response):
+    return 1
+
+def nearly_one(prompt, response):
+    return 1 + 1e-9 * len(response)
+
+def fickle(prompt, response):
+    return random.random()
+
+def tied(prompt, response):
+    return prompt[-1]["content"].count("cat")
+
+def length(prompt, response):
+    return len(response)
+
+def cost(prompt, response):
+    return "good" not in response
+
+def fails_once(prompt, response):
+    if next(COUNT) == 3:
+        raise KeyboardInterrupt
+    return len(response) + hash(response) % 7
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "grave", "message"),
+    [
+        ("one", True, "wrong same gives every answer the same reward"),
+        ("nearly_one", True, "wrong same gives every answer the same reward"),
+        ("fickle", True, r"wrong same gives the same text 0\.\d+, and asked again 0\.\d+"),
+        ("tied", False, "note the reward of same is the same for both answers in 60 of 60 pairs"),
+        ("length", False, r"note the reward of same goes by length \(correlation \+1.00\): longer"),
+        ("cost", False, "note same prefers the chosen answer in 0 of 60 pairs only: a cost needs"),
+        ("fails_once", True, "fails_once: KeyboardInterrupt"),
+    ],
+)
+def test_what_a_function_does_with_sixty_pairs_is_told(tmp_path, capsys, function, grave, message):
+    (tmp_path / "rewards.py").write_text(FUNCTIONS)
+    reward = {"callable": f"rewards.py:{function}"}
+    with pytest.raises(UserError) if grave else contextlib.nullcontext():
+        check(tmp_path, 70, same=reward)
     shown = " ".join(capsys.readouterr().out.split())
-    assert "note the reward of same is the same for both answers" in shown
+    assert re.search(message, shown), shown
+    assert "pairs looked at 60" in shown
+
+
+def test_answers_that_a_template_drops_and_that_become_equal_are_wrong(tmp_path, capsys):
+    template = CHAT.replace("m['content']", "m['content'].split('good')[-1]")
+    reward = {"classifier": save_classifier(tmp_path / "model", template=template)}
+    with pytest.raises(UserError):
+        check(tmp_path, 30, good=reward)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "wrong no reward of 30 of 30 pairs by good: the template drops part" in shown
+    assert "answers partly dropped 30" in shown
+    reward = {"classifier": save_classifier(tmp_path / "model"), "max_length": 8}
+    (tmp_path / "alike").mkdir()
+    with pytest.raises(UserError):
+        check(tmp_path / "alike", 30, "big old red new cat dog tree or and", good=reward)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "the two answers of 30 of 30 pairs are the same tokens" in shown
 
 
 def test_a_reward_of_the_response_alone_is_not_blamed_for_ignoring_the_prompt(tmp_path, capsys):
-    reward = {"classifier": save_classifier(tmp_path / "model"), "text": "response"}
+    reward = {"classifier": save_classifier(tmp_path / "model"), "text": "response", "output": 0}
     check(tmp_path, good=reward)
     assert "nothing looks wrong" in capsys.readouterr().out
 
@@ -140,3 +214,40 @@ def test_the_command_ends_with_2_where_a_reward_is_wrong(tmp_path):
     command = [sys.executable, "-m", "vcsoup_dist.cli", "reward-check", tmp_path / "recipe.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and "no reward" in done.stdout and "vcsoup: 1 of" in done.stderr
+
+
+def test_the_figures_are_those_of_a_plain_computation_pair_by_pair():
+    rng = np.random.default_rng(0)
+    pairs = [
+        Pair(f"{i}", [{"role": "user", "content": "q"}], "a" * int(c), "b" * int(r), {})
+        for i, (c, r) in enumerate(rng.integers(1, 90, (60, 2)))
+    ]
+    rewards = rng.normal(size=(120, 2))
+    rewards[6] = rewards[7]  # a tie
+    rewards[20, 1] = np.nan
+    scored = Scored(rewards, {20: "boom"}, truncated=5, dropped=frozenset({31}))
+    sample = take_sample(pairs, scored, rewards[:10], 1)
+    kept = [i for i in range(60) if i not in (10, 15)]
+    right = sum(rewards[2 * i, 1] > rewards[2 * i + 1, 1] for i in kept)
+    x = [rewards[2 * i + side, 1] for i in kept for side in (0, 1)]
+    y = [len(text) for i in kept for text in (pairs[i].chosen, pairs[i].rejected)]
+    assert (sample.scored, sample.ties, sample.right) == (58, 1, right)
+    assert sample.length == pytest.approx(statistics.correlation(x, y))
+    assert sample.rows()["agrees with the labels"] == f"{100 * right / 57:.0f} %"
+    assert (sample.cut, sample.dropped, sample.reason) == (5, 1, "boom")
+    assert not sample.constant and sample.fickle is None
+    moved = take_sample(pairs, scored, rewards[:10] + 0.1, 1)
+    assert moved.fickle == (rewards[0, 1], rewards[0, 1] + 0.1)
+
+
+def test_a_cost_that_has_its_sign_already_is_not_told_to_give_it():
+    sample = take_sample(
+        [Pair(f"{i}", [{"role": "user", "content": "q"}], "a", "bc", {}) for i in range(30)],
+        Scored(np.array([[i % 2 + i / 99] for i in range(60)])),
+        np.empty((0, 1)),
+        0,
+    )
+    with_sign = [each.text for each in sample_findings(sample, "v", 0.0, -1)]
+    without = [each.text for each in sample_findings(sample, "v", 0.0)]
+    assert "a cost needs `sign: -1`" in without[0] and "a cost needs" not in with_sign[0]
+    assert "is it a cost, as `sign: -1` says" in with_sign[0]

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from vcsoup_dist.errors import UserError
@@ -74,13 +75,13 @@ def check_files(recipe: Recipe, plan: Sequence[Product]) -> list[str]:
     return lines
 
 
-def first_pair(recipe: Recipe, product: Product, source: Located) -> Pair | None:
-    """The first pair of a source of a product of stage `read`, with the columns that rewards name.
+def first_pairs(recipe: Recipe, product: Product, source: Located, most: int) -> list[Pair]:
+    """The first pairs of a source of a product of stage `read`, with the columns that rewards name.
 
-    None where no row can be read as one. Raises UserError as `read_pairs` does.
+    Raises UserError as `read_pairs` does.
     """
     rows = _rows(recipe, product, source, _data(recipe, product).split, Counter())
-    return next((row for _, row in rows if isinstance(row, Pair)), None)
+    return list(islice((row for _, row in rows if isinstance(row, Pair)), most))
 
 
 def _data(recipe: Recipe, product: Product) -> Data:

@@ -1,4 +1,4 @@
-"""What was understood of the rewards of a recipe, each on one worked example."""
+"""What was understood of the rewards of a recipe, each on the first pairs of its data."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers.utils import logging
 
 from vcsoup_dist.identity import Located
@@ -17,7 +18,8 @@ from vcsoup_dist.recipe import CallableReward, ClassifierReward, ColumnsReward
 from vcsoup_dist.scoring.classifier import Classifier
 from vcsoup_dist.scoring.function import FunctionReward
 from vcsoup_dist.scoring.heads import LOGITS, are_rounded
-from vcsoup_dist.scoring.loading import Limit
+from vcsoup_dist.scoring.loading import DTYPES, Limit
+from vcsoup_dist.scoring.probing import TOLERANCE
 from vcsoup_dist.scoring.reward_findings import (
     Finding,
     length_findings,
@@ -26,12 +28,14 @@ from vcsoup_dist.scoring.reward_findings import (
     rounding_findings,
     start_findings,
     template_findings,
-    tie_findings,
 )
+from vcsoup_dist.scoring.reward_sample import sample_findings, take_sample
 from vcsoup_dist.scoring.rewards import Scored
-from vcsoup_dist.scoring.texts import encode_text
+from vcsoup_dist.scoring.score_files import ROUNDING
+from vcsoup_dist.scoring.texts import RewardText, encode_text
 
 SHOWN = 600  # characters of the example's text
+REPEATED = 8  # pairs that a model scores again, and after another prompt
 OTHER_PROMPT = [{"role": "user", "content": "What is the capital of France?"}]
 
 
@@ -42,17 +46,21 @@ class Checked:
     name: str
     facts: Mapping[str, str]
     """What was understood, by its name, in the order in which to show it."""
+    samples: Mapping[str, Mapping[str, str]]
+    """Value -> figures over the first pairs, by their names."""
     findings: Sequence[Finding]
 
 
 def check_classifier(
-    rewards: Mapping[str, ClassifierReward], source: Located, example: Pair
+    rewards: Mapping[str, ClassifierReward],
+    source: Located,
+    pairs: Mapping[str, Sequence[Pair]],
+    most_unscored: float,
 ) -> Checked:
-    """Load a model that serves these values, and look at how it reads and scores a pair.
+    """Load a model that serves these values, and look at how it reads and scores their pairs.
 
-    It runs on a GPU where there is one.
-
-    Raises UserError where it cannot be loaded, such as for a fresh head.
+    It runs on a GPU where there is one. Raises UserError where it cannot be loaded, such as for a
+    fresh head.
     """
     # What they say is said better below.
     logging.disable_progress_bar()
@@ -63,9 +71,10 @@ def check_classifier(
         list(rewards.values()), source, device=device, tokens_per_batch=None, values=values
     )
     tokenizer, config = classifier.tokenizer, classifier.model.config
-    texts = [(example.prompt, example.chosen), (example.prompt, example.rejected)]
-    encoded = classifier.encode([*texts, (OTHER_PROMPT, example.chosen)])
-    scored = classifier.score(encoded)
+    dtype = DTYPES[settings.dtype]
+    samples, findings, scored, encoded = _samples(
+        rewards, pairs, classifier, most_unscored, TOLERANCE[dtype]
+    )
     first = encoded[0]
     ids: Sequence[int] = [] if isinstance(first, str) else first.ids
     facts = {
@@ -82,51 +91,112 @@ def check_classifier(
     }
     with_prompt = settings.text != "response"
     encode = partial(encode_text, tokenizer, settings.text, max_length=None)
-    findings = _pair_findings(scored, values)
-    cut = length_findings(encoded[:2], classifier.limit.tokens)  # then no prompt is left, either
-    findings += cut
+    findings += length_findings(encoded, classifier.limit.tokens)
+    findings += [Finding(False, each) for each in classifier.unsaid]
     findings += rounding_findings(
         settings.dtype == "bf16" and are_rounded(classifier.choice.outputs)
     )
     findings += padding_findings(tokenizer)
     findings += start_findings(ids, tokenizer)
     findings += template_findings(tokenizer, encode, with_prompt)
-    if with_prompt and not cut and not scored.failures:
-        chosen, swapped = scored.rewards[0].tolist(), scored.rewards[2].tolist()
-        findings += prompt_findings(chosen, swapped, values)
-    return Checked(source.source, facts, findings)
+    if with_prompt:
+        rounding = ROUNDING[settings.dtype]
+        findings += _deafness(classifier, pairs[values[0]], encoded, scored, values, rounding)
+    return Checked(source.source, facts, samples, findings)
+
+
+def _deafness(
+    classifier: Classifier,
+    pairs: Sequence[Pair],
+    encoded: Sequence[RewardText | str],
+    scored: Scored,
+    values: Sequence[str],
+    rounding: float,
+) -> list[Finding]:
+    """Whether rewards are the same after another prompt; `encoded`, `scored`: of the pairs."""
+    chosen = range(0, 2 * min(len(pairs), REPEATED), 2)
+    uncut = [
+        i
+        for i in chosen
+        # Of one that was cut no prompt may be left.
+        if isinstance(text := encoded[i], RewardText) and not text.truncated and not text.dropped
+    ]
+    if not uncut or any(i in scored.failures for i in uncut):
+        return []
+    other = classifier.score(
+        classifier.encode([(OTHER_PROMPT, pairs[i // 2].chosen) for i in uncut])
+    )
+    if other.failures:
+        return []
+    return prompt_findings(scored.rewards[uncut], other.rewards, values, rounding)
 
 
 def check_function(
-    rewards: Mapping[str, CallableReward], source: Located, example: Pair
+    rewards: Mapping[str, CallableReward],
+    source: Located,
+    pairs: Mapping[str, Sequence[Pair]],
+    most_unscored: float,
 ) -> Checked:
-    """Call a function on a pair; raises UserError where it cannot be imported."""
+    """Call a function on pairs, twice; raises UserError where it cannot be imported."""
     settings, values = list(rewards.values()), list(rewards)
     function = FunctionReward(settings, source)
-    texts = [(example.prompt, example.chosen), (example.prompt, example.rejected)]
-    scored = function.score(function.encode(texts))
+    samples, findings, scored, _ = _samples(rewards, pairs, function, most_unscored)
     facts = {"function": source.source, "its rewards": _rewards(values, scored.rewards)}
-    return Checked(settings[0].callable, facts, _pair_findings(scored, values))
+    return Checked(settings[0].callable, facts, samples, findings)
 
 
-def check_columns(rewards: Mapping[str, ColumnsReward], example: Pair) -> Checked:
-    """The columns' values of a pair; the rewards name the same ones."""
+def check_columns(
+    rewards: Mapping[str, ColumnsReward],
+    pairs: Mapping[str, Sequence[Pair]],
+    most_unscored: float,
+) -> Checked:
+    """The columns' values of pairs; the rewards name the same ones."""
     columns = next(iter(rewards.values())).columns
-    signs = [reward.sign for reward in rewards.values()]
-    scores = np.outer([example.columns[name] for name in columns], signs)
-    values = list(rewards)
-    return Checked(
-        f"columns {' and '.join(columns)}",
-        {"its rewards": _rewards(values, scores)},
-        tie_findings(scores[0].tolist(), scores[1].tolist(), values),
-    )
+    samples, findings = {}, []
+    shown = np.zeros((2, len(rewards)))
+    for v, (value, reward) in enumerate(rewards.items()):
+        numbers = [[pair.columns[name] for name in columns] for pair in pairs[value]]
+        scores = Scored(reward.sign * np.array(numbers, dtype=np.float64).reshape(-1, 1))
+        sample = take_sample(pairs[value], scores, scores.rewards, 0)
+        samples[value] = sample.rows()
+        findings += sample_findings(sample, value, most_unscored, reward.sign)
+        shown[:, v] = scores.rewards[:2, 0]
+    facts = {"its rewards": _rewards(list(rewards), shown)}
+    return Checked(f"columns {' and '.join(columns)}", facts, samples, findings)
 
 
-def _pair_findings(scored: Scored, values: Sequence[str]) -> list[Finding]:
-    """Of the rewards of chosen and rejected, the first two that were scored."""
-    findings = [Finding(True, f"no reward: {reason}") for reason in scored.failures.values()]
-    chosen, rejected, *_ = scored.rewards.tolist()
-    return findings or tie_findings(chosen, rejected, values)
+def _samples(
+    rewards: Mapping[str, ClassifierReward | CallableReward],
+    pairs: Mapping[str, Sequence[Pair]],
+    loaded: Any,
+    most_unscored: float,
+    tolerance: float = ROUNDING["fp32"],
+) -> tuple[dict[str, Mapping[str, str]], list[Finding], Scored, Sequence[Any]]:
+    """Figures and findings by value; and of the first value's pairs, scores and encoded texts.
+
+    A function is asked everything twice, a model some, in other packs; tolerance: the share by
+    which those may differ.
+    """
+    samples: dict[str, Mapping[str, str]] = {}
+    findings: list[Finding] = []
+    done: dict[int, tuple[Scored, Any, NDArray[np.float64]]] = {}
+    for v, (value, reward) in enumerate(rewards.items()):
+        own = pairs[value]
+        if id(own) not in done:
+            encoded = loaded.encode(
+                [(pair.prompt, text) for pair in own for text in (pair.chosen, pair.rejected)]
+            )
+            repeated = len(encoded) if isinstance(loaded, FunctionReward) else 2 * REPEATED
+            scored = loaded.score(encoded)
+            done[id(own)] = scored, encoded, loaded.score(encoded[:repeated]).rewards
+        scored, _, again = done[id(own)]
+        softmax = isinstance(reward, ClassifierReward) and reward.softmax
+        dtype = "fp32" if softmax else getattr(reward, "dtype", "fp32")
+        sample = take_sample(own, scored, again, v, tolerance, ROUNDING[dtype])
+        samples[value] = sample.rows()
+        findings += sample_findings(sample, value, most_unscored, reward.sign)
+    first, texts, _ = done[id(pairs[next(iter(rewards))])]
+    return samples, findings, first, texts
 
 
 def _outputs(rewards: Mapping[str, ClassifierReward], config: Any) -> dict[str, str]:

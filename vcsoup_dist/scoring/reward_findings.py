@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.preferences.pair import Message
 from vcsoup_dist.scoring.texts import RewardText
@@ -24,6 +27,8 @@ PARTS = (
     "the response's end",
 )
 """What the words above stand for."""
+NOTHING = 1e-6
+"""Of a reward's spread, what is no difference."""
 FILLING = "and so on " * 40
 
 
@@ -103,27 +108,33 @@ def rounding_findings(rounded: bool) -> list[Finding]:
 
 
 def length_findings(texts: Sequence[RewardText | str], limit: int | None) -> list[Finding]:
-    """Responses of the example, `texts` in tokens, that were cut."""
-    if any(isinstance(text, RewardText) and text.response_truncated for text in texts):
-        return [Finding(False, f"the example's response alone is longer than {limit} tokens: cut")]
-    return []
-
-
-def tie_findings(
-    chosen: Sequence[float], rejected: Sequence[float], values: Sequence[str]
-) -> list[Finding]:
-    """Rewards by value that do not tell the example's two answers apart."""
-    tied = [value for value, a, b in zip(values, chosen, rejected, strict=True) if a == b]
-    if not tied:
+    """Responses that were cut, by themselves longer than `limit`."""
+    cut = sum(isinstance(text, RewardText) and text.response_truncated for text in texts)
+    if not cut:
         return []
-    return [Finding(False, f"the reward of {', '.join(tied)} is the same for both answers")]
+    return [
+        Finding(
+            False,
+            f"{cut} of {len(texts)} responses were cut: the response alone is longer than {limit} "
+            "tokens",
+        )
+    ]
 
 
 def prompt_findings(
-    chosen: Sequence[float], swapped: Sequence[float], values: Sequence[str]
+    rewards: NDArray[np.float64],
+    swapped: NDArray[np.float64],
+    values: Sequence[str],
+    rounding: float,
 ) -> list[Finding]:
-    """Rewards by value that do not look at the prompt; `swapped`: after another one."""
-    deaf = [value for value, a, b in zip(values, chosen, swapped, strict=True) if a == b]
+    """Rewards [n, V] that do not look at the prompt; `swapped`: after another one.
+
+    rounding: the share of a reward's size by which packs of one text may differ.
+    """
+    size = np.maximum(np.abs(rewards), np.abs(swapped))
+    least = np.maximum(rounding * size, NOTHING * rewards.std(axis=0))
+    same = (np.abs(rewards - swapped) <= least).all(axis=0)
+    deaf = [value for value, each in zip(values, same.tolist(), strict=True) if each]
     if not deaf:
         return []
     return [
