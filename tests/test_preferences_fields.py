@@ -290,3 +290,44 @@ def test_rows_of_both_ordered_formats_may_be_mixed_and_none_is_misread(tmp_path)
         assert [each.reason for each in found if isinstance(each, BadRow)] == [
             "missing column `chosen`"
         ]
+
+
+def written(*turns: dict[str, str], by=json.dumps) -> str:
+    return str(by(list(turns)))
+
+
+AS_TEXT = {
+    "answers as JSON": {
+        "prompt": "why?", "chosen": written(assistant("a")), "rejected": written(assistant("b"))},
+    "dialogues as JSON": {
+        "prompt": "why?", **{name: written(*turns) for name, turns in DIALOGUES.items()}},
+    "dialogues as Python prints them": {
+        "prompt": "why?", **{name: written(*turns, by=str) for name, turns in DIALOGUES.items()}},
+    "lone answers": {
+        "prompt": "why?",
+        "chosen": json.dumps(assistant("a")), "rejected": json.dumps(assistant("b"))},
+    "prompt as JSON": {**STRINGS, "prompt": written(user("why?"))},
+    "prompt below a system column": {
+        **STRINGS, "prompt": written(user("why?")), "system": "Be brief."},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", AS_TEXT.values(), ids=AS_TEXT.keys())
+def test_messages_written_as_text_are_not_read_as_what_was_said(row):
+    with pytest.raises(BadRow, match="messages written as text"):
+        to_pair(row, detect_format(row))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**STRINGS, "chosen": written(assistant("a"))},
+        {**STRINGS, "chosen": '{"role": "admin"}', "rejected": '{"role": "guest"}'},
+        {**STRINGS, "chosen": "[1]", "rejected": "[{}]"},
+        {**STRINGS, "prompt": "Explain " + written(user("why?"))},
+        {**STRINGS, "prompt": '{"role": "admin", "level": 3}'},
+    ],
+)
+def test_texts_that_hold_json_stay_texts(row):
+    pair = to_pair(row, detect_format(row))
+    assert (pair.prompt, pair.chosen) == ([user(row["prompt"])], row["chosen"])

@@ -186,6 +186,14 @@ class Deadly(BaseException):
     def __str__(self):
         raise SystemExit(1)
 
+class Named(type):
+    @property
+    def __name__(cls):
+        raise ValueError("no name")
+
+class Nameless(Exception, metaclass=Named):
+    pass
+
 def recurse(n):
     return recurse(n + 1)
 
@@ -200,6 +208,10 @@ def unusual(prompt, response):
         raise raised[response]("said")
     if response == "recursion":
         recurse(0)
+    if response == "terminal":
+        raise ValueError("\\x1b[31mred\\x00")
+    if response == "nameless":
+        raise Nameless("said")
     if response == "surrogate":
         raise ValueError("half of \\ud83d")
     import asyncio
@@ -219,7 +231,9 @@ def unusual(prompt, response):
         ("base", "BaseException: said"),
         ("recursion", "RecursionError: maximum recursion depth"),
         ("surrogate", r"ValueError: half of \\ud83d"),
-        ("cancelled", "CancelledError: "),
+        ("terminal", r"ValueError: \\x1b\[31mred\\x00"),
+        ("nameless", r"Nameless: said"),
+        ("cancelled", "CancelledError"),
     ],
 )
 def test_whatever_a_function_raises_costs_its_own_text_alone(tmp_path, answer, reason):

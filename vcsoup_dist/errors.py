@@ -9,6 +9,10 @@ class UserError(Exception):
     """
 
 
+MOST_SAID = 3000
+"""Characters of what an exception says that are looked at."""
+
+
 EXIT_INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ended, whether it saved first or not, as of a shell's."""
 
@@ -34,12 +38,17 @@ def reason_of(error: BaseException) -> str:
 
     Never raises, whatever the exception does when it is printed, and can be written as UTF-8.
     """
-    kind = _printable(type(error).__name__)
+    kind = _printable(_name(error))
     try:
-        said = str(error)
+        said = " ".join(_printable(str(error)).split())[:300]
     except BaseException as second:
-        said = f"(it raises {_printable(type(second).__name__)} when it is printed)"
-    return f"{kind}: {' '.join(_printable(said).split())[:300]}"
+        said = f"(it raises {_printable(_name(second))} when it is printed)"
+    return f"{kind}: {said}" if said else kind
+
+
+def _name(error: BaseException) -> str:
+    """The name of its type; a metaclass may have one of its own that raises."""
+    return str(vars(type)["__name__"].__get__(type(error)))
 
 
 def is_stop(error: BaseException) -> bool:
@@ -51,5 +60,11 @@ def is_stop(error: BaseException) -> bool:
 
 
 def _printable(text: str) -> str:
-    """The text with lone surrogates as escapes, which no file and few terminals take."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    """The text with lone surrogates and control characters as escapes.
+
+    No file and few terminals take the first; the second would steer a terminal.
+    """
+    return "".join(
+        each if each.isprintable() or each.isspace() else each.encode("unicode_escape").decode()
+        for each in text[:MOST_SAID]
+    )

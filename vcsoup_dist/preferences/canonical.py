@@ -9,10 +9,15 @@ from decimal import Decimal
 from numbers import Real
 from typing import Any
 
-from vcsoup_dist.preferences.messages import MissingColumn, check_prompt
+from vcsoup_dist.preferences.messages import (
+    MissingColumn,
+    check_prompt,
+    is_messages_as_text,
+)
 from vcsoup_dist.preferences.pair import BadRow, LeftOut, Message, Pair, pair_id
 from vcsoup_dist.preferences.values import is_blank, kind_of
 
+AS_LISTS = "write them as lists of objects (json.loads makes these of JSON)"
 LONGEST = 1 << 22  # characters of a text, about a million tokens; beyond it the file is broken
 
 
@@ -32,6 +37,7 @@ class Comparison:
 def canonical(found: Comparison, columns: Sequence[str] = ()) -> Pair:
     """The pair, with the scores named by `columns`; raises BadRow or LeftOut."""
     check_prompt(found.prompt)
+    _check_plain(found)
     if is_blank(found.chosen) or is_blank(found.rejected):
         raise BadRow("empty response")
     if found.chosen == found.rejected:
@@ -46,6 +52,18 @@ def canonical(found: Comparison, columns: Sequence[str] = ()) -> Pair:
         scores[name] = number(found.columns, name)
     identity = pair_id(found.prompt, found.chosen, found.rejected)
     return Pair(identity, found.prompt, found.chosen, found.rejected, scores)
+
+
+def _check_plain(found: Comparison) -> None:
+    """Raises BadRow where a text holds messages, as tables that know no lists keep them.
+
+    One answer alone may do so: some are asked for.
+    """
+    if all(is_messages_as_text(each, "assistant") for each in (found.chosen, found.rejected)):
+        raise BadRow(f"both answers are messages written as text; {AS_LISTS}")
+    last = found.prompt[-1]["content"]
+    if len(found.prompt) <= 2 and is_messages_as_text(last, "user"):
+        raise BadRow(f"the prompt is messages written as text; {AS_LISTS}")
 
 
 def is_number(value: Any) -> bool:

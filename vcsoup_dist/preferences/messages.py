@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ FIELDS = (
 """Keys of a message that change what it says; a message with one of them is not read without it."""
 TEXT_PARTS = ("text", "input_text", "output_text")
 SHOWN_ROLES = 6
+AS_TEXT = re.compile(r"""\s*\[?\s*\{\s*["'](?:role|content)["']\s*:""")
+"""How messages begin that were written as a text, as JSON or as Python prints them."""
+ROLE_AS_TEXT = re.compile(r"""["']role["']\s*:\s*["'](\w+)["']""")
 KNOWN_ROLES = frozenset({
     "system", "developer", "user", "assistant", "tool", "function", "ipython", "observation",
     "human", "gpt", "bot", "model", "chatbot", "User", "Assistant", "System", "Human", "prompter",
@@ -90,6 +94,15 @@ def messages(given: Any, name: str = "prompt") -> list[Message]:
         else:
             found.append(_odd_message(each, content))
     return found
+
+
+def is_messages_as_text(text: str, role: str) -> bool:
+    """Whether a text is a list of messages written down, one of them of that role."""
+    return (
+        AS_TEXT.match(text) is not None
+        and text.rstrip().endswith(("]", "}"))
+        and role in ROLE_AS_TEXT.findall(text)
+    )
 
 
 def check_fields(message: Row, what: str = "a message") -> None:
