@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -161,3 +162,30 @@ def test_a_missing_model_or_data_file_is_named_by_its_key(folder):
     (folder / "base" / "config.json").unlink()
     printed = vcsoup("check", "recipe.yaml", folder=folder, code=2)
     assert "vcsoup: model: base is no model directory (it has no config.json)" in printed
+
+
+def test_a_second_interrupt_while_python_shuts_down_ends_with_130_too(tmp_path):
+    code = """
+import atexit, sys, time
+from vcsoup_dist import cli
+
+def slow_end():
+    print("ending", flush=True)
+    time.sleep(1)
+
+atexit.register(slow_end)
+
+def interrupted():
+    raise KeyboardInterrupt
+
+cli.app = interrupted
+cli.main()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ending\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors == "vcsoup: interrupted; the same command goes on from here\n"

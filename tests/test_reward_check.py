@@ -251,3 +251,12 @@ def test_a_cost_that_has_its_sign_already_is_not_told_to_give_it():
     without = [each.text for each in sample_findings(sample, "v", 0.0)]
     assert "a cost needs `sign: -1`" in without[0] and "a cost needs" not in with_sign[0]
     assert "is it a cost, as `sign: -1` says" in with_sign[0]
+
+
+def test_a_reward_that_sees_no_answer_whole_is_not_called_fickle(tmp_path, capsys):
+    template = CHAT.replace("m['content']", "m['content'][1:]")
+    reward = {"classifier": save_classifier(tmp_path / "model", template=template)}
+    with pytest.raises(UserError):
+        check(tmp_path, good=reward)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "the template drops part" in shown and "asked again yes" in shown

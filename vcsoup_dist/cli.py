@@ -10,7 +10,7 @@ import sys
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -145,10 +145,10 @@ def status(
 
 @app.command("reward-check")
 def reward_check(recipe: RecipeFile, run_dir: RunDir = None, settings: Settings = None) -> None:
-    """Load every reward, say what was understood of it, and score the first pair.
+    """Load every reward, say what was understood of it, and score the first sixty pairs.
 
-    Finds fresh heads, doubled start tokens, templates that lose text, rewards
-    that do not see the prompt; changes nothing.
+    Finds fresh heads, doubled start tokens, templates that lose text, rewards that
+    do not see the prompt, contradict the labels or follow length; changes nothing.
 
     Exit codes: 0 all is well; 2 a reward would give wrong scores, or none.
 
@@ -753,6 +753,13 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise Preempted(number)
 
 
+def _leave(code: int) -> NoReturn:
+    """Exit with this code, also where a further request to stop comes while Ray shuts down."""
+    for each in {signal.SIGINT, *heeded(STOP_SIGNALS)}:
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(code)
+
+
 def main() -> None:
     """Entry point: mistakes a person can mend are plain lines and exit code 2, a stop is 75."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -769,7 +776,7 @@ def main() -> None:
         sys.exit(2)
     except Preempted as stopped:
         print(f"vcsoup: {stopped}", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED if stopped.by == signal.SIGINT else EXIT_PREEMPTED)
+        _leave(EXIT_INTERRUPTED if stopped.by == signal.SIGINT else EXIT_PREEMPTED)
     except OSError as error:
         if error.errno not in MENDABLE or not error.filename:
             raise
@@ -780,7 +787,7 @@ def main() -> None:
         if isinstance(stopped, SystemExit) and stopped.code != EXIT_INTERRUPTED:
             raise
         print("vcsoup: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        _leave(EXIT_INTERRUPTED)
 
 
 if __name__ == "__main__":

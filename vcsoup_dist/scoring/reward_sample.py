@@ -74,7 +74,7 @@ def take_sample(
     """The figures of reward `column` over P pairs.
 
     scored: of the texts chosen_0, rejected_0, chosen_1, ...; again [n, V]: of the first n of them,
-    scored once more. tolerance: the share of a reward's size and spread by which they may differ;
+    scored once more. tolerance: the share of the largest reward by which they may differ;
     rounding: that below which all are one.
     """
     rewards = scored.rewards[: 2 * len(pairs), column]
@@ -83,13 +83,15 @@ def take_sample(
     whole = seen.reshape(-1, 2).all(axis=1)
     sides = rewards.reshape(-1, 2)[whole]
     lengths = np.array([[len(pair.chosen), len(pair.rejected)] for pair in pairs])[whole]
-    spread, size = (float(sides.std()), float(np.abs(sides).max())) if len(sides) else (0.0, 0.0)
+    spread = float(sides.std()) if len(sides) else 0.0
     tie = np.isclose(sides[:, 0], sides[:, 1], rtol=ROUNDING["fp32"], atol=1e-12 * spread)
     vary = spread > 0 and lengths.std() > 0
     first = scored.first
     reasons = [scored.failures.get(i, DROPPED) for i in np.flatnonzero(~seen).tolist()]
     before = rewards[: len(again)]
-    moved = np.abs(before - again[:, column]) > tolerance * max(spread, size)
+    known = rewards[np.isfinite(rewards)]  # also of answers that were not seen whole
+    slack = tolerance * float(np.abs(known).max()) if len(known) else 0.0
+    moved = np.abs(before - again[:, column]) > slack
     moved |= np.isfinite(before) != np.isfinite(again[:, column])
     changed = np.flatnonzero(moved).tolist()
     return Sample(
