@@ -314,6 +314,44 @@ def test_positions_are_those_of_the_config_and_of_its_scaling(config, positions)
     assert context_length(config) == positions
 
 
+def test_all_lengths_beyond_the_positions_are_told_at_once_with_what_fits(copy):
+    change_json(copy / "config.json", max_position_embeddings=64)
+    with pytest.raises(UserError) as found:
+        check(copy, Training(max_length=65), Evaluation(max_prompt_tokens=40, max_new_tokens=30))
+    assert "training.max_length: 65 is more than the 64 positions" in str(found.value)
+    assert "set it to 64 or less; evaluation.max_prompt_tokens: 40" in str(found.value)
+    assert str(found.value).endswith(
+        "set evaluation.max_prompt_tokens to 34 or less, or lower the other"
+    )
+
+
+def test_a_weight_of_booleans_is_refused(copy):
+    name = "model.layers.0.mlp.up_proj.weight"
+    change_tensors(copy, lambda held: held | {name: held[name] > 0})
+    with pytest.raises(UserError, match="holds weights in BOOL"):
+        check(copy)
+
+
+def test_a_tied_head_that_was_stored_in_another_dtype_is_the_same(copy):
+    def tie(head: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        embedding = load_file(copy / "model.safetensors")["model.embed_tokens.weight"]
+        change_tensors(copy, lambda held: held | {"lm_head.weight": head(embedding)})
+
+    change_json(copy / "config.json", tie_word_embeddings=True)
+    tie(lambda embedding: embedding.bfloat16())
+    assert check(copy) == []
+    tie(lambda embedding: embedding.bfloat16() + 1)
+    with pytest.raises(UserError, match="its files hold other numbers for each"):
+        check(copy)
+
+
+def test_an_endless_scaling_and_an_end_token_below_zero_end_in_no_traceback(copy):
+    rope = {"rope_type": "linear", "factor": float("inf"), "rope_theta": 1e4}
+    change_json(copy / "config.json", rope_parameters=rope)
+    (copy / "generation_config.json").write_text('{"eos_token_id": -1}')
+    assert "its generation config stops at -1 (no token)" in check(copy)[0]
+
+
 def test_what_is_no_model_is_named_by_its_kind(copy, tmp_path):
     (copy / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(UserError, match="holds a model and a LoRA adapter .* as well"):

@@ -8,20 +8,25 @@ from typing import Literal
 
 from vcsoup_dist.checkpoints.folders import describe, require_floats
 from vcsoup_dist.checkpoints.layout import Source, read_layout
-from vcsoup_dist.checkpoints.tensor_names import as_loaders_name_them
+from vcsoup_dist.checkpoints.tensor_names import as_loaders_name_them, require_whole
 from vcsoup_dist.errors import UserError
 
 __all__ = ["Source", "open_source"]
 
 
 def open_source(
-    path: Path, prefer: Literal["model", "deepspeed"] = "model", *, masters: bool = False
+    path: Path,
+    prefer: Literal["model", "deepspeed"] = "model",
+    *,
+    masters: bool = False,
+    as_stored: bool = False,
 ) -> Source:
     """A Hugging Face model directory (safetensors or `.bin`) or a DeepSpeed checkpoint.
 
     A directory that holds a model and a checkpoint is read as what is preferred, which is noted.
     masters: of ZeRO-1 and -2 the fp32 masters, where they are there, in place of the weights as
-    the model used them. UserError where it holds no weights that can be read tensor by tensor, or
+    the model used them. as_stored: with the names of wrappers, which transformers' own loader does
+    not leave out. UserError where it holds no weights that can be read tensor by tensor, or
     contradicts itself, or has tensors that no loader could use. Imports torch for all but
     safetensors.
     """
@@ -45,4 +50,7 @@ def open_source(
         read = "DeepSpeed checkpoint" if kind == "deepspeed" else "model"
         source = replace(source, notes=(f"{folder.what}: the {read} is read", *source.notes))
     require_floats(folder, source.layout)
+    if as_stored:
+        require_whole(source)
+        return source
     return as_loaders_name_them(source)

@@ -130,5 +130,5 @@ def _end_warnings(source: str, tokenizer: Any, generation_config: Any) -> list[s
 
 
 def _named(tokenizer: Any, token: int) -> str:
-    name = tokenizer.convert_ids_to_tokens(token)
+    name = tokenizer.convert_ids_to_tokens(token) if token >= 0 else None
     return f"{token} ({name!r})" if name is not None else f"{token} (no token)"

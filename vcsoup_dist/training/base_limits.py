@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ def context_length(config: Any) -> int | None:
 def _stretched(rope: Mapping[str, Any], known: int) -> int:
     """Positions of one rotary scaling."""
     factor = rope.get("factor")
-    if not isinstance(factor, int | float):
+    if not isinstance(factor, int | float) or not math.isfinite(factor):
         return known
     original = rope.get("original_max_position_embeddings")
     if original is None:
@@ -37,28 +38,39 @@ def _stretched(rope: Mapping[str, Any], known: int) -> int:
 
 
 def check_lengths(config: Any, training: Training, evaluation: Evaluation | None) -> None:
-    """UserError where the recipe's lengths go beyond the model's positions."""
+    """UserError where the recipe's lengths go beyond the model's positions, with all that do."""
     context, name = context_length(config), config.name_or_path
     if context is None:
         return
+    faults = []
     if training.max_length > context:
-        raise UserError(
+        faults.append(
             f"training.max_length: {training.max_length} is more than the {context} positions of "
             f"{name} by its config.json; set it to {context} or less"
         )
-    if evaluation is not None:
-        check_answer_lengths(context, evaluation, name)
+    if evaluation is not None and (fault := _too_long_answers(context, evaluation, name)):
+        faults.append(fault)
+    if faults:
+        raise UserError("; ".join(faults))
 
 
 def check_answer_lengths(context: int, evaluation: Evaluation, name: str) -> None:
     """UserError where a prompt and its answer together go beyond a model's positions."""
+    if fault := _too_long_answers(context, evaluation, name):
+        raise UserError(fault)
+
+
+def _too_long_answers(context: int, evaluation: Evaluation, name: str) -> str | None:
     prompt, answer = evaluation.max_prompt_tokens, evaluation.max_new_tokens
-    if prompt + answer > context:
-        raise UserError(
-            f"evaluation.max_prompt_tokens: {prompt} and evaluation.max_new_tokens: {answer} are "
-            f"together more than the {context} positions of {name} by its config.json; lower one "
-            "of them"
-        )
+    if prompt + answer <= context:
+        return None
+    fix = "lower one of them"
+    if answer < context:
+        fix = f"set evaluation.max_prompt_tokens to {context - answer} or less, or lower the other"
+    return (
+        f"evaluation.max_prompt_tokens: {prompt} and evaluation.max_new_tokens: {answer} are "
+        f"together more than the {context} positions of {name} by its config.json; {fix}"
+    )
 
 
 def check_vocabulary(config: Any, tokenizer: Any) -> None:

@@ -21,7 +21,7 @@ from vcsoup_dist.checkpoints.sources import open_source
 from vcsoup_dist.errors import UserError, reason_of
 
 FLOATS = ("BF16", "F16", "F32", "F64")
-SAMPLE = 1 << 20  # bytes at each end of two tied tensors that are compared
+SAMPLE = 1 << 19  # elements at each end of two tied tensors that are compared
 
 # What old or other programs store beside the weights, and no forward reads.
 UNREAD = re.compile(
@@ -37,11 +37,11 @@ def check_tensors(model: Any, folder: Path) -> list[str]:
     model: the transformers model of its config, on the meta device. Reads headers, and of tied
     weights that are there twice a few numbers.
     """
-    source = open_source(folder)
+    source = open_source(folder, as_stored=True)
     missing, unexpected, shapes = _dry_load(model, {**source.layout, **_aliased(source)}, folder)
     if shapes:
         raise UserError(f"{folder}: {_wrong_shapes(shapes)}")
-    _check_dtypes(source, unexpected, folder)
+    _check_dtypes(model, source, unexpected, folder)
     foreign = [name for name in unexpected if _has_a_place(model, name)]
     if missing:
         raise UserError(f"{folder}: {_lacks(model, missing, unexpected)}")
@@ -127,12 +127,14 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _check_dtypes(source: Source, unexpected: Iterable[str], folder: Path) -> None:
+def _check_dtypes(model: Any, source: Source, unexpected: Iterable[str], folder: Path) -> None:
     left_out = set(unexpected)
+    # Masks and counters, which no training changes.
+    allowed = dict.fromkeys(dict(model.named_buffers()), (*FLOATS, "I64", "BOOL"))
     packed = {
         spec.dtype
         for name, spec in source.layout.items()
-        if spec.dtype not in (*FLOATS, "I64", "BOOL") and name not in left_out
+        if spec.dtype not in allowed.get(name, FLOATS) and name not in left_out
     }
     if packed:
         raise UserError(
@@ -217,20 +219,32 @@ def _check_tied(model: Any, source: Source, folder: Path) -> None:
     """UserError where weights are tied by the config and differ in the files."""
     for one, other in model.all_tied_weights_keys.items():
         specs = [source.layout.get(name) for name in (one, other)]
-        if None not in specs and _ends(source, specs[0]) != _ends(source, specs[1]):
+        if None in specs or specs[0] is specs[1]:
+            continue
+        if not torch.equal(*_in_one_dtype([_ends(spec) for spec in specs])):
             raise UserError(
                 f"{folder}: its config.json ties {one!r} to {other!r} (tie_word_embeddings), but "
                 "its files hold other numbers for each; set `tie_word_embeddings: false`"
             )
 
 
-def _ends(source: Source, spec: TensorSpec | None) -> bytes:
+def _ends(spec: TensorSpec | None) -> torch.Tensor:
+    """The first and the last SAMPLE elements of a tensor, flat."""
     assert spec is not None
+    dtype = next(each for each, name in DTYPES.items() if name == spec.dtype)
+    size, start = dtype.itemsize, spec.extents[0].start
+    count = min(SAMPLE, spec.nbytes // size)
     with open(spec.file, "rb") as file:
-        file.seek(spec.extents[0].start)
-        first = file.read(min(SAMPLE, spec.nbytes))
-        file.seek(spec.extents[0].start + max(0, spec.nbytes - SAMPLE))
-        return first + file.read(min(SAMPLE, spec.nbytes))
+        file.seek(start)
+        first = file.read(count * size)
+        file.seek(start + spec.nbytes - count * size)
+        return torch.frombuffer(bytearray(first + file.read(count * size)), dtype=dtype)
+
+
+def _in_one_dtype(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """All in the narrowest dtype of them: one may have been rounded."""
+    narrowest = min((each.dtype for each in tensors), key=lambda dtype: dtype.itemsize)
+    return [each.to(narrowest) for each in tensors]
 
 
 def _some(names: list[str]) -> str:
