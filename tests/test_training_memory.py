@@ -235,7 +235,7 @@ def checked(folder: Path, capsys: pytest.CaptureFixture[str], **changes: object)
 
 
 def test_check_prints_what_training_needs(folder, capsys):
-    printed = checked(folder, capsys)
+    printed = checked(folder, capsys, training={"learning_rate": 1e-3})
     assert "training by                      zero3 on 2 ranks" in printed
     assert "  memory of a rank (no GPU)" in printed
     assert "  host memory, about" in printed

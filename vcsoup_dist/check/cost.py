@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Sequence
@@ -108,7 +109,7 @@ def estimate(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) -> C
     files = [Path(source.source) for source in sources if source.revision is None]
     known = len(files) == len(sources) and all(file.is_file() for file in files)
     text_bytes = sum(file.stat().st_size for file in files if file.is_file())
-    rows = [_rows(file) for file in files] if known else [None]
+    rows = [count_pairs(file) for file in files] if known else [None]
     pairs = None if None in rows else sum(count for count in rows if count is not None)
     parameters = _parameters(recipe)
     free = shutil.disk_usage(_existing(workspace.root)).free
@@ -154,9 +155,18 @@ def _parameters(recipe: Recipe) -> int | None:
     return total
 
 
-def _rows(file: Path) -> int | None:
-    """Pairs of a file, a row each; None where rows are rated responses, of which any number make a
-    pair, or where the file is damaged, which reading it says."""
+def count_pairs(file: Path) -> int | None:
+    """Pairs of a file, a row each, held-out ones included.
+
+    None where rows are rated responses, of which any number make a pair, or where the file is
+    damaged, which reading it says.
+    """
+    return _count(file, file.stat().st_mtime_ns)
+
+
+@functools.cache
+def _count(file: Path, written: int) -> int | None:
+    """As of when it was `written`: a check asks twice."""
     try:
         first = next((row for _, row in read_file(file) if not isinstance(row, BadRow)), {})
         return None if detect_format(first) == "helpsteer" else count_rows(file)

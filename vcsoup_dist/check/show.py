@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from vcsoup_dist.check.cost import estimate, estimate_training
+from vcsoup_dist.check.cost import Cost, estimate, estimate_training
 from vcsoup_dist.check.data import check_files
 from vcsoup_dist.check.model import check_model
 from vcsoup_dist.check.reward_models import check_reward_models
 from vcsoup_dist.check.slurm import check_slurm
+from vcsoup_dist.check.steps import plan_steps, step_warnings, steps_table
 from vcsoup_dist.plan.products import STAGES, to_make
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.training.metrics import lacks_wandb
@@ -41,7 +42,16 @@ def show_check(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) ->
     for line in data:
         style = "bold red" if line.startswith("warning") else None
         console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
-    cost = estimate(recipe, workspace, plan)
+    steps = plan_steps(recipe, workspace, plan)
+    console.print(steps_table(steps))
+    warnings += step_warnings(steps)
+    _show_cost(estimate(recipe, workspace, plan), console, warnings)
+    if any(product.stage == "train" and product.name in missing for product in plan):
+        _show_training(recipe, console)
+
+
+def _show_cost(cost: Cost, console: Console, warnings: list[str]) -> None:
+    """The cost, and the warnings so far and of the disk."""
     unknown = "unknown before the download"
     lines = {
         "pairs (held-out ones included)": _number(cost.pairs, unknown),
@@ -58,8 +68,6 @@ def show_check(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) ->
         warnings.append("the disk is too small for this run")
     for warning in warnings:
         console.print(f"warning: {warning}", style="bold red", soft_wrap=True)
-    if any(product.stage == "train" and product.name in missing for product in plan):
-        _show_training(recipe, console)
 
 
 def _show_training(recipe: Recipe, console: Console) -> None:
