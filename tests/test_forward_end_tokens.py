@@ -111,6 +111,14 @@ def test_a_generation_config_that_knows_every_end_is_saved_as_it_was(tiny_model,
     assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == END
 
 
+def test_a_policy_keeps_sampling_values_that_stand_without_do_sample(tiny_model, tmp_path):
+    model, tokenizer = load_model(str(tiny_model), None, "fp32", "cpu")
+    model.generation_config.temperature = 0.9
+    save_companions(_Engine(model), tokenizer, tmp_path)
+    saved = GenerationConfig.from_pretrained(tmp_path)
+    assert (saved.temperature, saved.do_sample) == (0.9, True)
+
+
 def test_answers_beyond_the_positions_are_refused_where_they_are_made_too(tiny_model):
     model, tokenizer = load_model(str(tiny_model), None, "fp32", "cpu")
     settings = Evaluation(max_prompt_tokens=4000, max_new_tokens=97)

@@ -352,6 +352,14 @@ def test_an_endless_scaling_and_an_end_token_below_zero_end_in_no_traceback(copy
     assert "its generation config stops at -1 (no token)" in check(copy)[0]
 
 
+def test_sampling_values_without_do_sample_mean_sampling_and_that_is_said(copy):
+    (copy / "generation_config.json").write_text(
+        json.dumps({"temperature": 0.9, "top_p": 0.6, "eos_token_id": 2})
+    )
+    said = [line for line in check(copy) if "do_sample" in line]
+    assert len(said) == 1 and "has temperature: 0.9 without do_sample" in said[0]
+
+
 def test_what_is_no_model_is_named_by_its_kind(copy, tmp_path):
     (copy / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(UserError, match="holds a model and a LoRA adapter .* as well"):

@@ -1,4 +1,4 @@
-"""The tokens that end an answer: those of the template, the tokenizer and the generation config."""
+"""How answers end and are sampled: end tokens of template, tokenizer and generation config."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from vcsoup_dist.forward.template import RefusedByTemplate, render_text
 
 ANSWER = "vcsoup"
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 def end_tokens(tokenizer: Any, generation_config: Any) -> list[int]:
@@ -23,6 +24,25 @@ def configured_ends(generation_config: Any) -> list[int]:
     """The end tokens of a generation config, which has one, several or none."""
     ends = getattr(generation_config, "eos_token_id", None)
     return list(ends) if isinstance(ends, list | tuple) else [] if ends is None else [ends]
+
+
+def settle_sampling(generation_config: Any) -> str | None:
+    """Set `do_sample` where values of sampling stand without it; the first such value.
+
+    transformers reads such a generation config and refuses to save it, as it has come with public
+    models. ValueError where it contradicts itself, as by
+    `do_sample: false`.
+    """
+    try:
+        generation_config.validate(strict=True)
+        return None
+    except ValueError:
+        if generation_config.do_sample is not None:
+            raise
+        generation_config.do_sample = True
+    generation_config.validate(strict=True)
+    kept = ((name, getattr(generation_config, name, None)) for name in SAMPLING)
+    return next(f"{name}: {value} without do_sample" for name, value in kept if value is not None)
 
 
 def template_end(tokenizer: Any) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from vcsoup_dist.checkpoints.folders import require_model
 from vcsoup_dist.errors import UserError, reason_of
-from vcsoup_dist.forward.end_tokens import configured_ends, template_end
+from vcsoup_dist.forward.end_tokens import configured_ends, settle_sampling, template_end
 from vcsoup_dist.forward.template import RefusedByTemplate
 from vcsoup_dist.recipe import Evaluation, Training
 from vcsoup_dist.training.base_limits import check_lengths, check_vocabulary
@@ -46,7 +46,8 @@ def check_base(
     tokenizer = open_tokenizer(source, revision)
     check_vocabulary(config, tokenizer)
     check_lengths(config, training, evaluation)
-    generation_config = open_generation_config(source, revision, config)
+    generation_config, said = open_generation_config(source, revision, config)
+    warnings += said
     _require_template(source, tokenizer)
     for name, pairs in (datasets or {}).items():
         warnings += check_template(tokenizer, name, pairs, training)
@@ -83,8 +84,8 @@ def open_tokenizer(source: str, revision: str | None) -> Any:
     return tokenizer
 
 
-def open_generation_config(source: str, revision: str | None, config: Any) -> Any:
-    """The generation config of a base, or what follows from its config.
+def open_generation_config(source: str, revision: str | None, config: Any) -> tuple[Any, list[str]]:
+    """The generation config of a base, or what follows from its config, and what to warn of.
 
     UserError where transformers would not save it with a policy.
     """
@@ -97,15 +98,16 @@ def open_generation_config(source: str, revision: str | None, config: Any) -> An
             source, name, revision=revision, _raise_exceptions_for_missing_entries=False
         )
         if file is None:
-            return GenerationConfig.from_model_config(config)
+            return GenerationConfig.from_model_config(config), []
         found = GenerationConfig.from_pretrained(source, revision=revision)
-        found.validate(strict=True)
+        sampling = settle_sampling(found)
     except Exception as error:  # no JSON, or values that contradict each other
         raise UserError(f"{source}: its {name} is wrong: {reason_of(error)}") from error
     ends = found.eos_token_id
     if not all(type(each) is int for each in (ends if isinstance(ends, list) else [ends or 0])):
         raise UserError(f"{source}: eos_token_id in its {name} is {ends!r}, not the ids of tokens")
-    return found
+    said = [f"{source}: its {name} has {sampling}; policies will say do_sample: true"]
+    return found, said if sampling else []
 
 
 def _end_warnings(source: str, tokenizer: Any, generation_config: Any) -> list[str]:

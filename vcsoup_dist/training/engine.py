@@ -11,7 +11,7 @@ import torch
 from vcsoup_dist.errors import UserError, reason_of
 from vcsoup_dist.forward.answers import AnswerLogps
 from vcsoup_dist.forward.attention import NAMES, choose_attention
-from vcsoup_dist.forward.end_tokens import configured_ends, end_tokens
+from vcsoup_dist.forward.end_tokens import configured_ends, end_tokens, settle_sampling
 from vcsoup_dist.progress import log
 from vcsoup_dist.training.base_model import check_architecture, open_config
 from vcsoup_dist.training.base_tensors import refuse_missing
@@ -141,6 +141,7 @@ def save_companions(engine: Any, tokenizer: Any, folder: Path) -> None:
         if ends != configured_ends(model.generation_config):
             model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
         try:
+            settle_sampling(model.generation_config)
             model.generation_config.save_pretrained(folder)
         except ValueError as error:
             raise UserError(f"the base model's generation config is invalid: {error}") from error
