@@ -89,10 +89,10 @@ def test_a_damaged_cell_of_a_column_beside_the_pair_costs_a_row_only_where_it_is
 
 
 NEEDED = {
-    "not UTF-8": invalid_utf8(),
+    "`chosen` is not UTF-8": invalid_utf8(),
     "`chosen` is bytes": pa.array([b"a"] * 3, pa.binary()),
     "is of type datetime": pa.array([datetime(2026, 1, 1)] * 3),
-    "of type timestamp[us], which cannot be read (": FAR.cast(pa.timestamp("us")),
+    "`chosen` is of type timestamp[us], which cannot be read (": FAR.cast(pa.timestamp("us")),
     "column `chosen` is null": pa.array([None] * 3, pa.string()),
 }
 

@@ -59,7 +59,8 @@ def _check_plain(found: Comparison) -> None:
 
     One answer alone may do so: some are asked for.
     """
-    if all(is_messages_as_text(each, "assistant") for each in (found.chosen, found.rejected)):
+    chosen = is_messages_as_text(found.chosen, "assistant")
+    if chosen and is_messages_as_text(found.rejected, "assistant"):
         raise BadRow(f"both answers are messages written as text; {AS_LISTS}")
     last = found.prompt[-1]["content"]
     if len(found.prompt) <= 2 and is_messages_as_text(last, "user"):

@@ -45,7 +45,7 @@ def column(row: Row, name: str) -> Any:
     if found is None:
         raise MissingColumn(name, row, row)
     if isinstance(found, Unread):
-        raise BadRow(found.reason)
+        raise BadRow(f"`{name}` is {found.reason}")
     return found
 
 
