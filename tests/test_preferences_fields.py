@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -331,3 +332,10 @@ def test_messages_written_as_text_are_not_read_as_what_was_said(row):
 def test_texts_that_hold_json_stay_texts(row):
     pair = to_pair(row, detect_format(row))
     assert (pair.prompt, pair.chosen) == ([user(row["prompt"])], row["chosen"])
+
+
+@pytest.mark.parametrize("name", ["system", "input", "tools", "prompt"])
+def test_nan_as_pandas_writes_it_for_null_is_nothing(tmp_path, name):
+    row = {**(DIALOGUES if name == "prompt" else STRINGS), name: math.nan}
+    found, tally = read(tmp_path, [row], "jsonl")
+    assert [each.prompt for each in found] == [[user("why?")]] and not tally

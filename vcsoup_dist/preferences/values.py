@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
@@ -68,12 +69,14 @@ def is_parts(value: Any) -> bool:
 def is_empty(value: Any, depth: int = DEPTH) -> bool:
     """Whether nothing is in a value: nulls, blank texts, and lists and objects of these alone.
 
-    False is nothing by itself, but a setting within an object.
+    NaN is what pandas has for null. False is nothing by itself, but a setting within an object.
     """
     if value is None or (value is False and depth == DEPTH):
         return True
     if isinstance(value, str):
         return not value or value.strip() in NOTHING
+    if isinstance(value, float):
+        return math.isnan(value)
     if depth and isinstance(value, dict):
         return all(is_empty(each, depth - 1) for each in value.values())
     if depth and isinstance(value, list | tuple):
