@@ -360,6 +360,17 @@ def test_sampling_values_without_do_sample_mean_sampling_and_that_is_said(copy):
     assert len(said) == 1 and "has temperature: 0.9 without do_sample" in said[0]
 
 
+def test_a_matrix_of_zeros_is_told_and_one_that_only_begins_with_them_is_not(copy):
+    name = "model.layers.0.mlp.up_proj.weight"
+    change_tensors(copy, lambda held: held | {name: torch.zeros_like(held[name])})
+    (warning,) = check(copy)
+    assert f"{name!r} hold nothing but zeros" in warning
+    last = torch.zeros(load_file(copy / "model.safetensors")[name].shape)
+    last[-1, -1] = 1
+    change_tensors(copy, lambda held: held | {name: last})
+    assert check(copy) == []
+
+
 def test_what_is_no_model_is_named_by_its_kind(copy, tmp_path):
     (copy / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(UserError, match="holds a model and a LoRA adapter .* as well"):

@@ -21,6 +21,7 @@ from vcsoup_dist.checkpoints.sources import open_source
 from vcsoup_dist.errors import UserError, reason_of
 
 FLOATS = ("BF16", "F16", "F32", "F64")
+CHUNK = 1 << 20  # bytes
 SAMPLE = 1 << 19  # elements at each end of two tied tensors that are compared
 
 # What old or other programs store beside the weights, and no forward reads.
@@ -34,8 +35,8 @@ HEADS = re.compile(r"^(score|classifier|classification_head|qa_outputs|reward_he
 def check_tensors(model: Any, folder: Path) -> list[str]:
     """What to warn of in the weights files of a local base; UserError where they are not its model.
 
-    model: the transformers model of its config, on the meta device. Reads headers, and of tied
-    weights that are there twice a few numbers.
+    model: the transformers model of its config, on the meta device. Reads headers and a few
+    numbers: of tied weights that are there twice, and of each matrix until one is not 0.
     """
     source = open_source(folder, as_stored=True)
     missing, unexpected, shapes = _dry_load(model, {**source.layout, **_aliased(source)}, folder)
@@ -57,13 +58,18 @@ def check_tensors(model: Any, folder: Path) -> list[str]:
             "name a causal language model"
         )
     _check_tied(model, source, folder)
+    warnings = []
+    if empty := [name for name, spec in source.layout.items() if _is_zero(spec)]:
+        warnings.append(
+            f"{folder}: {_some(sorted(empty))} hold nothing but zeros; is the download whole?"
+        )
     others = [name for name in unexpected if not UNREAD.search(name)]
     if others:
-        return [
+        warnings.append(
             f"{folder}: {_some(others)} in its files are no part of {type(model).__name__}; "
             "policies will not have them"
-        ]
-    return []
+        )
+    return warnings
 
 
 def refuse_missing(source: str, model: Any, found: Mapping[str, Any]) -> None:
@@ -239,6 +245,21 @@ def _ends(spec: TensorSpec | None) -> torch.Tensor:
         first = file.read(count * size)
         file.seek(start + spec.nbytes - count * size)
         return torch.frombuffer(bytearray(first + file.read(count * size)), dtype=dtype)
+
+
+def _is_zero(spec: TensorSpec) -> bool:
+    """Whether a matrix has no number but 0, read as far as the first other one."""
+    if len(spec.shape) < 2:
+        return False
+    with open(spec.file, "rb") as file:
+        file.seek(spec.extents[0].start)
+        left, size = spec.nbytes, 4096
+        while left:
+            part = file.read(min(size, left))
+            if not part or any(part):
+                return False
+            left, size = left - len(part), CHUNK
+    return True
 
 
 def _in_one_dtype(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
