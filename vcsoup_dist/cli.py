@@ -18,6 +18,7 @@ from vcsoup_dist import __version__
 from vcsoup_dist.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted, UserError
 from vcsoup_dist.launch.import_paths import import_last
 from vcsoup_dist.launch.ranks import STOP_SIGNALS, heeded, leave_dead_terminal
+from vcsoup_dist.progress import log_to_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -762,8 +763,7 @@ def _leave(code: int) -> NoReturn:
 
 def main() -> None:
     """Entry point: mistakes a person can mend are plain lines and exit code 2, a stop is 75."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("vcsoup").setLevel(logging.INFO)
+    log_to_terminal(logging.INFO)
     import_last(os.getcwd())  # recipes may name callables of modules there
     os.environ["VCSOUP_BEGAN"] = str(time.time())  # for launch.max_minutes
     for each in heeded(STOP_SIGNALS):

@@ -33,7 +33,7 @@ from vcsoup_dist.evaluation.report_data import (
 )
 from vcsoup_dist.evaluation.summary import Row, Summary, summarise
 from vcsoup_dist.evaluation.summary_files import as_csv, as_json
-from vcsoup_dist.recipe import CallableReward, ClassifierReward, Recipe
+from vcsoup_dist.recipe import WITHOUT_REFERENCE, CallableReward, ClassifierReward, Recipe
 from vcsoup_dist.workspace import Product, Workspace
 
 PACKAGES = ("torch", "transformers", "deepspeed", "ray")
@@ -230,9 +230,12 @@ def _notes(recipe: Recipe, prompts: Sequence[Prompts]) -> list[str]:
 
 def _commands(recipe: Recipe) -> list[str]:
     trains = [f"vcsoup train {value} recipe.yaml" for value in recipe.trained_values()]
+    has_reference = recipe.training.objective not in WITHOUT_REFERENCE
     stages = [
         "vcsoup score recipe.yaml",
         "vcsoup filter recipe.yaml",
+        *(["vcsoup warmup recipe.yaml"] if recipe.warmup else []),
+        *(["vcsoup reference recipe.yaml"] if has_reference else []),
         *trains,
         "vcsoup merge recipe.yaml",
         "vcsoup evaluate recipe.yaml",

@@ -28,6 +28,7 @@ from types import FrameType
 
 from vcsoup_dist.errors import EXIT_PREEMPTED, Preempted, UserError
 from vcsoup_dist.launch.import_paths import python_path
+from vcsoup_dist.progress import clear_bar
 
 TAIL = 15  # lines of a failed rank's log that are shown
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
@@ -94,6 +95,7 @@ def run_ranks(module: str, job: Path, ranks: int, threads: int, logs: Path) -> N
             if process.poll() is None:  # its peers are gone, so nothing that it does is of use
                 process.kill()
             process.wait()
+        clear_bar()
         os.close(said)
 
 
@@ -171,6 +173,7 @@ def handing_on(hand_on: Callable[[int], None]) -> Iterator[None]:
         if number == signal.SIGINT:
             if _asked == signal.SIGINT:
                 raise KeyboardInterrupt
+            clear_bar()  # rank 0 draws it anew below the line
             with contextlib.suppress(OSError):
                 os.write(2, STOPPING)
         _asked = number

@@ -88,7 +88,7 @@ def train_policy(
         if is_first():
             metrics = MetricsLog(Path(task.logs), start, launch.wandb, task.name)
             stack.enter_context(metrics)
-        advance = stack.enter_context(progress(task.name, steps - start, "steps"))
+        advance = stack.enter_context(progress(task.name, steps, "steps", start))
         step, saved = start, start
         while step < steps and not stop.on_any_rank(worked=step > start):
             batch = _batch_of(examples, training, task.seed, step)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from vcsoup_dist.errors import EXIT_PREEMPTED, UserError
 from vcsoup_dist.launch.death import die_with_parent
 from vcsoup_dist.launch.ranks import report_user_error
+from vcsoup_dist.progress import log_to_terminal
 from vcsoup_dist.workspace import DISK_ERRORS
 
 if TYPE_CHECKING:
@@ -27,8 +28,7 @@ def main() -> None:
     # A rename in PyTorch that DeepSpeed has not followed yet, once per call.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     level = logging.INFO if os.environ["RANK"] == "0" else logging.WARNING
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("vcsoup").setLevel(level)
+    log_to_terminal(level)
     # DeepSpeed says at INFO what the project says in one line.
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     try:
