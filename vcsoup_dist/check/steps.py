@@ -2,10 +2,9 @@
 
 A policy *hardly moves* where its learning rates, warm-up and decay included, sum to less than
 `LEAST_MOVE`. Adam moves a weight by about its learning rate a step at most, so the sum is about the
-farthest that any weight can go. A usual weight is of size 0.02 (what Llama, Qwen and GPT-2 start
-from), where bf16's numbers lie 2^-13 apart: what moves by less than half of that is rounded back,
-so the policy has theta_0's own number there. In fp32 the change is kept, and is 0.3 % of the
-weight at most.
+farthest that any weight can go. bf16's numbers near 0.005, a small but usual weight, lie 2^-15
+apart: what moves by less than half of that is rounded back, so the policy has theta_0's own number
+there. In fp32 the change is kept, and is 0.3 % of that weight at most.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from vcsoup_dist.training.schedule import learning_rate
 from vcsoup_dist.training.warmup import warmup_training
 from vcsoup_dist.workspace import Product, Workspace
 
-LEAST_MOVE = 2.0**-14
+LEAST_MOVE = 2.0**-16
 SUMMED = 10_000  # steps at most whose rates are looked up; of more, evenly spread ones
 
 

@@ -17,6 +17,7 @@ from vcsoup_dist.checkpoints.companions import (
     companion_digests,
     companion_files,
 )
+from vcsoup_dist.checkpoints.completeness import what_is_lacking
 from vcsoup_dist.checkpoints.json_file import read_json
 from vcsoup_dist.checkpoints.layout import DTYPE_BITS, TensorSpec
 from vcsoup_dist.checkpoints.sources import Source, open_source
@@ -140,6 +141,8 @@ def plan_merge(
         named_base,
         companions,
     )
+    if donor:
+        _require_whole(sources[0], donor)
     return MergePlan(
         sources=tuple(sources),
         names=tuple(names),
@@ -158,6 +161,18 @@ def require_config(model: Path) -> None:
     """UserError where a folder has no config to give to a soup."""
     if not (model / CONFIG_NAME).is_file():
         raise UserError(f"{model}: is no model directory, it has no {CONFIG_NAME}")
+
+
+def _require_whole(source: Source, donor: Path) -> None:
+    """UserError where all policies lack what the config of their soup promises."""
+    shapes = {name: spec.shape for name, spec in source.layout.items()}
+    shapes |= {name: shapes[other] for name, other in source.aliases.items()}
+    if lack := what_is_lacking(shapes, read_json(donor / CONFIG_NAME)):
+        raise UserError(
+            f"{source.path}: {lack}; a loader would make up at random what a soup lacks, so give "
+            "whole policies (of DeepSpeed checkpoints without frozen parameters, first "
+            "`vcsoup export --model BASE --frozen-from-model`)"
+        )
 
 
 def check_disk(plan: MergePlan, work: Path) -> None:
