@@ -183,6 +183,22 @@ def test_hashes_follow_content_and_are_remembered(tmp_path):
     assert Hashes(Path("no-cache")).of(copy) == {"model.bin": first}
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe", b"[1]", b"null", b'{"a": 1}', b"[" * 100_000]
+)
+def test_damaged_hashes_are_made_anew_with_a_line(tmp_path, content, caplog):
+    file, cache = tmp_path / "model.bin", tmp_path / "hashes.json"
+    file.write_bytes(b"one")
+    right = Hashes(tmp_path / "none").of(file)
+    cache.write_bytes(content)
+    hashes = Hashes(cache)
+    assert hashes.of(file) == right
+    assert "hashes.json: damaged" in caplog.text
+    hashes.save()
+    caplog.clear()
+    assert Hashes(cache).known == hashes.known and not caplog.records
+
+
 def test_a_model_in_the_hub_cache_is_found_by_its_commit_without_a_network(tmp_path, monkeypatch):
     from huggingface_hub import constants
 

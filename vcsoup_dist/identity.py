@@ -12,6 +12,7 @@ import xxhash
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import write_atomically
+from vcsoup_dist.progress import log
 
 BLOCK = 1 << 24
 
@@ -33,9 +34,7 @@ class Hashes:
 
     def __init__(self, cache: Path) -> None:
         self.cache = cache
-        self.known: dict[str, str] = {}
-        if cache.exists():
-            self.known = json.loads(cache.read_text())
+        self.known = _remembered(cache)
 
     def of_file(self, path: Path) -> list[Any]:
         """[size in bytes, hex hash] of one file."""
@@ -63,8 +62,22 @@ class Hashes:
     def save(self) -> None:
         """Keep what is known for the next command."""
         text = json.dumps(self.known, sort_keys=True, indent=0)
-        if not self.cache.exists() or self.cache.read_text() != text:
+        if not self.cache.exists() or self.cache.read_bytes() != text.encode():
             write_atomically(self.cache, text)
+
+
+def _remembered(cache: Path) -> dict[str, str]:
+    """What a cache holds; nothing where it is damaged, since all of it can be found anew."""
+    try:
+        known = json.loads(cache.read_bytes())
+        if not isinstance(known, dict) or not all(isinstance(each, str) for each in known.values()):
+            raise ValueError("not a mapping of files to hashes")
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError) as error:
+        log.warning("%s: damaged (%s); the files are hashed anew", cache, error)
+        return {}
+    return known
 
 
 def locate(

@@ -137,8 +137,9 @@ def _make_group(
             write_atomically(draft.output / REPORT, json.dumps(report, indent=1) + "\n")
         first = first or workspace.folder(product)
         log.info(
-            "%s: keeps %d of %d pairs; dropped: %s",
+            "%s: keeps %d of %d pairs; dropped: %s; its page: %s",
             product.name, report["kept"], report["pairs"], _listed(report["dropped"]),
+            workspace.folder(product) / PAGE,
         )  # fmt: skip
 
 

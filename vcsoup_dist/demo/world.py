@@ -64,7 +64,9 @@ def _make(folder: Path, content: str, on_progress: Callable[[str], None]) -> Non
 
 def _make_models(folder: Path, on_progress: Callable[[str], None]) -> None:
     from transformers import LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # of files that are read in no time
     from vcsoup_dist.demo.models import train_policy, train_reward
     from vcsoup_dist.demo.tokenizer import build_tokenizer
 

@@ -275,6 +275,8 @@ class _Crew:
 
 def _say_unfinished(name: str, answers: int, cut: int, limit: int) -> None:
     """Answers that do not end are judged as they are, which says little of the soup."""
+    if not cut:
+        return
     say = log.warning if cut > answers / 2 else log.info
     say("%s: %d of %d answers did not end within %d tokens", name, cut, answers, limit)
 
