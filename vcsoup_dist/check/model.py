@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vcsoup_dist.check.data import ROWS
-from vcsoup_dist.preferences.pair import Pair
-from vcsoup_dist.preferences.rows import read_pairs
+from vcsoup_dist.check.data import first_pairs
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.workspace import Product
 
@@ -42,17 +39,8 @@ def _first_texts(recipe: Recipe, product: Product) -> list[Texts]:
     """The pairs of a dataset that are tried; none of one that lies on the hub."""
     from vcsoup_dist.training.base_template import TRIED, Texts
 
-    source, data = product.sources["data"], recipe.values[str(product.dataset)].data
-    if data is None or not Path(source.source).exists():
+    source = product.sources["data"]
+    if not Path(source.source).exists():
         return []
-    rows = read_pairs(
-        source,
-        format=data.format,
-        preferred_by=data.preferred_by,
-        subset=data.subset,
-        split=data.split,
-        columns=product.made_from["columns"],
-        sample=ROWS,
-    )
-    pairs = (row for _, row in rows if isinstance(row, Pair))
-    return [Texts(row.id, row.prompt, row.chosen, row.rejected) for row in islice(pairs, TRIED)]
+    pairs = first_pairs(recipe, product, source, TRIED)
+    return [Texts(pair.id, pair.prompt, pair.chosen, pair.rejected) for pair in pairs]

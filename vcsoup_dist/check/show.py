@@ -24,8 +24,8 @@ def show_check(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) ->
     data = check_files(recipe, plan)
     to_be_made = to_make(plan, workspace, recipe)
     missing = {product.name for product in to_be_made}
-    check_reward_models(recipe, to_be_made)
-    warnings = check_model(recipe, plan, {product.stage for product in to_be_made})
+    warnings = check_reward_models(recipe, plan, to_be_made)
+    warnings += check_model(recipe, plan, {product.stage for product in to_be_made})
     warnings += check_slurm(recipe)
     warnings += filter(None, [lacks_wandb(recipe.launch.wandb)])
     table = Table(title=f"{recipe.name} in {workspace.root}", title_justify="left")

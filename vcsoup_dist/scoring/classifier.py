@@ -8,15 +8,13 @@ from typing import cast
 import numpy as np
 import torch
 
-from vcsoup_dist.errors import UserError, is_stop, reason_of
-from vcsoup_dist.forward.template import choose_template
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import ClassifierReward
 from vcsoup_dist.scoring.heads import choose_columns, chosen_by_default, take_columns
 from vcsoup_dist.scoring.loading import length_limit, load_classifier
 from vcsoup_dist.scoring.probing import PROBES, choose_way
 from vcsoup_dist.scoring.rewards import Scored, Text, failures_of
-from vcsoup_dist.scoring.texts import RewardText, encode_text
+from vcsoup_dist.scoring.texts import RewardText, encode_text, text_or_reason
 
 TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16384}
 
@@ -38,8 +36,6 @@ class Classifier:
         self.tokenizer, self.model = load_classifier(reward, source)
         self.model.to(device).eval().requires_grad_(False)
         config, name = self.model.config, source.source
-        if reward.text == "chat_template":
-            choose_template(self.tokenizer, reward.template, "template")
         config.use_cache = False
         self.limit = length_limit(reward.max_length, self.model, self.tokenizer, name)
         # Probes that `max_length` cuts would all have one length.
@@ -48,7 +44,10 @@ class Classifier:
         self.choice = choose_way(
             self.model,
             sorted({each.head for each in rewards}),
-            [self._encode(*probe, longest) for probe in PROBES],
+            [
+                encode_text(self.tokenizer, reward.text, *probe, longest, reward.truncate)
+                for probe in PROBES
+            ],
             name=name,
             padding=0 if padding is None else padding,
             attention=reward.attention,
@@ -65,16 +64,9 @@ class Classifier:
 
     def encode(self, texts: Sequence[Text]) -> list[RewardText | str]:
         """Tokens of texts, or why one has none."""
-        encoded: list[RewardText | str] = []
-        for prompt, response in texts:
-            try:
-                text = self._encode(prompt, response, self.limit.tokens)
-                encoded.append(text if text.ids else "it has no tokens")
-            except BaseException as error:  # a template is code, and tokenizers may panic
-                if is_stop(error):
-                    raise
-                encoded.append(str(error) if isinstance(error, UserError) else reason_of(error))
-        return encoded
+        return [
+            text_or_reason(self.tokenizer, self.reward, *text, self.limit.tokens) for text in texts
+        ]
 
     @torch.inference_mode()
     def score(self, encoded: Sequence[RewardText | str]) -> Scored:
@@ -106,14 +98,6 @@ class Classifier:
                 i for i, each in enumerate(encoded) if isinstance(each, RewardText) and each.dropped
             ),
             first,
-        )
-
-    def _encode(
-        self, prompt: Sequence[dict[str, str]], response: str, max_length: int | None
-    ) -> RewardText:
-        settings = self.reward
-        return encode_text(
-            self.tokenizer, settings.text, prompt, response, max_length, settings.truncate
         )
 
 

@@ -13,7 +13,10 @@ from typing import Any
 import torch
 
 from vcsoup_dist.checkpoints.folders import require_model
+from vcsoup_dist.checkpoints.sources import open_source
 from vcsoup_dist.errors import UserError, is_stop, reason_of
+from vcsoup_dist.forward.dry_load import Shapes, dry_load
+from vcsoup_dist.forward.template import choose_template
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import ClassifierReward
 
@@ -40,23 +43,49 @@ def load_classifier(reward: ClassifierReward, source: Located) -> tuple[Any, Any
             "consent with `trust_remote_code: true`"
         )
     with _loading_errors(name, own_code=bool(own)), _alone_with_code(trusted):
-        tokenizer, model, found = _load(name, source.revision, reward.dtype, trusted)
+        tokenizer = load_tokenizer(reward, source)
+        model, found = _load(name, source.revision, reward.dtype, trusted)
     missing, others = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    shapes = {key: (tuple(has), tuple(wants)) for key, has, wants in found["mismatched_keys"]}
+    _refuse_unlike(source, missing, others, shapes)
+    return tokenizer, model
+
+
+def check_classifier_files(source: Located) -> None:
+    """UserError, as of `load_classifier`, where a local folder lacks what its config promises.
+
+    Reads headers alone. Quantised models and those with code of their own are not judged.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    name = source.source
+    require_model(Path(name), quantised=True)
+    settings = _settings(source)
+    if settings.get("auto_map") or settings.get("quantization_config"):
+        return
+    with _loading_errors(name), torch.device("meta"):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    _refuse_unlike(source, *dry_load(model, open_source(Path(name), as_stored=True)))
+
+
+def _refuse_unlike(
+    source: Located, missing: Sequence[str], others: Sequence[str], shapes: Shapes
+) -> None:
+    """UserError where files lack tensors, have others of a layer, or have them in other shapes."""
     if missing:
         raise UserError(_fresh_head(source, missing, others))
-    if found["mismatched_keys"]:
-        key, stored, wanted = sorted(found["mismatched_keys"])[0]
+    for key, (stored, wanted) in sorted(shapes.items()):
         raise UserError(
-            f"{name}: its files hold {key} of the shape {list(stored)}, where its config asks for "
-            f"{list(wanted)}; mend the config (`num_labels` decides the head's), or give the files "
-            "that belong to it"
+            f"{source.source}: its files hold {key} of the shape {list(stored)}, where its config "
+            f"asks for {list(wanted)}; correct the config (`num_labels` decides the head's), or "
+            "give the files that belong to it"
         )
     if surplus := [key for key in others if IN_A_LAYER.search(key) and not BUFFER.search(key)]:
         raise UserError(
-            f"{name}: its files have {_some(surplus)}, for which its config has no place, so a "
-            "part of the model would be left out; give the config that belongs to it"
+            f"{source.source}: its files have {_some(surplus)}, for which its config has no place, "
+            "so a part of the model would be left out; give the config that belongs to it"
         )
-    return tokenizer, model
 
 
 def _settings(source: Located) -> dict[str, Any]:
@@ -66,19 +95,31 @@ def _settings(source: Located) -> dict[str, Any]:
     return dict(settings)
 
 
-def _load(name: str, revision: str | None, dtype: str, trusted: bool) -> tuple[Any, Any, Any]:
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+def load_tokenizer(reward: ClassifierReward, source: Located) -> Any:
+    """A classifier's tokenizer, with the chat template that the recipe names."""
+    from transformers import AutoTokenizer
 
-    where = {"revision": revision, "trust_remote_code": trusted}
-    tokenizer = AutoTokenizer.from_pretrained(name, **where)
+    with _loading_errors(source.source):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.source, revision=source.revision, trust_remote_code=reward.trust_remote_code
+        )
+    if reward.text == "chat_template":
+        choose_template(tokenizer, reward.template, "template")
+    return tokenizer
+
+
+def _load(name: str, revision: str | None, dtype: str, trusted: bool) -> tuple[Any, Any]:
+    from transformers import AutoModelForSequenceClassification
+
     model, found = AutoModelForSequenceClassification.from_pretrained(
         name,
         dtype=DTYPES[dtype],
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # so that we can say which
-        **where,
+        revision=revision,
+        trust_remote_code=trusted,
     )
-    return tokenizer, model, found
+    return model, found
 
 
 @contextmanager

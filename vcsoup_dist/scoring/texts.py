@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from vcsoup_dist.errors import UserError
+from vcsoup_dist.errors import UserError, is_stop, reason_of
 from vcsoup_dist.forward.answer_text import kept_answer
 from vcsoup_dist.forward.packing import common_prefix
 from vcsoup_dist.forward.template import RefusedByTemplate, encode_answer, encode_prompt
 from vcsoup_dist.preferences.pair import Message
+from vcsoup_dist.recipe import ClassifierReward
 
 MARKERS = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: "}
 Truncate = Literal["start", "end"]
@@ -86,6 +87,23 @@ def encode_text(
     if form == "chat_template":  # only now, since it takes time
         text = _without_closing_marks(tokenizer, text)
     return cut(text, max_length, truncate)
+
+
+def text_or_reason(
+    tokenizer: Any,
+    reward: ClassifierReward,
+    prompt: Sequence[Message],
+    response: str,
+    max_length: int | None,
+) -> RewardText | str:
+    """Tokens of prompt and response as a reward reads them, or why there are none."""
+    try:
+        text = encode_text(tokenizer, reward.text, prompt, response, max_length, reward.truncate)
+        return text if text.ids else "it has no tokens"
+    except BaseException as error:  # a template is code, and tokenizers may panic
+        if is_stop(error):
+            raise
+        return str(error) if isinstance(error, UserError) else reason_of(error)
 
 
 def cut(text: RewardText, max_length: int, truncate: Truncate = "start") -> RewardText:

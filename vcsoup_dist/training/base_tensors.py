@@ -1,15 +1,12 @@
 """Whether the files of a base hold the weights of the model that its config.json describes.
 
-transformers loads what it finds and starts the rest at random. Here it loads the shapes alone,
-under all the names that it knows (tied weights, older names, fused experts), and says what is
-missing.
+transformers loads what it finds and starts the rest at random.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,8 @@ import torch
 from vcsoup_dist.checkpoints.layout import Source, TensorSpec
 from vcsoup_dist.checkpoints.pickled import DTYPES
 from vcsoup_dist.checkpoints.sources import open_source
-from vcsoup_dist.errors import UserError, reason_of
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.forward.dry_load import Shapes, dry_load
 
 FLOATS = ("BF16", "F16", "F32", "F64")
 CHUNK = 1 << 20  # bytes
@@ -39,7 +37,7 @@ def check_tensors(model: Any, folder: Path) -> list[str]:
     numbers: of tied weights that are there twice, and of each matrix until one is not 0.
     """
     source = open_source(folder, as_stored=True)
-    missing, unexpected, shapes = _dry_load(model, {**source.layout, **_aliased(source)}, folder)
+    missing, unexpected, shapes = dry_load(model, source)
     if shapes:
         raise UserError(f"{folder}: {_wrong_shapes(shapes)}")
     _check_dtypes(model, source, unexpected, folder)
@@ -80,57 +78,6 @@ def refuse_missing(source: str, model: Any, found: Mapping[str, Any]) -> None:
     if found["mismatched_keys"]:
         shapes = {name: (tuple(a), tuple(b)) for name, a, b in found["mismatched_keys"]}
         raise UserError(f"{source}: {_wrong_shapes(shapes)}")
-
-
-def _aliased(source: Source) -> dict[str, TensorSpec]:
-    return {alias: source.layout[name] for alias, name in source.aliases.items()}
-
-
-Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
-"""Name -> shape in the files, shape in the model."""
-
-
-def _dry_load(
-    model: Any, layout: Mapping[str, TensorSpec], folder: Path
-) -> tuple[list[str], list[str], Shapes]:
-    """Names that the files lack, names that the model lacks, and shapes that differ."""
-    dtypes = {name: dtype for dtype, name in DTYPES.items()}
-    tensors = {
-        name: torch.empty(spec.shape, dtype=dtypes.get(spec.dtype, torch.uint8), device="meta")
-        for name, spec in layout.items()
-    }
-    with _quiet():
-        try:
-            _, found = type(model).from_pretrained(
-                None,
-                config=model.config,
-                state_dict=tensors,
-                device_map={"": "meta"},
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-        except Exception as error:  # such as of experts that cannot be laid together
-            raise UserError(
-                f"{folder}: its tensors do not make up a {type(model).__name__}: {reason_of(error)}"
-            ) from error
-    shapes = {name: (tuple(has), tuple(wants)) for name, has, wants in found["mismatched_keys"]}
-    return sorted(found["missing_keys"]), sorted(found["unexpected_keys"]), shapes
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own report, which names the model's class and not its folder."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _check_dtypes(model: Any, source: Source, unexpected: Iterable[str], folder: Path) -> None:
