@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,8 @@ class Terminal:
         child, self.handle = pty.fork()
         if child == 0:
             os.chdir(folder)
-            for each in ignored:
-                signal.signal(each, signal.SIG_IGN)
+            for each in (signal.SIGINT, signal.SIGHUP):  # whatever the tests were started with
+                signal.signal(each, signal.SIG_IGN if each in ignored else signal.SIG_DFL)
             os.execv(command[0], [*command, "-d", "run"])
         self.pid = child
 
@@ -70,7 +71,7 @@ class Terminal:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory) -> Iterator[Path]:
     jobs = Jobs(tmp_path_factory.mktemp("interrupts"))
     recipe = jobs.folder / "recipe.yaml"
     text = recipe.read_text().replace("steps: 70", "steps: 5000")
@@ -80,7 +81,9 @@ def folder(tmp_path_factory) -> Path:
     for name in ("profile", "queue", "statistics", "calendar"):
         (jobs.folder / f"{name}.py").write_text(f"open({str(jobs.folder / 'ran')!r}, 'a')\n")
     jobs.vcsoup("reference", "recipe.yaml", "-d", "run")
-    return jobs.folder
+    yield jobs.folder
+    for each in processes_with(str((jobs.folder / "run").resolve())):  # of a test that failed
+        os.kill(each, signal.SIGKILL)
 
 
 def saved(folder: Path) -> list[str]:
