@@ -124,3 +124,18 @@ def test_answers_beyond_the_positions_are_refused_where_they_are_made_too(tiny_m
     settings = Evaluation(max_prompt_tokens=4000, max_new_tokens=97)
     with pytest.raises(UserError, match="together more than the 4096 positions"):
         generate_answers(model, tokenizer, [], settings)
+
+
+def test_other_files_of_the_base_go_along_with_a_policy(tiny_model, tmp_path):
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    (base / "LICENSE").write_text("ours")
+    (base / "extra").mkdir()
+    (base / "extra" / "processor.json").write_text("{}")
+    (base / "optimizer.pt").write_bytes(b"not ours")
+    model, tokenizer = load_model(str(base), None, "fp32", "cpu")
+    save_companions(_Engine(model), tokenizer, tmp_path / "policy")
+    policy = tmp_path / "policy"
+    assert (policy / "LICENSE").read_text() == "ours"
+    assert (policy / "extra" / "processor.json").read_text() == "{}"
+    assert not (policy / "optimizer.pt").exists()
+    assert not list(policy.glob("*.safetensors"))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vcsoup_dist.checkpoints.companions import companion_files
 from vcsoup_dist.checkpoints.folders import require_model
 from vcsoup_dist.errors import UserError, reason_of
 from vcsoup_dist.forward.end_tokens import configured_ends, settle_sampling, template_end
@@ -33,6 +34,7 @@ def check_base(
     folder = Path(source) if Path(source).exists() else None
     if folder:
         require_model(folder)
+        companion_files(folder)  # a link that leads elsewhere is refused now, not after training
     config = open_config(source, revision)
     model = check_architecture(config, training.max_length)
     warnings = []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vcsoup_dist.checkpoints.companions import companion_files
 from vcsoup_dist.errors import UserError, reason_of
 from vcsoup_dist.forward.answers import AnswerLogps
 from vcsoup_dist.forward.attention import NAMES, choose_attention
@@ -130,7 +132,8 @@ def save_companions(engine: Any, tokenizer: Any, folder: Path) -> None:
     """Config, generation config, tokenizer and chat template beside the weights.
 
     The generation config names every end token, so that who serves the policy stops as evaluation
-    does.
+    does. What else a local base has for those who serve it (licence, processors, a
+    `tokenizer.model`) goes along.
     """
     folder.mkdir(exist_ok=True)
     model = engine.module.model
@@ -146,3 +149,8 @@ def save_companions(engine: Any, tokenizer: Any, folder: Path) -> None:
         except ValueError as error:
             raise UserError(f"the base model's generation config is invalid: {error}") from error
     tokenizer.save_pretrained(folder)
+    base = Path(model.config.name_or_path)
+    for name, file in (companion_files(base) if base.is_dir() else {}).items():
+        if not (folder / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, folder / name)
