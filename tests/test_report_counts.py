@@ -87,7 +87,7 @@ def test_every_row_and_pair_is_accounted_for(run: Run):
     (read,) = [pairs_read(run.workspace, each) for each in run.report.inputs_of("read")]
     assert read.dataset == "kind" and read.rows == PAIRS + BAD + SAME
     assert read.rejected == {
-        "empty response": BAD, "chosen equals rejected": SAME, "missing column `b+`": UNRATED,
+        "empty response": BAD, "chosen equals rejected": SAME, "column `b+` is null": UNRATED,
     }  # fmt: skip
     lost = sum(read.rejected.values()) + sum(read.left_out.values()) + read.duplicates
     assert read.training + read.heldout + read.leaked + lost == read.rows
