@@ -114,7 +114,7 @@ def steps_table(found: Sequence[Steps]) -> Table:
     """A row each."""
     table = Table(title="optimizer steps, of every seed", title_justify="left")
     for column in ("policy", "pairs", "steps", "passes", "learning rate"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "policy")
     for each in found:
         table.add_row(*each.row())
     return table
