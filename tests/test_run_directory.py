@@ -159,6 +159,12 @@ def test_a_run_elsewhere_is_told_instead_of_beginning_anew(world, monkeypatch):
     assert find_run(recipe_file).root == beside
 
 
+def test_values_are_those_of_the_recipe_wherever_its_runs_are(world):
+    opened(world / "project" / "recipe.yaml", world / "project" / "mine")
+    for argument in ("recipe.yaml", "mine"):
+        assert vcsoup("values", argument, cwd=world / "project") == "long\n"
+
+
 def test_a_run_of_another_recipe_of_that_name_is_in_nobodys_way(world, monkeypatch):
     other = world / "other.yaml"
     other.write_text(

@@ -195,9 +195,9 @@ def values(recipe: RecipeFile) -> None:
 
     Example: vcsoup values recipe.yaml
     """
-    from vcsoup_dist.plan.find_run import find_run
+    from vcsoup_dist.plan.find_run import find_recipe
 
-    for name in find_run(recipe).recipe.trained_values():
+    for name in find_recipe(recipe).trained_values():
         print(name)
 
 

@@ -38,6 +38,12 @@ def find_run(argument: Path, run_dir: Path | None = None, overrides: Sequence[st
     return Run(_copied(root), run_dir or root, True)
 
 
+def find_recipe(argument: Path) -> Recipe:
+    """The recipe that `argument` is, or whose run directory or copy it is; runs do not matter."""
+    root = _root_of(argument)
+    return load_recipe(argument) if root is None else _copied(root)
+
+
 def is_run_directory(folder: Path) -> bool:
     """Whether a folder is a run directory that says where its recipe came from."""
     return (folder / NAME).is_file() and (folder / "recipe.yaml").is_file()
