@@ -90,6 +90,16 @@ def test_layers_that_all_policies_lack_are_told(whole, tmp_path):
         merge(inner, out=tmp_path / "soup", weights=[[0.5, 0.5]])
 
 
+@pytest.mark.parametrize("layers", [3, 5, 0, -1, True, None, "4", 4.0, [], {}])
+def test_a_number_of_layers_that_the_files_do_not_have_is_refused(whole, tmp_path, layers):
+    policies = [
+        without(whole, tmp_path / name, "no such name", num_hidden_layers=layers)
+        for name in ("a", "b")
+    ]
+    with pytest.raises(UserError, match="there are 4 layers|which is no number of layers"):
+        merge(policies, out=tmp_path / "soup", weights=[[0.5, 0.5]])
+
+
 def test_names_under_one_more_start_are_refused():
     shapes = {
         "actor.model.embed_tokens.weight": (96, 8),

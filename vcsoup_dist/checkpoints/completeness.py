@@ -65,12 +65,16 @@ def _lacking_layers(names: Collection[str], config: Mapping[str, Any]) -> str | 
         return None
     start, numbered = max(stacks.items(), key=lambda stack: len(stack[1]))
     layers = {number: frozenset(rest) for number, rest in numbered.items()}
-    promised = config.get("num_hidden_layers", config.get("n_layer"))
-    count = promised if type(promised) is int else max(layers) + 1
+    key = "num_hidden_layers" if "num_hidden_layers" in config else "n_layer"
+    count = config.get(key, max(layers) + 1)
+    if type(count) is not int or count < 1:
+        return f"its config.json says {key}: {str(count)[:40]}, which is no number of layers"
     absent = next((i for i in range(min(count, max(layers) + 1)) if i not in layers), None)
     if absent is not None:
         return f"there is no tensor of {start}.{absent}"
-    if len(layers) < count:
+    # Layers that predict further tokens stand behind the others.
+    ahead = any("nextn" in key or "mtp" in key for key in config)
+    if len(layers) < count or (len(layers) > count and not ahead):
         return f"there are {len(layers)} layers, its config.json says {count}"
     return None if any(config.get(key) for key in _VARIED) else _uneven(start, layers)
 
