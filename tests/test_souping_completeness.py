@@ -90,14 +90,22 @@ def test_layers_that_all_policies_lack_are_told(whole, tmp_path):
         merge(inner, out=tmp_path / "soup", weights=[[0.5, 0.5]])
 
 
-@pytest.mark.parametrize("layers", [3, 5, 0, -1, True, None, "4", 4.0, [], {}])
+@pytest.mark.parametrize("layers", [3, 5, 0, -1, 10**4000, True, None, "4", 4.0, [], {}])
 def test_a_number_of_layers_that_the_files_do_not_have_is_refused(whole, tmp_path, layers):
     policies = [
         without(whole, tmp_path / name, "no such name", num_hidden_layers=layers)
         for name in ("a", "b")
     ]
-    with pytest.raises(UserError, match="there are 4 layers|which is no number of layers"):
+    with pytest.raises(UserError, match="there are 4 layers|which is no number of layers") as told:
         merge(policies, out=tmp_path / "soup", weights=[[0.5, 0.5]])
+    assert len(str(told.value)) < 600
+
+
+@pytest.mark.parametrize("side", ["32", None, [], 1e999])
+def test_a_width_that_is_no_number_is_no_traceback(whole, side):
+    shapes = {name: spec.shape for name, spec in read_layout(whole).items()}
+    config = json.loads((whole / "config.json").read_text()) | {"hidden_size": side}
+    assert what_is_lacking(shapes, config) is None
 
 
 def test_names_under_one_more_start_are_refused():

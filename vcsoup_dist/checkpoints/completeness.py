@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from vcsoup_dist.checkpoints.config_agreement import short
 from vcsoup_dist.checkpoints.config_defaults import declared_keys
 
 _LAYER = re.compile(r"((?:.*\.)?(?:layers?|h|blocks?))\.(\d{1,6})\.(.+)")
@@ -20,6 +21,9 @@ _VARIED = (
     "hybrid_override_pattern", "attn_layer_indices", "full_attn_idxs", "layer_group_size",
 )  # fmt: skip
 """Keys of models some of whose layers lack what the others have."""
+
+_UNLIKE = ("hrm_text", "modernbert-decoder", "moshi")
+"""Types whose first layer is unlike the others, or that count layers or heads in another way."""
 
 Layers = Mapping[int, frozenset[str]]
 """Number of a layer -> names of its tensors, without the start that they share."""
@@ -33,7 +37,11 @@ def what_is_lacking(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, 
     """
     architectures = config.get("architectures")
     named = architectures[0] if isinstance(architectures, list) and architectures else ""
-    if config.get("auto_map") or not str(named).endswith("ForCausalLM"):
+    if (
+        config.get("auto_map")
+        or config.get("model_type") in _UNLIKE
+        or not str(named).endswith("ForCausalLM")
+    ):
         return None
     return (
         _wrapper(shapes)
@@ -68,14 +76,14 @@ def _lacking_layers(names: Collection[str], config: Mapping[str, Any]) -> str | 
     key = "num_hidden_layers" if "num_hidden_layers" in config else "n_layer"
     count = config.get(key, max(layers) + 1)
     if type(count) is not int or count < 1:
-        return f"its config.json says {key}: {str(count)[:40]}, which is no number of layers"
+        return f"its config.json says {key}: {short(count)}, which is no number of layers"
     absent = next((i for i in range(min(count, max(layers) + 1)) if i not in layers), None)
     if absent is not None:
         return f"there is no tensor of {start}.{absent}"
     # Layers that predict further tokens stand behind the others.
     ahead = any("nextn" in key or "mtp" in key for key in config)
     if len(layers) < count or (len(layers) > count and not ahead):
-        return f"there are {len(layers)} layers, its config.json says {count}"
+        return f"there are {len(layers)} layers, its config.json says {short(count)}"
     return None if any(config.get(key) for key in _VARIED) else _uneven(start, layers)
 
 
@@ -103,7 +111,8 @@ def _lacking_head(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, An
     if tied is None:
         declared = declared_keys(str(config.get("model_type"))) or {}
         tied = declared.get("tie_word_embeddings")
-    if type(rows) is not int or rows <= max((config.get(k) or 0 for k in _SIDES), default=0):
+    sides = [side for key in _SIDES if type(side := config.get(key)) is int]
+    if type(rows) is not int or rows <= max(sides, default=0):
         return None
     tables = [name for name, shape in shapes.items() if len(shape) == 2 and shape[0] == rows]
     if not tables:
