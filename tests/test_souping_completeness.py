@@ -15,7 +15,7 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping.merge import merge
 
 ARCHITECTURES = [
-    "llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "opt",
+    "llama", "gemma", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "opt",
     "bloom", "falcon", "phi", "phi3", "olmo", "olmo2", "granite", "cohere", "starcoder2", "mamba",
     "mixtral", "qwen3_moe", "qwen2_moe", "deepseek_v3", "stablelm", "smollm3", "lfm2", "mpt",
     "gptj", "glm4", "exaone4",
@@ -62,6 +62,9 @@ def without(whole: Path, folder: Path, *ends: str, **config: object) -> Path:
     [
         (("layers.1.input_layernorm.weight",), r"no model\.layers\.1\.input_layernorm\.weight"),
         (("layers.3.mlp.up_proj.weight",), r"no model\.layers\.3\.mlp\.up_proj\.weight"),
+        (("mlp.up_proj.weight",), r"no model\.layers\.0\.mlp\.up_proj\.weight"),
+        (("k_proj.weight", "v_proj.weight"), r"no model\.layers\.0\.self_attn\.k_proj"),
+        (("input_layernorm.weight",), r"no model\.layers\.0\.input_layernorm\.weight"),
         (("model.norm.weight",), r"there is no model\.norm\.weight"),
         (("lm_head.weight",), "the embedding or the head is not there"),
         (("embed_tokens.weight",), "the embedding or the head is not there"),

@@ -25,6 +25,14 @@ _VARIED = (
 _UNLIKE = ("hrm_text", "modernbert-decoder", "moshi")
 """Types whose first layer is unlike the others, or that count layers or heads in another way."""
 
+_LLAMA_LIKE = ("gemma", "granite", "llama", "mistral", "qwen2", "qwen3", "smollm3")
+_IN_A_LAYER = (
+    "input_layernorm.weight", "self_attn.q_proj.weight", "self_attn.k_proj.weight",
+    "self_attn.v_proj.weight", "self_attn.o_proj.weight", "post_attention_layernorm.weight",
+    "mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight",
+)  # fmt: skip
+"""What every layer of these types has."""
+
 Layers = Mapping[int, frozenset[str]]
 """Number of a layer -> names of its tensors, without the start that they share."""
 
@@ -84,6 +92,10 @@ def _lacking_layers(names: Collection[str], config: Mapping[str, Any]) -> str | 
     ahead = any("nextn" in key or "mtp" in key for key in config)
     if len(layers) < count or (len(layers) > count and not ahead):
         return f"there are {len(layers)} layers, its config.json says {short(count)}"
+    if config.get("model_type") in _LLAMA_LIKE:
+        for number, present in sorted(layers.items()):
+            if missing := [name for name in _IN_A_LAYER if name not in present]:
+                return f"there is no {start}.{number}.{missing[0]}"
     return None if any(config.get(key) for key in _VARIED) else _uneven(start, layers)
 
 
