@@ -15,10 +15,10 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping.merge import merge
 
 ARCHITECTURES = [
-    "llama", "gemma", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "opt",
+    "llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "opt",
     "bloom", "falcon", "phi", "phi3", "olmo", "olmo2", "granite", "cohere", "starcoder2", "mamba",
     "mixtral", "qwen3_moe", "qwen2_moe", "deepseek_v3", "stablelm", "smollm3", "lfm2", "mpt",
-    "gptj", "glm4", "exaone4",
+    "gptj", "glm4", "exaone4", "gemma",
 ]  # fmt: skip
 SMALL = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
