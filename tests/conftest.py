@@ -7,6 +7,7 @@ import os
 import random
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ import pytest
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Threads of several tiny models at a time only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell without job control starts what runs in the background with SIGINT ignored, and children
+# inherit that. Tests of Ctrl-C need it as a terminal's foreground has it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = [
     *("the", "a", "cat", "dog", "house", "tree", "river", "runs", "sees", "likes"),
