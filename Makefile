@@ -11,7 +11,7 @@ help:
 	@echo "make lint    formatting, lint and types"
 	@echo "make format  format the code"
 
-$(VENV)/installed: pyproject.toml constraints.txt tools/install.sh vcsoup_dist/souping/kernel.c
+$(VENV)/installed: pyproject.toml constraints.txt tools/install.sh vcsoup_dist/souping/kernels/kernel.c
 	tools/install.sh $(VENV)
 
 demo: $(VENV)/installed

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import yaml
 
 from vcsoup_dist.identity import Hashes
-from vcsoup_dist.plan.products import make_plan
+from vcsoup_dist.pipeline.products import make_plan
 from vcsoup_dist.preferences.pair import Pair
 from vcsoup_dist.recipe import Recipe
-from vcsoup_dist.recipe_file import load_recipe
+from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.scoring.pair_files import HELD_OUT, pair_row, pairs_schema, shard_name
 from vcsoup_dist.scoring.score_files import ScoreShard, score_name, write_scores, write_summary
 from vcsoup_dist.workspace import Product, Workspace

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.launch.death import die_with_parent
+from vcsoup_dist.launch.parent_death import die_with_parent
 from vcsoup_dist.launch.ranks import report_user_error
 from vcsoup_dist.training.distributed import barrier, start_distributed
 from vcsoup_dist.training.jobs import Job

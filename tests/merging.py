@@ -83,9 +83,9 @@ def vcsoup(*arguments: object, folder: Path, code: int = 0) -> str:
 COMMANDS = """
 import json, os, sys, traceback
 import vcsoup_dist.checkpoints.pickled, vcsoup_dist.souping.export, vcsoup_dist.souping.merge
-import vcsoup_dist.plan.run, vcsoup_dist.recipe_file, vcsoup_dist.souping.stage
+import vcsoup_dist.pipeline.run, vcsoup_dist.recipe.load, vcsoup_dist.souping.stage
 import rich.progress, typer._adapters, yaml
-from vcsoup_dist.cli import main
+from vcsoup_dist.cli.main import main
 
 for line in sys.stdin:
     folder, said, arguments = json.loads(line)

@@ -15,8 +15,8 @@ from conftest import write_pairs
 from merging import bf16, files_of, vcsoup, write_policy
 
 from vcsoup_dist.identity import Hashes
-from vcsoup_dist.plan.products import make_plan
-from vcsoup_dist.recipe_file import load_recipe
+from vcsoup_dist.pipeline.products import make_plan
+from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.workspace import Workspace
 
 RECIPE = {
@@ -42,7 +42,7 @@ FILES = 6  # of weights in each soup
 # The command, which stops after every entry in its journal; there is one for the first piece.
 PAUSING = """
 import os, signal
-from vcsoup_dist.cli import main
+from vcsoup_dist.cli.main import main
 from vcsoup_dist.souping import write
 from vcsoup_dist.souping.journal import Journal
 write.NOTE_EVERY = 0.0

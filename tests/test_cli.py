@@ -57,7 +57,7 @@ HEAVY = {"torch", "ray", "deepspeed", "transformers", "matplotlib", "datasets"}
 
 
 def test_help_imports_nothing_heavy_and_check_only_what_knows_models_and_memory(folder):
-    run = "sys.argv = ['vcsoup', *{}]; from vcsoup_dist.cli import main; main()"
+    run = "sys.argv = ['vcsoup', *{}]; from vcsoup_dist.cli.main import main; main()"
     assert not HEAVY & imported_by("import vcsoup_dist", folder)
     assert not HEAVY & imported_by(run.format(["--help"]), folder)
     checked = imported_by(run.format(["check", "recipe.yaml"]), folder)
@@ -167,7 +167,7 @@ def test_a_missing_model_or_data_file_is_named_by_its_key(folder):
 def test_a_second_interrupt_while_python_shuts_down_ends_with_130_too(tmp_path):
     code = """
 import atexit, sys, time
-from vcsoup_dist import cli
+from vcsoup_dist.cli import main as cli
 
 def slow_end():
     print("ending", flush=True)

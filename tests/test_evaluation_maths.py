@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.evaluation import fronts
-from vcsoup_dist.evaluation.connectivity import barrier, find_edges, straight_line
-from vcsoup_dist.evaluation.intervals import bootstrap_mean
-from vcsoup_dist.evaluation.summary import Evaluated, pick_for, summarise
-from vcsoup_dist.evaluation.summary_files import as_csv, as_json
+from vcsoup_dist.report import fronts
+from vcsoup_dist.report.connectivity import barrier, find_edges, straight_line
+from vcsoup_dist.report.intervals import bootstrap_mean
+from vcsoup_dist.report.summary import Evaluated, pick_for, summarise
+from vcsoup_dist.report.summary_files import as_csv, as_json
 
 # Few distinct numbers, so that ties and duplicates are common.
 SMALL = st.integers(-3, 3).map(float)
@@ -206,7 +206,7 @@ def test_bootstrap_memory_does_not_grow_with_the_prompts(monkeypatch):
             sizes.append(size[0] * size[1])
             return self.rng.integers(n, size=size)
 
-    monkeypatch.setattr("vcsoup_dist.evaluation.intervals.CHUNK", 5000)
+    monkeypatch.setattr("vcsoup_dist.report.intervals.CHUNK", 5000)
     monkeypatch.setattr(np.random, "default_rng", Counting)
     _, low, high = bootstrap_mean(samples, 103, 0.95, 0)
     assert max(sizes) <= 5000 and sum(sizes) == 103 * 1000

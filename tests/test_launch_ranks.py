@@ -112,7 +112,7 @@ def test_when_the_time_is_over_no_more_is_begun(monkeypatch):
 
 
 def test_the_command_exits_with_the_code_of_a_request_to_stop(monkeypatch, capsys):
-    from vcsoup_dist import cli
+    from vcsoup_dist.cli import main as cli
 
     def stopped() -> None:
         os.kill(os.getpid(), signal.SIGUSR2)

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.plan.site import load_site
-from vcsoup_dist.recipe_file import load_recipe, sections_of
+from vcsoup_dist.recipe.load import load_recipe, sections_of
+from vcsoup_dist.slurm_jobs.site import load_site
 
 FOLDER = Path(__file__).parents[1] / "examples"
 EXAMPLES = [file for file in sorted(FOLDER.glob("*.yaml")) if "\nmodel: " in file.read_text()]

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.recipe import Recipe
-from vcsoup_dist.recipe_file import load_recipe, sections_of
+from vcsoup_dist.recipe.load import load_recipe, sections_of
 
 GOOD = """name: x
 model: some/model

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.plan.site import load_site
-from vcsoup_dist.recipe_file import load_recipe
+from vcsoup_dist.recipe.load import load_recipe
+from vcsoup_dist.slurm_jobs.site import load_site
 from vcsoup_dist.souping.mergekit_config import read_mergekit_config
 
 HEAD = """name: x

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vcsoup_dist.evaluation import plots
-from vcsoup_dist.evaluation.plot_labels import Label, place_labels
-from vcsoup_dist.evaluation.report import CHAPTERS, render
-from vcsoup_dist.evaluation.report_data import (
+from vcsoup_dist.report import plots
+from vcsoup_dist.report.html import decimals_for, number, text
+from vcsoup_dist.report.page import CHAPTERS, render
+from vcsoup_dist.report.page_data import (
     Agreement,
     Answer,
     PairsRead,
@@ -36,8 +36,8 @@ from vcsoup_dist.evaluation.report_data import (
     Sample,
     Trained,
 )
-from vcsoup_dist.evaluation.report_html import decimals_for, number, text
-from vcsoup_dist.evaluation.summary import Evaluated, Summary, summarise
+from vcsoup_dist.report.plot_labels import Label, place_labels
+from vcsoup_dist.report.summary import Evaluated, Summary, summarise
 
 VOID = {"meta", "img"}
 DOT = base64.b64decode(
@@ -413,7 +413,7 @@ def test_labels_cover_neither_each_other_nor_marks_nor_lines():
 
 def test_the_page_needs_no_plotting_library_and_no_framework():
     code = (
-        "import sys, vcsoup_dist.evaluation.report, vcsoup_dist.evaluation.summary_files\n"
+        "import sys, vcsoup_dist.report.page, vcsoup_dist.report.summary_files\n"
         "heavy = {'matplotlib', 'torch', 'ray', 'deepspeed', 'transformers'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )

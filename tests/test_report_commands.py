@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vcsoup_dist.evaluation.report_stage import _commands
 from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.report.stage import _commands
 
 VALUE = {"data": {"path": "pairs.jsonl"}, "reward": {"callable": "rewards:length"}}
 

@@ -11,7 +11,11 @@ import pytest
 import yaml
 
 from vcsoup_dist.consistency import stage as consistency_stage
-from vcsoup_dist.evaluation.report_counts import (
+from vcsoup_dist.identity import Hashes
+from vcsoup_dist.pipeline.products import make_plan
+from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.recipe.load import load_recipe
+from vcsoup_dist.report.counts import (
     agreement,
     consistency_plots,
     filter_reports,
@@ -19,11 +23,7 @@ from vcsoup_dist.evaluation.report_counts import (
     pairs_scored,
     patterns,
 )
-from vcsoup_dist.evaluation.report_run import data_section
-from vcsoup_dist.identity import Hashes
-from vcsoup_dist.plan.products import make_plan
-from vcsoup_dist.recipe import Recipe
-from vcsoup_dist.recipe_file import load_recipe
+from vcsoup_dist.report.run_section import data_section
 from vcsoup_dist.scoring import stage as scoring_stage
 from vcsoup_dist.workspace import Product, Workspace
 

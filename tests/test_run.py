@@ -57,7 +57,7 @@ class Run:
         command = [
             sys.executable,
             "-m",
-            "vcsoup_dist.cli",
+            "vcsoup_dist.cli.main",
             "run",
             "recipe.yaml",
             "-d",

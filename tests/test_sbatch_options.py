@@ -7,10 +7,10 @@ from conftest import save_tiny_model, write_pairs
 from typer.testing import CliRunner
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.plan.job_warnings import gpus_held, job_warnings, ranks_of
-from vcsoup_dist.plan.site import Site
-from vcsoup_dist.recipe_file import load_recipe
-from vcsoup_dist.sbatch_values import trouble_with_value
+from vcsoup_dist.recipe.load import load_recipe
+from vcsoup_dist.recipe.sbatch_values import trouble_with_value
+from vcsoup_dist.slurm_jobs.job_warnings import gpus_held, job_warnings, ranks_of
+from vcsoup_dist.slurm_jobs.site import Site
 
 RECIPE = """
 name: tiny
@@ -70,7 +70,7 @@ def recipe(tmp_path, monkeypatch):
 )
 @pytest.mark.parametrize("command", [["check"], ["submit", "--dry-run"], ["submit"]])
 def test_a_slip_is_refused_with_what_is_right(recipe, option, line, command):
-    from vcsoup_dist.cli import app
+    from vcsoup_dist.cli.main import app
 
     file = recipe(f"launch: {{slurm: {{train: {{{option}}}}}}}")
     if command != ["check"]:  # all load the recipe alike
@@ -123,7 +123,7 @@ def test_check_and_submit_warn_of_gpus_without_a_rank_and_ranks_without_gpus(rec
 
 
 def test_check_looks_at_the_site_file(recipe, tmp_path, monkeypatch):
-    from vcsoup_dist.cli import app
+    from vcsoup_dist.cli.main import app
 
     file, site = recipe("launch: {ranks: 2}"), tmp_path / "site.yaml"
     monkeypatch.setenv("VCSOUP_SITE", str(site))
@@ -153,7 +153,7 @@ def test_gpus_and_ranks_are_reckoned_as_slurm_gives_them(options, gpus, ranks):
 
 
 def test_check_says_that_wandb_is_missing_also_beside_a_folder_of_its_runs(recipe, tmp_path):
-    from vcsoup_dist.cli import app
+    from vcsoup_dist.cli.main import app
     from vcsoup_dist.training.metrics import lacks_wandb
 
     assert lacks_wandb(None) == ""

@@ -10,8 +10,8 @@ import ray
 from ray.cluster_utils import Cluster
 from scoring_world import pool_of, score_bytes
 
+from vcsoup_dist.launch.placement import Room
 from vcsoup_dist.launch.ray_cluster import ray_cluster
-from vcsoup_dist.launch.room import Room
 from vcsoup_dist.recipe import ActorPool, Launch
 from vcsoup_dist.scoring import pools as pools_module
 from vcsoup_dist.scoring.pools import run_pools

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.launch import slurm_queue
 from vcsoup_dist.launch.slurm_output import submitted_id, tasks_of
-from vcsoup_dist.plan.submissions import live_jobs, mark_of
+from vcsoup_dist.slurm_jobs.submissions import live_jobs, mark_of
 
 FUZZ = settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

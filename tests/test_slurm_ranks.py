@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("slurm")
 START = """
 import os, signal, sys, time
 from pathlib import Path
-from vcsoup_dist.launch.death import die_with_parent
+from vcsoup_dist.launch.parent_death import die_with_parent
 die_with_parent(int(os.environ["VCSOUP_LAUNCHER"]))
 rank = int(os.environ["RANK"])
 logs = Path(os.environ["VCSOUP_LOGS"])
@@ -35,7 +35,7 @@ def listen():
 COMMAND = """
 import sys
 from pathlib import Path
-from vcsoup_dist import cli
+from vcsoup_dist.cli import main as cli
 from vcsoup_dist.launch.srun import run_on_slurm
 cli.app = lambda: run_on_slurm("small_rank", Path(sys.argv[1]), 1, Path(sys.argv[2]))
 cli.main()

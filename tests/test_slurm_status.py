@@ -8,9 +8,9 @@ import pytest
 from test_status import LONG, POLITE, Run
 
 from vcsoup_dist.identity import Hashes
-from vcsoup_dist.plan.products import make_plan
-from vcsoup_dist.plan.submissions import Submission, mark_of, note_submissions
-from vcsoup_dist.recipe_file import load_recipe
+from vcsoup_dist.pipeline.products import make_plan
+from vcsoup_dist.recipe.load import load_recipe
+from vcsoup_dist.slurm_jobs.submissions import Submission, mark_of, note_submissions
 from vcsoup_dist.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("slurm")

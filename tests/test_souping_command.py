@@ -14,7 +14,7 @@ from merging import bf16, files_of, read_all, vcsoup, write_policy
 from safetensors import safe_open
 
 from vcsoup_dist.checkpoints.layout import read_layout
-from vcsoup_dist.souping.kernel import weighted_sum
+from vcsoup_dist.souping.kernels.kernel import weighted_sum
 
 WEIGHTS = (0.3, 0.7)
 

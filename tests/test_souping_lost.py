@@ -20,7 +20,7 @@ from vcsoup_dist.souping.verify import verify_directory
 # publishes, or before the soup takes its place.
 STOPPING = """
 import os, signal, sys
-from vcsoup_dist.cli import main
+from vcsoup_dist.cli.main import main
 from vcsoup_dist.souping import publish, write
 from vcsoup_dist.souping.journal import Journal
 write.NOTE_EVERY = 0.0

@@ -17,7 +17,7 @@ from vcsoup_dist.checkpoints.layout import read_layout
 from vcsoup_dist.checkpoints.pages import PAGE, is_cached
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping import merge, stream
-from vcsoup_dist.souping.kernel import weighted_sum
+from vcsoup_dist.souping.kernels.kernel import weighted_sum
 from vcsoup_dist.souping.pieces import cut_pieces
 from vcsoup_dist.souping.preflight import plan_merge
 from vcsoup_dist.souping.targets import placement
@@ -444,7 +444,7 @@ MEASURE = """
 import re, sys
 from pathlib import Path
 import typer._adapters, vcsoup_dist.souping.merge
-from vcsoup_dist.cli import main
+from vcsoup_dist.cli.main import main
 def peak():  # ru_maxrss would begin with what the parent had
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) * 1024

@@ -26,7 +26,7 @@ HASTY = """
 from vcsoup_dist.souping import write
 write.NOTE_EVERY, write.SYNC_SHARE = 0.0, 1.0
 """
-MAIN = "from vcsoup_dist.cli import main\nmain()\n"
+MAIN = "from vcsoup_dist.cli.main import main\nmain()\n"
 SOUPS = 4
 
 

@@ -21,8 +21,8 @@ from vcsoup_dist.checkpoints.sources import Source, open_source
 from vcsoup_dist.checkpoints.writer import ShardFile, plan_shards, write_index
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping import virtual
-from vcsoup_dist.souping.formats import FLOAT_DTYPES
-from vcsoup_dist.souping.kernel import weighted_sum
+from vcsoup_dist.souping.kernels.formats import FLOAT_DTYPES
+from vcsoup_dist.souping.kernels.kernel import weighted_sum
 from vcsoup_dist.souping.virtual import load_soup, reweight
 
 SMALL = {"vocab_size": 61, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -20,11 +20,11 @@ from training_world import processes_with, wait_for
 from vcsoup_dist.errors import Preempted, UserError
 from vcsoup_dist.identity import Hashes
 from vcsoup_dist.launch.slurm_queue import QueuedJob
-from vcsoup_dist.plan.history import FOLDER, Execution, read_history, recorded, time_taken
-from vcsoup_dist.plan.products import make_plan
-from vcsoup_dist.plan.status import duration, look, show_status
-from vcsoup_dist.plan.submissions import LiveJob, Submission
-from vcsoup_dist.recipe_file import load_recipe
+from vcsoup_dist.pipeline.history import FOLDER, Execution, read_history, recorded, time_taken
+from vcsoup_dist.pipeline.products import make_plan
+from vcsoup_dist.recipe.load import load_recipe
+from vcsoup_dist.slurm_jobs.submissions import LiveJob, Submission
+from vcsoup_dist.status.status import duration, look, show_status
 from vcsoup_dist.workspace import Workspace
 
 RECIPE = """
@@ -322,7 +322,7 @@ def test_damaged_submissions_are_one_warning(run, planned):
 HOLDS = """
 import sys
 from pathlib import Path
-from vcsoup_dist.plan.history import recorded
+from vcsoup_dist.pipeline.history import recorded
 with recorded(Path(sys.argv[1]), "filter", []):
     print("inside", flush=True)
     sys.stdin.read()
@@ -420,7 +420,7 @@ def test_status_imports_no_framework(run):
     code = (
         "import sys\n"
         "sys.argv = ['vcsoup', 'status', 'recipe.yaml', '-d', 'run']\n"
-        "from vcsoup_dist.cli import app\n"
+        "from vcsoup_dist.cli.main import app\n"
         "app(standalone_mode=False)\n"
         "print(*{name.partition('.')[0] for name in sys.modules})\n"
     )
@@ -467,7 +467,7 @@ def test_the_newest_failure_is_shown_whatever_the_clocks_of_the_hosts_say(planne
     recipe, workspace, plan = planned
     reads = [each for each in plan if each.stage == "read"]
     for message, clock in (("the older", 4000.0), ("the newer", 1000.0), ("the newest", 2500.0)):
-        monkeypatch.setattr("vcsoup_dist.plan.history.time.time", lambda clock=clock: clock)
+        monkeypatch.setattr("vcsoup_dist.pipeline.history.time.time", lambda clock=clock: clock)
         with pytest.raises(UserError), recorded(workspace.root, "read", reads):
             raise UserError(message)
     assert [each.message for each in read_history(workspace.root)] == [

@@ -11,11 +11,11 @@ import pytest
 from slurm_world import Jobs, job, wait_for_end
 from training_world import wait_for
 
-from vcsoup_dist.cli import _plan
+from vcsoup_dist.cli.main import _plan
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.launch.slurm_queue import QueuedJob
-from vcsoup_dist.plan.submissions import LiveJob, mark_of, read_submissions
-from vcsoup_dist.plan.submit import Step, as_script, next_steps
+from vcsoup_dist.slurm_jobs.submissions import LiveJob, mark_of, read_submissions
+from vcsoup_dist.slurm_jobs.submit import Step, as_script, next_steps
 
 CHAIN = ["score", "filter", "reference", "train", "merge", "evaluate", "report"]
 

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vcsoup_dist.forward.template import encode_pair
 from vcsoup_dist.recipe import Recipe
-from vcsoup_dist.training.warmup import warmup_training
+from vcsoup_dist.training.sft import warmup_training
 
 RECIPE = """
 name: warmed

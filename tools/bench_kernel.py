@@ -13,7 +13,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from vcsoup_dist.souping import kernel, numpy_kernel
+from vcsoup_dist.souping.kernels import kernel, numpy_kernel
 
 NUMEL = 1 << 22
 SOUPS = {

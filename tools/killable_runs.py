@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vcsoup_dist.launch.processes import name_of
 from vcsoup_dist.launch.slurm_queue import queued_jobs
-from vcsoup_dist.plan.submissions import mark_of
+from vcsoup_dist.slurm_jobs.submissions import mark_of
 
 MARK = "KILL_CHAIN_RUN"  # environment variable that all processes of a run inherit
 NOT_COMPARED = ("work", "locks", "logs", "hashes.json", "jobs.json")

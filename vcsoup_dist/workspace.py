@@ -32,11 +32,11 @@ import yaml
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import remove_leftovers, sync, sync_tree, write_atomically
 from vcsoup_dist.identity import Located
-from vcsoup_dist.launch.death import holding_alone
+from vcsoup_dist.launch.parent_death import holding_alone
 from vcsoup_dist.launch.processes import openers
-from vcsoup_dist.origin import note_origin
 from vcsoup_dist.recipe import Recipe
-from vcsoup_dist.yaml_file import read_yaml
+from vcsoup_dist.recipe.origin import note_origin
+from vcsoup_dist.recipe.yaml_file import read_yaml
 
 log = logging.getLogger("vcsoup")
 

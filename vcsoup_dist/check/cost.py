@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vcsoup_dist.checkpoints.sources import open_source
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.plan.products import reads, to_make
+from vcsoup_dist.pipeline.products import reads, to_make
 from vcsoup_dist.preferences.formats import detect_format
 from vcsoup_dist.preferences.pair import BadRow
 from vcsoup_dist.preferences.row_files import count_rows, read_file

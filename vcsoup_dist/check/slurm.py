@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from vcsoup_dist.plan.job_warnings import job_warnings
-from vcsoup_dist.plan.site import load_site
 from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.slurm_jobs.job_warnings import job_warnings
+from vcsoup_dist.slurm_jobs.site import load_site
 
 
 def check_slurm(recipe: Recipe) -> list[str]:

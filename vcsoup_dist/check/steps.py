@@ -18,12 +18,12 @@ from typing import Any
 from rich.table import Table
 
 from vcsoup_dist.check.cost import count_pairs
-from vcsoup_dist.plan.products import policy_name
+from vcsoup_dist.pipeline.products import policy_name
 from vcsoup_dist.recipe import Recipe, Training
 from vcsoup_dist.training.jobs import SUMMARY, count_steps
 from vcsoup_dist.training.passes import odd_passes
 from vcsoup_dist.training.schedule import learning_rate
-from vcsoup_dist.training.warmup import warmup_training
+from vcsoup_dist.training.sft import warmup_training
 from vcsoup_dist.workspace import Product, Workspace
 
 LEAST_MOVE = 2.0**-16

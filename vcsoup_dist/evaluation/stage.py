@@ -11,7 +11,7 @@ from vcsoup_dist.evaluation.prompts import choose_prompts
 from vcsoup_dist.identity import Located
 from vcsoup_dist.progress import log, progress
 from vcsoup_dist.recipe import ColumnsReward, Recipe
-from vcsoup_dist.training.warmup import find_theta_0
+from vcsoup_dist.training.sft import find_theta_0
 from vcsoup_dist.workspace import Product, Workspace
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vcsoup_dist.errors import EXIT_PREEMPTED, Preempted, UserError
-from vcsoup_dist.launch.death import die_with_parent
+from vcsoup_dist.launch.parent_death import die_with_parent
 from vcsoup_dist.launch.ranks import (
     RANK_SIGNALS,
     SAID,

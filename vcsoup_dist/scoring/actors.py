@@ -16,7 +16,7 @@ import numpy as np
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.forward.answer_text import DROPPED
 from vcsoup_dist.identity import Located
-from vcsoup_dist.launch.death import die_when_told, die_with_parent
+from vcsoup_dist.launch.parent_death import die_when_told, die_with_parent
 from vcsoup_dist.recipe import CallableReward, ClassifierReward
 from vcsoup_dist.scoring.overdue import this_process
 from vcsoup_dist.scoring.pair_files import PairSlice, read_slice

@@ -24,7 +24,7 @@ import ray
 
 from vcsoup_dist.errors import UserError, reason_of
 from vcsoup_dist.identity import Located
-from vcsoup_dist.launch.room import Room, demand_of
+from vcsoup_dist.launch.placement import Room, demand_of
 from vcsoup_dist.recipe import ActorPool, CallableReward, ClassifierReward
 from vcsoup_dist.scoring.actor_errors import is_out_of_memory, mendable
 from vcsoup_dist.scoring.actors import ScoringActor, ShardTask, Unscored

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.launch.room import Room, check_room, demand_of
+from vcsoup_dist.launch.placement import Room, check_room, demand_of
 from vcsoup_dist.scoring.crew import Crew, Pool
 from vcsoup_dist.scoring.quarantine import error_of
 

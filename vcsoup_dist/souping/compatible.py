@@ -6,7 +6,7 @@ import re
 
 from vcsoup_dist.checkpoints.layout import Layout
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.souping.formats import FLOAT_DTYPES
+from vcsoup_dist.souping.kernels.formats import FLOAT_DTYPES
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _FUSED = re.compile(r"\.experts\.[a-z]\w*(\.weight)?$")

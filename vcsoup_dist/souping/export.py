@@ -9,7 +9,7 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import log
 from vcsoup_dist.souping.against_model import fitted
 from vcsoup_dist.souping.arguments import Folder, as_path
-from vcsoup_dist.souping.formats import format_named
+from vcsoup_dist.souping.kernels.formats import format_named
 from vcsoup_dist.souping.preflight import SHARD_SIZE, plan_merge, require_config
 from vcsoup_dist.souping.screen import last_line
 from vcsoup_dist.souping.targets import placement, require_apart

@@ -9,13 +9,13 @@ from pathlib import Path
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import log
 from vcsoup_dist.souping.arguments import Folder, as_bytes, as_path, as_paths, as_rows
-from vcsoup_dist.souping.formats import format_named
 from vcsoup_dist.souping.grids import (
     distinct_random_weights,
     simplex_grid,
     validate_weights,
     weights_name,
 )
+from vcsoup_dist.souping.kernels.formats import format_named
 from vcsoup_dist.souping.mergekit_config import read_mergekit_config
 from vcsoup_dist.souping.preflight import SHARD_SIZE, MergePlan, check_disk, plan_merge
 from vcsoup_dist.souping.screen import describe, expected_seconds, last_line, not_done

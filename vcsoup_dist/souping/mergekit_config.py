@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.souping.formats import format_named
-from vcsoup_dist.yaml_file import read_yaml
+from vcsoup_dist.recipe.yaml_file import read_yaml
+from vcsoup_dist.souping.kernels.formats import format_named
 
 _KEYS = {"models", "merge_method", "base_model", "dtype", "out_dtype", "parameters"}
 _METHODS = ("linear", "task_arithmetic")

@@ -27,7 +27,7 @@ from vcsoup_dist.progress import log
 from vcsoup_dist.souping.alignment import aligned
 from vcsoup_dist.souping.compatible import require_same, require_summable
 from vcsoup_dist.souping.donor import choose_donor
-from vcsoup_dist.souping.formats import FLOAT_DTYPES, Float64
+from vcsoup_dist.souping.kernels.formats import FLOAT_DTYPES, Float64
 from vcsoup_dist.souping.marks import FileState, files_of, source_mark, state_of
 from vcsoup_dist.souping.stream import Recipients
 

@@ -16,7 +16,7 @@ from vcsoup_dist.checkpoints.companions import find_companions
 from vcsoup_dist.checkpoints.pages import Bytes
 from vcsoup_dist.checkpoints.writer import Shard, ShardFile
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.souping.kernel import implementation
+from vcsoup_dist.souping.kernels.kernel import implementation
 from vcsoup_dist.souping.pieces import Piece, cut_pieces
 from vcsoup_dist.souping.preflight import MergePlan, free_bytes, raise_open_files
 from vcsoup_dist.souping.soup_files import piece_bytes

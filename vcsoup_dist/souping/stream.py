@@ -24,8 +24,8 @@ from vcsoup_dist.checkpoints.layout import DTYPE_BITS, Layout
 from vcsoup_dist.checkpoints.pages import PAGE, Bytes, page_buffer, whole_pages
 from vcsoup_dist.checkpoints.reader import CheckpointReader
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.souping.formats import FLOAT_DTYPES, Float64
-from vcsoup_dist.souping.kernel import weighted_sum
+from vcsoup_dist.souping.kernels.formats import FLOAT_DTYPES, Float64
+from vcsoup_dist.souping.kernels.kernel import weighted_sum
 from vcsoup_dist.souping.pieces import Piece
 
 MOST_THREADS = 24

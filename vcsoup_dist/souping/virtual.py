@@ -27,9 +27,9 @@ from vcsoup_dist.checkpoints.sources import Source, open_source
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping.arguments import as_path, as_row
 from vcsoup_dist.souping.compatible import require_same, require_summable
-from vcsoup_dist.souping.formats import FLOAT_DTYPES
 from vcsoup_dist.souping.grids import validate_weights
-from vcsoup_dist.souping.kernel import weighted_sum
+from vcsoup_dist.souping.kernels.formats import FLOAT_DTYPES
+from vcsoup_dist.souping.kernels.kernel import weighted_sum
 from vcsoup_dist.souping.live_tensors import (
     checkpoint_views,
     live_tensors,

@@ -16,7 +16,7 @@ from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe, Training
 from vcsoup_dist.training.jobs import SUMMARY, Job, PolicyTask, ReferenceTask
 from vcsoup_dist.training.metrics import lacks_wandb
-from vcsoup_dist.training.warmup import find_theta_0, warmup_training
+from vcsoup_dist.training.sft import find_theta_0, warmup_training
 from vcsoup_dist.workspace import Draft, Product, Workspace
 
 RANK = "vcsoup_dist.training.rank"

@@ -1,0 +1,1 @@
+"""The `vcsoup` command, one file per group of commands."""

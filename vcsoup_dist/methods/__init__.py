@@ -1,0 +1,1 @@
+"""What each method of a comparison is, one file each."""

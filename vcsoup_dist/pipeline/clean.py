@@ -1,0 +1,66 @@
+"""What a run no longer needs, and its removal."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vcsoup_dist.pipeline.products import reads, to_make
+from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.workspace import Product, Workspace
+
+
+def removable(
+    recipe: Recipe, workspace: Workspace, plan: Sequence[Product]
+) -> Iterator[tuple[Path, str]]:
+    """Folders that may go, each with the reason.
+
+    Checkpoints and drafts of finished products; products that the recipe no longer asks for, or
+    that were made from something else; and what `keep` gives up, once nothing needs it. What is
+    being made just now stays.
+    """
+    names = {product.name: product for product in plan}
+    unfinished = to_make(plan, workspace, recipe)
+    given_up = {"merge": not recipe.keep.soups, "reference": not recipe.keep.reference}
+    needed = {each.name for product in unfinished for each in reads(product, recipe)}
+    for marker in sorted((workspace.root / "work").rglob("fingerprint")):
+        name = str(marker.parent.relative_to(workspace.root / "work"))
+        if workspace.is_being_made(name):
+            continue
+        product = names.get(name)
+        if product is None or marker.read_text() != product.fingerprint:
+            yield marker.parent, "draft of something else"
+        elif workspace.is_made(product):
+            has_checkpoints = any((marker.parent / "scratch").glob("step-*"))
+            if not (has_checkpoints and recipe.keep.checkpoints):
+                yield marker.parent, "scratch of a finished product"
+        elif given_up.get(product.stage) and name not in needed:
+            yield marker.parent, "draft of what keep gives up"
+    for record in sorted(workspace.root.rglob("product.json")):
+        name = str(record.parent.relative_to(workspace.root))
+        if name.startswith("work/") or workspace.is_being_made(name):
+            continue
+        product = names.get(name)
+        if product is None:
+            yield record.parent, "not asked for by the recipe"
+        elif not workspace.is_made(product):
+            yield record.parent, "made from something else"
+        elif given_up.get(product.stage) and name not in needed:
+            yield record.parent, f"keep says it may go ({product.stage})"
+
+
+def size_of(folder: Path) -> int:
+    """Bytes below a folder."""
+    return sum(
+        os.lstat(os.path.join(parent, name)).st_size
+        for parent, _, files in os.walk(folder)
+        for name in files
+    )
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder; a product stops being one before its files go."""
+    (folder / "product.json").unlink(missing_ok=True)
+    shutil.rmtree(folder)

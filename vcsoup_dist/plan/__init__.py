@@ -1,1 +1,0 @@
-"""Recipe -> products: what is made, from what, by which stage."""

@@ -1,0 +1,1 @@
+"""The files that stages exchange, a dataclass with a version each."""

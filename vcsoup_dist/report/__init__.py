@@ -1,0 +1,1 @@
+"""Stage 6: fronts, intervals, hypervolumes, plots and the page."""

@@ -1,0 +1,107 @@
+"""One panel of the front plot: all rows in two values."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from vcsoup_dist.report import fronts
+from vcsoup_dist.report.method_styles import colour_of, marker_of
+from vcsoup_dist.report.plot_labels import Label, Point, place_labels
+from vcsoup_dist.report.summary import Row, Summary
+
+INK = "#2b2f36"
+
+
+def short_name(row: Row) -> str:
+    """theta_0's sign, the value of a pure policy, or the weights as `0.3/0.7`."""
+    if row.weights is None:
+        return "θ₀"
+    if _is_policy(row):
+        return next(axis for axis, weight in row.weights.items() if weight == 1)
+    return "/".join(f"{weight:.2g}" for weight in row.weights.values())
+
+
+def draw_front(axes: Axes, summary: Summary, x: str, y: str | None, *, alone: bool) -> None:
+    """Rows as points of the values `x` and `y`; without `y` the methods stand side by side.
+
+    `alone` says that there is no other panel, and so room for large markers and all labels.
+    """
+    names = [method.method for method in summary.methods]
+    size = 6.5 if alone else 4.5
+
+    def at(row: Row) -> Point:
+        level = names.index(row.method) if row.method is not None else -1
+        return row.cells[x].mean, row.cells[y].mean if y is not None else float(level)
+
+    lines = []
+    strong = {i for i, row in enumerate(summary.rows) if alone or row.method is None}
+    for place, method in enumerate(summary.methods):
+        if y is not None:
+            points = np.array([at(summary.rows[i]) for i in method.rows])
+            shown = fronts.nondominated(points)
+            strong |= {i for i, on in zip(method.rows, shown, strict=True) if on}
+            lines.append(_ordered(points[shown]))
+            axes.plot(*lines[-1].T, color=colour_of(place), lw=1.4, alpha=0.8, zorder=2)
+    for i, row in enumerate(summary.rows):
+        _draw_row(axes, row, at(row), x, y, names, size, faint=i not in strong)
+    balanced = summary.rows[summary.balanced]
+    axes.plot(*at(balanced), "o", ms=2.2 * size, mfc="none", mec=INK, mew=1.2, zorder=4)
+    axes.margins(0.1)
+    axes.set_xlabel(f"{x} reward")
+    if y is not None:
+        axes.set_ylabel(f"{y} reward")
+    else:
+        axes.set_yticks(range(-1, len(names)), ["θ₀", *names])
+        axes.invert_yaxis()
+    sizes = [2.3 * size if row is balanced else size for row in summary.rows]
+    labels = [
+        Label(at(row), short_name(row), colour_of(names.index(row.method)), width / 2 + 1.5)
+        for row, width in zip(summary.rows, sizes, strict=True)
+        if row.method is not None
+        and ((alone and row.on_front) or (row.method == names[0] and _is_policy(row)))
+    ]
+    labels.sort(key=lambda label: "/" in label.text)  # the policies have the first choice
+    markers = [(at(row), width) for row, width in zip(summary.rows, sizes, strict=True)]
+    place_labels(axes, labels if y is not None else [], markers, lines)
+
+
+def _draw_row(
+    axes: Axes,
+    row: Row,
+    at: Point,
+    x: str,
+    y: str | None,
+    names: list[str],
+    size: float,
+    *,
+    faint: bool,
+) -> None:
+    place = names.index(row.method) if row.method is not None else None
+    colour = INK if place is None else colour_of(place)
+    axes.errorbar(*at, xerr=_reach(row, x), yerr=_reach(row, y), fmt="none", ecolor=colour,
+                  elinewidth=0.9, alpha=0.1 if faint else 0.22, zorder=1)  # fmt: skip
+    hollow = place is not None and not row.on_method_front
+    axes.plot(
+        *at, ls="", marker="*" if place is None else marker_of(place),
+        ms=2 * size if place is None else size, mfc="white" if hollow else colour, mec=colour,
+        mew=0.17 * size, alpha=0.35 if faint else 1, zorder=2.4 if hollow or faint else 3,
+    )  # fmt: skip
+
+
+def _reach(row: Row, value: str | None) -> list[list[float]] | None:
+    """Lengths of the whisker below and above the mean."""
+    if value is None:
+        return None
+    cell = row.cells[value]
+    return [[max(0.0, cell.mean - cell.low)], [max(0.0, cell.high - cell.mean)]]
+
+
+def _ordered(line: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Points [V, 2] of a front from left to right."""
+    return line[np.lexsort((-line[:, 1], line[:, 0]))]
+
+
+def _is_policy(row: Row) -> bool:
+    return row.weights is not None and 1 in row.weights.values()

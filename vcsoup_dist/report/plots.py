@@ -1,0 +1,172 @@
+"""The plots of a summary as PNG bytes: the same summary gives the same bytes.
+
+Drawn on figures of their own, without pyplot, so that no window system and no matplotlibrc of the
+user takes part. Wide enough for 720 CSS pixels at twice their resolution.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import combinations
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from vcsoup_dist.report.front_panel import INK, draw_front
+from vcsoup_dist.report.method_styles import colour_of, marker_of
+from vcsoup_dist.report.summary import Summary
+
+WIDTH = 7.2  # inches
+DPI = 200
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.edgecolor": "#8a909a",
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "grid.color": "#eceef1",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#8a909a",
+    "ytick.color": "#8a909a",
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+
+
+def front_plot(summary: Summary) -> bytes:
+    """Every row's mean rewards with its interval; a line through each method's non-dominated rows.
+
+    One panel per pair of values; with more than one panel, a panel's line and its strong markers
+    are those not dominated in its two values. Hollow markers are dominated in all values. The
+    ring marks the balanced row, the star theta_0. Labels name the weights on the common front and
+    the first method's policies.
+    """
+    pairs: list[tuple[str, str | None]] = list(combinations(summary.values, 2))
+    pairs = pairs or [(summary.values[0], None)]
+    columns = min(3, len(pairs))
+    lines = -(-len(pairs) // columns)
+    with _style():
+        height = 4.9 if len(pairs) == 1 else 0.5 + 2.6 * lines
+        height = height if pairs[0][1] is not None else 1.5 + 0.35 * len(summary.methods)
+        figure, grid = _figure(lines, columns, height)
+        _legend(figure, summary)
+        for axes, (x, y) in zip(grid.flat, pairs, strict=False):
+            draw_front(axes, summary, x, y, alone=len(pairs) == 1)
+        for axes in grid.flat[len(pairs) :]:
+            axes.set_visible(False)
+        return _png(figure)
+
+
+def hypervolume_plot(summary: Summary) -> bytes:
+    """One bar per method: its hypervolume of scaled values, with each seed's as a dot."""
+    methods = summary.methods
+    with _style():
+        figure, grid = _figure(1, 1, 0.75 + 0.42 * len(methods))
+        axes = grid[0, 0]
+        for place, method in enumerate(methods):
+            colour = colour_of(place)
+            axes.barh(place, method.hypervolume, height=0.62, color=colour, alpha=0.85)
+            seeds = list(method.hypervolume_by_seed.values())
+            if len(seeds) > 1:
+                axes.plot(seeds, [place] * len(seeds), "o", ms=4.5, mfc="white", mec=INK, mew=0.9)
+            spread = method.hypervolume_spread
+            text = f"{method.hypervolume:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
+            axes.annotate(text, (max([method.hypervolume, *seeds]), place), (7, 0), va="center",
+                          textcoords="offset points", fontweight="bold")  # fmt: skip
+        axes.set_yticks(range(len(methods)), [method.method for method in methods])
+        axes.invert_yaxis()
+        axes.set_xlabel("hypervolume of the scaled values above the reference point")
+        axes.margins(x=0.22)
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        return _png(figure)
+
+
+def edge_plot(summary: Summary) -> bytes:
+    """Rewards along every line between two policies (solid) against the straight line (dashed).
+
+    One row of panels per pair of policies, one column per value. ValueError without an edge.
+    """
+    pairs = list(dict.fromkeys((edge.start, edge.end) for edge in summary.edges))
+    if not pairs:
+        raise ValueError("the summary has no edge to plot")
+    order = {method.method: place for place, method in enumerate(summary.methods)}
+    with _style():
+        columns = len(summary.values)
+        figure, grid = _figure(len(pairs), columns, 0.7 + 2.2 * len(pairs))
+        for edge in summary.edges:
+            place = order[edge.method]
+            line = grid[pairs.index((edge.start, edge.end))]
+            for axes, value in zip(line, summary.values, strict=True):
+                colour = colour_of(place)
+                axes.plot(edge.positions, edge.line[value], "--", color=colour, lw=1, alpha=0.7)
+                axes.plot(edge.positions, edge.rewards[value], color=colour, lw=1.6,
+                          marker=marker_of(place), ms=3.6, mec="white", mew=0.5)  # fmt: skip
+        for (start, end), line in zip(pairs, grid, strict=True):
+            for axes, value in zip(line, summary.values, strict=True):
+                axes.set_title(f"{value} reward", fontsize=9, loc="left", color=INK)
+                axes.set_xticks([0, 0.5, 1], [start, "", end])
+                axes.get_xticklabels()[0].set_horizontalalignment("left")
+                axes.get_xticklabels()[-1].set_horizontalalignment("right")
+        handles = [
+            Line2D([], [], color=colour_of(i), marker=marker_of(i), ms=4, label=method.method)
+            for i, method in enumerate(summary.methods)
+            if any(edge.method == method.method for edge in summary.edges)
+        ]
+        handles.append(Line2D([], [], color=INK, ls="--", lw=1, label="straight line"))
+        _above(figure, handles)
+        return _png(figure)
+
+
+def _legend(figure: Figure, summary: Summary) -> None:
+    handles = [
+        Line2D([], [], color=colour_of(i), marker=marker_of(i), ms=6, lw=1.4, label=method.method)
+        for i, method in enumerate(summary.methods)
+    ]
+    if any(row.method is None for row in summary.rows):
+        start = Line2D([], [], color=INK, marker="*", ms=10, lw=0, label="θ₀, before training")
+        handles.append(start)
+    handles.append(Line2D([], [], color=INK, marker="o", ms=10, mfc="none", lw=0, label="balanced"))
+    _above(figure, handles)
+
+
+def _above(figure: Figure, handles: Sequence[Line2D]) -> None:
+    """A legend above the axes, on one line where it fits."""
+    letters = sum(len(str(handle.get_label())) + 7 for handle in handles)
+    figure.legend(handles=handles, loc="outside upper left", columnspacing=1.4, handlelength=1.7,
+                  ncols=len(handles) if letters < 112 else 3)  # fmt: skip
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
+def _figure(lines: int, columns: int, height: float) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(lines, columns, squeeze=False)
+
+
+def _png(figure: Figure) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
+    return out.getvalue()

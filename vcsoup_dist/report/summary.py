@@ -1,0 +1,263 @@
+"""From the rewards of every soup's answers to what the report shows, as one pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.report import fronts
+from vcsoup_dist.report.connectivity import Edge, find_edges
+from vcsoup_dist.report.evaluated import Evaluated, Shared, check_shared, same_soup
+from vcsoup_dist.report.intervals import bootstrap_mean
+
+BOOTSTRAP_SEED = 0  # one for all rows, so that all are resampled on the same prompts
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row's reward of one value, in the reward's units, averaged over prompts and seeds."""
+
+    mean: float
+    low: float
+    """Bootstrap interval over the prompts, of the mean over the seeds."""
+    high: float
+    seed_spread: float | None
+    """Standard deviation (n - 1) of the seeds' means; None for one seed."""
+    scaled: float
+    """The mean on `Summary.scale`, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method's soup of one lambda over all seeds; or theta_0, without method and weights."""
+
+    method: str | None
+    weights: dict[str, float] | None
+    names: tuple[str, ...]
+    """The evaluations that were averaged."""
+    seeds: tuple[int, ...]
+    cells: dict[str, Cell]
+    on_front: bool
+    """Among all rows."""
+    on_method_front: bool
+    """Among the rows of its method; False for theta_0."""
+    unfinished: float | None = None
+    """Share of the answers that did not end within the limit, mean over the seeds."""
+
+
+@dataclass(frozen=True)
+class MethodSummary:
+    """One method's soups together. Row numbers are indices into `Summary.rows`."""
+
+    method: str
+    rows: tuple[int, ...]
+    front: tuple[int, ...]
+    balanced: int
+    hypervolume: float
+    """Of scaled values above `Scale.reference_scaled`, mean over the seeds."""
+    hypervolume_spread: float | None
+    """Standard deviation (n - 1) over the seeds; None for one seed."""
+    hypervolume_by_seed: dict[int, float]
+    hypervolume_original: float
+    """Above `Scale.reference`, in the product of the rewards' units, mean over the seeds."""
+    mean_inner_product: float
+    """Of lambda with the scaled values; a value without a policy weighs 0."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How values are made comparable: min-max over every evaluation, theta_0 and seeds alike."""
+
+    low: dict[str, float]
+    """What becomes 0, in the reward's units."""
+    high: dict[str, float]
+    """What becomes 1."""
+    reference: dict[str, float]
+    """Hypervolume's reference point in the rewards' units."""
+    reference_scaled: dict[str, float]
+    """The reference point for scaled values."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything the report says about rewards."""
+
+    values: tuple[str, ...]
+    axes: tuple[str, ...]
+    """Values with a policy: the order of the weights."""
+    prompts: int
+    resamples: int
+    confidence: float
+    scale: Scale
+    rows: tuple[Row, ...]
+    """theta_0 first, then by method, then by weights."""
+    methods: tuple[MethodSummary, ...]
+    front: tuple[int, ...]
+    """Of all rows, theta_0 included."""
+    balanced: int
+    """Among all rows, theta_0 included."""
+    edges: tuple[Edge, ...]
+
+
+def summarise(evaluated: Sequence[Evaluated], *, resamples: int, confidence: float) -> Summary:
+    """Average, scale and compare all evaluations of a run; deterministic.
+
+    Evaluations of one method and one lambda become one row, whatever their seeds. Fronts and
+    picks are those of the rows; hypervolumes are taken for each seed and then averaged, theta_0
+    left out. Raises what `check_shared` raises.
+    """
+    shared = check_shared(evaluated)
+    values, groups = shared.values, same_soup(evaluated, shared.axes)
+    every = np.array([[one.mean(value) for value in values] for one in evaluated])
+    low, high = fronts.bounds(every)
+    reference = fronts.reference_point(every)
+    reference_scaled = fronts.reference_point(fronts.normalise(every, low, high))
+    by_value = [
+        dict(zip(values, map(float, numbers), strict=True))
+        for numbers in (low, high, reference, reference_scaled)
+    ]
+    scale = Scale(*by_value)
+    rows = _rows(groups, shared, scale, resamples, confidence)
+    methods = list(dict.fromkeys(row.method for row in rows if row.method is not None))
+    return Summary(
+        values=values,
+        axes=shared.axes,
+        prompts=shared.prompts,
+        resamples=resamples,
+        confidence=confidence,
+        scale=scale,
+        rows=tuple(rows),
+        methods=tuple(_method(method, rows, evaluated, scale) for method in methods),
+        front=tuple(i for i, row in enumerate(rows) if row.on_front),
+        balanced=fronts.balanced(_scaled(rows)),
+        edges=tuple(
+            edge
+            for method in methods
+            for edge in find_edges(
+                method,
+                [
+                    (row.weights or {}, {value: row.cells[value].mean for value in values})
+                    for row in rows
+                    if row.method == method
+                ],
+                shared.axes,
+            )
+        ),
+    )
+
+
+def pick_for(summary: Summary, preference: Mapping[str, float]) -> int:
+    """Index of the row with the largest inner product of `preference` with its scaled values.
+
+    A value that the preference does not name weighs 0. UserError for an unknown value, a negative
+    weight, or nothing but zeros.
+    """
+    for value in preference:
+        if value not in summary.values:
+            raise UserError(f"no value is called `{value}`; there are {', '.join(summary.values)}")
+    if not all(0 <= w < np.inf for w in preference.values()) or not any(preference.values()):
+        raise UserError(f"a preference has weights >= 0, not all of them 0; got {dict(preference)}")
+    wanted = [preference.get(value, 0.0) for value in summary.values]
+    return fronts.pick(_scaled(summary.rows), wanted)
+
+
+def _rows(
+    groups: Sequence[Sequence[Evaluated]],
+    shared: Shared,
+    scale: Scale,
+    resamples: int,
+    confidence: float,
+) -> list[Row]:
+    """One row per group of evaluations of the same soup."""
+    low, high = ([side[value] for value in shared.values] for side in (scale.low, scale.high))
+    intervals = [
+        [_interval(group, value, resamples, confidence) for value in shared.values]
+        for group in groups
+    ]
+    points = np.array([[mean for mean, _, _ in row] for row in intervals])
+    scaled = fronts.normalise(points, low, high)
+    front, own_front = fronts.nondominated(points), np.zeros(len(groups), dtype=bool)
+    for method in {group[0].method for group in groups} - {None}:
+        own = np.array([group[0].method == method for group in groups])
+        own_front[own] = fronts.nondominated(points[own])
+    return [
+        Row(
+            method=group[0].method,
+            weights=_ordered(group[0].weights, shared.axes),
+            names=tuple(one.name for one in group),
+            seeds=tuple(one.seed for one in group if one.seed is not None),
+            cells={
+                value: Cell(
+                    *intervals[i][j],
+                    seed_spread=_spread([one.mean(value) for one in group]),
+                    scaled=float(scaled[i, j]),
+                )
+                for j, value in enumerate(shared.values)
+            },
+            on_front=bool(front[i]),
+            on_method_front=bool(own_front[i]),
+            unfinished=_mean([one.unfinished for one in group]),
+        )
+        for i, group in enumerate(groups)
+    ]
+
+
+def _method(
+    method: str, rows: Sequence[Row], evaluated: Sequence[Evaluated], scale: Scale
+) -> MethodSummary:
+    indices = [i for i, row in enumerate(rows) if row.method == method]
+    own, values = [rows[i] for i in indices], list(scale.low)
+    of_seed: dict[int, list[list[float]]] = {}
+    for one in evaluated:
+        if one.method == method and one.seed is not None:
+            of_seed.setdefault(one.seed, []).append([one.mean(value) for value in values])
+    low, high, reference, reference_scaled = (
+        [side[value] for value in values]
+        for side in (scale.low, scale.high, scale.reference, scale.reference_scaled)
+    )
+    volumes = {
+        seed: fronts.hypervolume(fronts.normalise(of_seed[seed], low, high), reference_scaled)
+        for seed in sorted(of_seed)
+    }
+    return MethodSummary(
+        method=method,
+        rows=tuple(indices),
+        front=tuple(i for i in indices if rows[i].on_method_front),
+        balanced=indices[fronts.balanced(_scaled(own))],
+        hypervolume=float(np.mean(list(volumes.values()))),
+        hypervolume_spread=_spread(list(volumes.values())),
+        hypervolume_by_seed=volumes,
+        hypervolume_original=float(
+            np.mean([fronts.hypervolume(points, reference) for points in of_seed.values()])
+        ),
+        mean_inner_product=fronts.mean_inner_product(
+            _scaled(own), [[(row.weights or {}).get(value, 0.0) for value in values] for row in own]
+        ),
+    )
+
+
+def _ordered(weights: Mapping[str, float] | None, axes: Sequence[str]) -> dict[str, float] | None:
+    return None if weights is None else {axis: float(weights[axis]) for axis in axes}
+
+
+def _scaled(rows: Sequence[Row]) -> list[list[float]]:
+    return [[cell.scaled for cell in row.cells.values()] for row in rows]
+
+
+def _interval(
+    group: Sequence[Evaluated], value: str, resamples: int, confidence: float
+) -> tuple[float, float, float]:
+    over_seeds = np.mean([one.rewards[value] for one in group], axis=0, dtype=np.float64)
+    return bootstrap_mean(over_seeds, resamples, confidence, BOOTSTRAP_SEED)
+
+
+def _mean(shares: Sequence[float | None]) -> float | None:
+    known = [share for share in shares if share is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _spread(numbers: Sequence[float]) -> float | None:
+    return float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None

@@ -1,0 +1,1 @@
+"""What a merge writes: weights files, manifest, card, and the rename that publishes them."""

@@ -1,0 +1,1 @@
+"""What is said of a run: done, running, waiting, failed, and why."""
