@@ -135,7 +135,7 @@ def make_world(
     scored = dict(zip(names, datasets, strict=False))
     for product in plan:
         if product.stage in ("read", "score"):
-            with workspace.making(product) as draft:
+            with workspace.publishing(product) as draft:
                 if product.stage == "read":
                     write_pair_files(draft.output, scored[str(product.dataset)], shard_pairs)
                 else:

@@ -76,7 +76,7 @@ class SoupWorld:
         workspace = Workspace.open(folder / "trained", recipe)
         plan = make_plan(recipe, Hashes(folder / "hashes.json"))
         for seed, product in enumerate(each for each in plan if each.stage == "train"):
-            with workspace.making(product) as draft:
+            with workspace.publishing(product) as draft:
                 write_policies([draft.output], seed)
 
     def recipe(self, **soup: object) -> None:

@@ -80,7 +80,7 @@ def write_soup(folder: Path, policies: list[Path], weights) -> None:
 def pretend_trained(workspace: Workspace, plan: list[Product]) -> None:
     """Random policies, and nothing of what they would be made from but the pairs."""
     for seed, product in enumerate(each for each in plan if each.stage == "train"):
-        with workspace.making(product) as draft:
+        with workspace.publishing(product) as draft:
             save_tiny_model(draft.output, seed + 1)
 
 
@@ -105,7 +105,7 @@ def test_answers_are_the_same_bytes_and_no_soup_is_on_disk(folder):
     recipe, plan = planned(folder, soups=True)
     written = Workspace.open(folder / "written", recipe)
     for product in (each for each in plan if each.stage == "merge"):
-        with written.making(product) as draft:
+        with written.publishing(product) as draft:
             policies = [written.need(each) for each in product.inputs_of("train")]
             write_soup(draft.output, policies, product.weights)
     make_missing(recipe, written, plan, ["evaluate"])

@@ -49,7 +49,7 @@ def planned(folder: Path, **changes: object) -> tuple[Recipe, list[Product]]:
 
 def pretend_made(workspace: Workspace, products: list[Product]) -> None:
     for product in products:
-        with workspace.making(product):
+        with workspace.publishing(product):
             pass
 
 
@@ -244,7 +244,7 @@ def test_soups_that_keep_gives_up_may_go_and_are_never_asked_for(folder, tmp_pat
     pretend_made(workspace, [p for p in plan if p.stage not in ("evaluate", "report")])
     half_made = next(p for p in plan if p.stage == "merge")
     remove(workspace.folder(half_made))
-    with pytest.raises(KeyboardInterrupt), workspace.making(half_made) as draft:
+    with pytest.raises(KeyboardInterrupt), workspace.publishing(half_made) as draft:
         (draft.output / "model.safetensors").touch()
         raise KeyboardInterrupt
     assert {p.stage for p in to_make(plan, workspace, recipe)} == {"evaluate", "report"}
@@ -286,7 +286,7 @@ def test_clean_finds_stale_products_and_finished_checkpoints(folder, tmp_path):
     workspace = Workspace.open(tmp_path / "run", recipe)
     pretend_made(workspace, plan)
     policy = next(p for p in plan if p.stage == "train")
-    with workspace.making(policy) as draft:
+    with workspace.publishing(policy) as draft:
         (draft.scratch / "step-00000004").mkdir()
     recipe, plan = planned(folder, methods=["vc_soup", "rewarded_soup"])
     found = {

@@ -448,7 +448,7 @@ def test_who_looks_whether_a_product_is_being_made_is_not_in_its_writers_way(pla
         assert looker.stdout.readline() == b"up\n"
         try:
             for _ in range(1000):
-                with pytest.raises(KeyError), workspace.making(plan[0]):
+                with pytest.raises(KeyError), workspace.publishing(plan[0]):
                     raise KeyError
         finally:
             looker.kill()

@@ -29,12 +29,12 @@ BASE = Product("base", "read", {"rows": 3})
 
 def test_a_product_is_invisible_until_its_block_ends_well(tmp_path):
     workspace = Workspace.open(tmp_path / "run", RECIPE)
-    with pytest.raises(RuntimeError), workspace.making(BASE) as draft:
+    with pytest.raises(RuntimeError), workspace.publishing(BASE) as draft:
         (draft.output / "half").write_text("half")
         raise RuntimeError
     assert not workspace.is_made(BASE)
     assert not workspace.folder(BASE).exists()
-    with workspace.making(BASE) as draft:
+    with workspace.publishing(BASE) as draft:
         assert (draft.output / "half").read_text() == "half"  # kept to go on from
         assert not workspace.folder(BASE).exists()
     assert workspace.is_made(BASE)
@@ -43,7 +43,7 @@ def test_a_product_is_invisible_until_its_block_ends_well(tmp_path):
 
 def test_what_a_killed_writer_left_beside_its_file_is_not_published(tmp_path):
     workspace = Workspace.open(tmp_path / "run", RECIPE)
-    with workspace.making(BASE) as draft:
+    with workspace.publishing(BASE) as draft:
         (draft.output / ".shard-00000.parquet.4967").write_text("half")
         (draft.output / "shard-00000.parquet").write_text("whole")
     names = {path.name for path in workspace.folder(BASE).iterdir()}
@@ -60,11 +60,11 @@ def test_a_fingerprint_changes_with_the_recipe_and_with_an_input(tmp_path):
 
 def test_the_draft_of_another_recipe_is_not_gone_on_with(tmp_path):
     workspace = Workspace.open(tmp_path / "run", RECIPE)
-    with pytest.raises(RuntimeError), workspace.making(BASE) as draft:
+    with pytest.raises(RuntimeError), workspace.publishing(BASE) as draft:
         (draft.output / "old").write_text("")
         raise RuntimeError
     changed = Product("base", "read", {"rows": 4})
-    with workspace.making(changed) as draft:
+    with workspace.publishing(changed) as draft:
         assert not (draft.output / "old").exists()
 
 
@@ -72,7 +72,7 @@ def test_a_changed_product_takes_the_old_ones_place(tmp_path):
     workspace = Workspace.open(tmp_path / "run", RECIPE)
     changed = Product("base", "read", {"rows": 4})
     for product, name in ((BASE, "old"), (changed, "new")):
-        with workspace.making(product) as draft:
+        with workspace.publishing(product) as draft:
             (draft.output / name).write_text("")
     assert sorted(path.name for path in workspace.folder(BASE).iterdir()) == ["new", "product.json"]
     assert workspace.is_made(changed) and not workspace.is_made(BASE)
@@ -86,7 +86,7 @@ workspace = Workspace(Path(sys.argv[1]))
 if sys.argv[2] == "worker":
     hold_while_working(workspace.root / "locks" / "base.workers")
     print("held", flush=True); time.sleep(60)
-with workspace.making(Product("base", "read", {"rows": 3})):
+with workspace.publishing(Product("base", "read", {"rows": 3})):
     print("held", flush=True); time.sleep(60)
 """
 
@@ -107,28 +107,28 @@ def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
         pytest.raises(
             UserError, match=f"base is being made by another process .pid {holder.pid} on"
         ),
-        workspace.making(BASE),
+        workspace.publishing(BASE),
     ):
         raise AssertionError("two writers")
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
-    with workspace.making(BASE):
+    with workspace.publishing(BASE):
         pass
     assert workspace.is_made(BASE)
 
 
 def test_a_writer_waits_for_the_workers_of_a_killed_one(tmp_path, monkeypatch):
     workspace = Workspace.open(tmp_path / "run", RECIPE)
-    with workspace.making(BASE):
+    with workspace.publishing(BASE):
         pass
     worker = _holder(workspace.root, "worker")
     monkeypatch.setattr("vcsoup_dist.workspace.WORKERS_TIMEOUT", 0.3)
     message = f"ranks or actors of a former run .*pid {worker.pid}.; end them first"
-    with pytest.raises(UserError, match=message), workspace.making(BASE):
+    with pytest.raises(UserError, match=message), workspace.publishing(BASE):
         raise AssertionError("wrote beside a living worker")
     worker.kill()
     worker.wait()
-    with workspace.making(BASE):
+    with workspace.publishing(BASE):
         pass
 
 
@@ -142,7 +142,7 @@ def test_who_waits_for_a_writer_finds_its_product_and_leaves_it(tmp_path):
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
         assert workspace.is_being_made("base")
-        with workspace.making(BASE, wait=True) as draft:
+        with workspace.publishing(BASE, wait=True) as draft:
             assert workspace.is_made(BASE)
             (draft.output / "twice").write_text("")
     assert not workspace.is_being_made("base")
@@ -233,7 +233,7 @@ time.sleep(600)
 
 def test_a_child_that_a_worker_forks_neither_holds_the_product_nor_outlives_it(tmp_path):
     workspace = Workspace.open(tmp_path / "run", RECIPE)
-    with workspace.making(BASE) as draft:
+    with workspace.publishing(BASE) as draft:
         lock = draft.workers_lock
     worker = subprocess.Popen([sys.executable, "-c", FORK, str(lock)], stdout=subprocess.PIPE)
     assert worker.stdout is not None

@@ -173,7 +173,7 @@ def make_world(folder: Path, pairs: int, options: argparse.Namespace) -> None:
     ] + [(pairs, HELD_OUT_PAIRS, True)]
     for product in plan:
         if product.stage in ("read", "score"):
-            with workspace.making(product) as draft:
+            with workspace.publishing(product) as draft:
                 if product.stage == "read":
                     write_pairs(draft.output, parts)
                 else:

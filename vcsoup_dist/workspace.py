@@ -186,7 +186,7 @@ class Workspace:
         return Draft(product, work / "output", work / "scratch", self._lock(product, "workers"))
 
     @contextmanager
-    def making(
+    def publishing(
         self, product: Product, wait: bool = False, keep_scratch: bool = True
     ) -> Iterator[Draft]:
         """Hold the product's lock, give its draft, and publish it when the block ends well.
@@ -218,8 +218,8 @@ class Workspace:
         """Hold a share of the products' locks, and give the drafts of those that are not made.
 
         For processes that write into the same drafts and agree among themselves on who writes what.
-        None publishes: `making` does, once none works any more. UserError where somebody is making
-        a product, or where others share it that make it from something else.
+        None publishes: `publishing` does, once none works any more. UserError where another process
+        makes a product, or where others share it that make it from something else.
         """
         locks = self.root / "locks"
         locks.mkdir(exist_ok=True)

@@ -118,7 +118,7 @@ def _make_group(
     most, least = (extremes(judgement, keys) for keys in (-cosines, cosines))
     first: Path | None = None
     for product in products:
-        with workspace.making(product) as draft:
+        with workspace.publishing(product) as draft:
             kept, report = _keep(workspace, judgement, draft, run)
             if first is None:
                 report["heldout"] = _write_common(judgement, draft.output)

@@ -38,7 +38,7 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
         tasks = []
         for product in products:
             model = _model_of(product, recipe, workspace)
-            draft = stack.enter_context(workspace.making(product))
+            draft = stack.enter_context(workspace.publishing(product))
             if not (draft.output / ANSWERS).exists():  # else it is a killed run's, and whole
                 tasks.append(EvaluationTask(product.name, model, draft.output, draft.workers_lock))
         if not tasks:

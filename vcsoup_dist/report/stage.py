@@ -81,7 +81,7 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
         commands=_commands(recipe),
         recipe=(workspace.root / "recipe.yaml").read_text(),
     )
-    with workspace.making(product) as draft:
+    with workspace.publishing(product) as draft:
         for name, png in pictures.items():
             (draft.output / name).write_bytes(png)
         (draft.output / "index.html").write_text(render(data), encoding="utf-8")

@@ -86,7 +86,7 @@ def group_products(
     groups = []
     for members in shared.values():
         publish = stack.enter_context(ExitStack())
-        drafts = [publish.enter_context(workspace.making(product)) for product in members]
+        drafts = [publish.enter_context(workspace.publishing(product)) for product in members]
         makings = [Making(draft, _work(recipe, workspace, draft)) for draft in drafts]
         groups.append(Group(makings, publish))
     return groups

@@ -39,7 +39,7 @@ def read(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
             heldout = _source(
                 product.sources["data"], data.heldout, data, columns, f"{key}.heldout"
             )
-        with workspace.making(product) as draft:
+        with workspace.publishing(product) as draft:
             manifest = write_pairs(
                 draft.output,
                 train,

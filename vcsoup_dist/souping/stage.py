@@ -27,7 +27,7 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
     """Make soups."""
     for group in _groups(products):
         with contextlib.ExitStack() as stack:
-            drafts = [stack.enter_context(workspace.making(product)) for product in group]
+            drafts = [stack.enter_context(workspace.publishing(product)) for product in group]
             _write(recipe, workspace, drafts, rank=0, world_size=1, publishing=True)
 
 
@@ -59,7 +59,7 @@ def publish_shares(
             )
         with contextlib.ExitStack() as stack:
             for product in group:
-                stack.enter_context(workspace.making(product))
+                stack.enter_context(workspace.publishing(product))
             if all(map(workspace.is_made, group)):
                 continue  # another was faster
             # What they have written may have been removed meanwhile.

@@ -26,7 +26,7 @@ def make_theta_0(recipe: Recipe, workspace: Workspace, products: Sequence[Produc
     """Make theta_0 by SFT on the chosen answers of all datasets."""
     for product in products:
         # Another value's training may be making the same theta_0: wait for it and share it.
-        with workspace.making(product, True, recipe.keep.checkpoints) as draft:
+        with workspace.publishing(product, True, recipe.keep.checkpoints) as draft:
             if not workspace.is_made(product):
                 _train_theta_0(recipe, workspace, product, draft)
 
@@ -51,7 +51,7 @@ def make_references(recipe: Recipe, workspace: Workspace, products: Sequence[Pro
     with contextlib.ExitStack() as stack:
         # Another value's training may be making the same reference: wait for it and share it.
         locked = [
-            (product, stack.enter_context(workspace.making(product, True, keep_scratch=False)))
+            (product, stack.enter_context(workspace.publishing(product, True, keep_scratch=False)))
             for product in sorted(products, key=lambda product: product.name)
         ]
         due = [(product, draft) for product, draft in locked if not workspace.is_made(product)]
@@ -72,7 +72,7 @@ def make_policies(recipe: Recipe, workspace: Workspace, products: Sequence[Produ
     for number, product in enumerate(products):
         if number:  # the ranks of the one before did not stop, so it is published
             stop_if_asked(recipe.launch.max_minutes)
-        with workspace.making(product, keep_scratch=recipe.keep.checkpoints) as draft:
+        with workspace.publishing(product, keep_scratch=recipe.keep.checkpoints) as draft:
             (filtered,) = product.inputs_of("filter")
             report = json.loads((workspace.need(filtered) / "report.json").read_text())
             references = [workspace.need(each) for each in product.inputs_of("reference")]
