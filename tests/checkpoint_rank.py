@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from vcsoup_dist.launch.parent_death import die_with_parent
+from vcsoup_dist.processes import die_with_parent
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

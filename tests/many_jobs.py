@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.launch.parent_death import die_with_parent
-from vcsoup_dist.launch.ranks import report_user_error
+from vcsoup_dist.launch.rank_logs import report_user_error
+from vcsoup_dist.processes import die_with_parent
 from vcsoup_dist.training.distributed import barrier, start_distributed
 from vcsoup_dist.training.jobs import Job
 from vcsoup_dist.training.rank import do

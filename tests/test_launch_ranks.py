@@ -12,8 +12,10 @@ import pytest
 from training_world import processes_with
 
 from vcsoup_dist.errors import EXIT_PREEMPTED, Preempted, UserError
-from vcsoup_dist.launch import ranks
-from vcsoup_dist.launch.ranks import run_ranks, stop_if_asked
+from vcsoup_dist.launch import stop_signals
+from vcsoup_dist.launch.rank_logs import report_user_error
+from vcsoup_dist.launch.ranks import run_ranks
+from vcsoup_dist.launch.stop_signals import raise_if_stop_requested
 
 START = """
 import os, signal, sys, time
@@ -32,12 +34,12 @@ def run(tmp_path, monkeypatch):
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         run_ranks("small_rank", tmp_path / "job", 2, 1, tmp_path / "logs")
 
-    monkeypatch.setattr(ranks, "_asked", False)
+    monkeypatch.setattr(stop_signals, "_received", None)
     yield run
     assert not processes_with(str(tmp_path / "job"))
 
 
-def test_a_later_rank_that_fails_ends_the_first_and_its_last_words_are_told(run):
+def test_a_later_rank_that_fails_ends_the_first_and_its_log_tail_is_shown(run):
     with pytest.raises(UserError, match="(?s)rank 1 ended with exit code 3; .*rank-1.log.*no luck"):
         run("""
 if rank == 1:
@@ -95,7 +97,7 @@ def test_a_request_to_stop_is_handed_on_and_no_other_ranks_are_begun(run, tmp_pa
     with pytest.raises(Preempted):
         run("")
     with pytest.raises(Preempted):
-        stop_if_asked()
+        raise_if_stop_requested()
 
 
 def test_a_request_that_comes_while_a_rank_starts_waits_until_it_can_act_on_it(run):
@@ -105,10 +107,10 @@ def test_a_request_that_comes_while_a_rank_starts_waits_until_it_can_act_on_it(r
 
 def test_when_the_time_is_over_no_more_is_begun(monkeypatch):
     monkeypatch.setenv("VCSOUP_BEGAN", str(time.time() - 90))
-    stop_if_asked()
-    stop_if_asked(max_minutes=2)
+    raise_if_stop_requested()
+    raise_if_stop_requested(max_minutes=2)
     with pytest.raises(Preempted):
-        stop_if_asked(max_minutes=1)
+        raise_if_stop_requested(max_minutes=1)
 
 
 def test_the_command_exits_with_the_code_of_a_request_to_stop(monkeypatch, capsys):
@@ -118,7 +120,7 @@ def test_the_command_exits_with_the_code_of_a_request_to_stop(monkeypatch, capsy
         os.kill(os.getpid(), signal.SIGUSR2)
         time.sleep(60)
 
-    before = {each: signal.getsignal(each) for each in ranks.STOP_SIGNALS}
+    before = {each: signal.getsignal(each) for each in stop_signals.STOP_SIGNALS}
     monkeypatch.setattr(cli, "app", stopped)
     try:
         with pytest.raises(SystemExit) as exit_:
@@ -133,7 +135,7 @@ def test_the_command_exits_with_the_code_of_a_request_to_stop(monkeypatch, capsy
 def test_a_line_that_cannot_be_handed_over_is_printed(monkeypatch, capsys):
     monkeypatch.setenv("VCSOUP_LOGS", str(Path("/nowhere")))
     monkeypatch.setenv("RANK", "0")
-    ranks.report_user_error(UserError("the disk is full"))
+    report_user_error(UserError("the disk is full"))
     assert "the disk is full" in capsys.readouterr().err
 
 
@@ -141,7 +143,7 @@ def test_a_rank_whose_words_find_no_room_on_the_disk_is_told_all_the_same(run):
     with pytest.raises(UserError, match="^No space left on device; make room$"):
         run("""
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.launch.ranks import report_user_error
+from vcsoup_dist.launch.rank_logs import report_user_error
 if rank == 1:
     (logs / "rank-1.error").symlink_to("/dev/full")
     report_user_error(UserError("No space left on device;\\n make room"))

@@ -24,9 +24,9 @@ from test_scoring_classifier import CONFIGS, save_classifier
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.evaluation.actors import _result as evaluation_result
 from vcsoup_dist.identity import Hashes, Located
-from vcsoup_dist.launch.processes import children
 from vcsoup_dist.launch.ray_cluster import ray_cluster
 from vcsoup_dist.pipeline.products import make_plan
+from vcsoup_dist.processes import children
 from vcsoup_dist.recipe import ActorPool, Launch, Recipe
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.scoring import crew, overdue, pools, stage
@@ -421,7 +421,7 @@ def test_an_address_where_no_cluster_listens_is_refused_at_once(tmp_path, monkey
 DRIVER = """
 import os, sys, time
 import ray
-from vcsoup_dist.launch.parent_death import die_with_parent
+from vcsoup_dist.processes import die_with_parent
 from vcsoup_dist.launch.ray_cluster import ray_cluster
 from vcsoup_dist.recipe import Launch
 from pathlib import Path

@@ -18,7 +18,7 @@ from scoring_world import score_bytes, start_score, write_recipe
 from test_scoring_actors import alive, descendants
 
 from vcsoup_dist.files import write_atomically
-from vcsoup_dist.launch.processes import name_of
+from vcsoup_dist.processes import process_name
 
 SCORING = {"shard_pairs": 2, "actors": 2, "cpus_per_actor": 0.5}
 LIMIT = 120  # seconds for one command
@@ -95,7 +95,7 @@ def score_files(folder: Path) -> int:
 
 def has_started(pid: int, name: str) -> bool:
     """Whether a process started another one of that name."""
-    return any(name_of(each).startswith(name) for each in descendants(pid))
+    return any(process_name(each).startswith(name) for each in descendants(pid))
 
 
 def test_a_run_killed_at_ten_points_loses_and_doubles_nothing(

@@ -19,9 +19,9 @@ from training_world import wait_for
 import vcsoup_dist
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.launch import ray_check
-from vcsoup_dist.launch.processes import children, name_of
 from vcsoup_dist.launch.ray_cluster import ray_cluster
 from vcsoup_dist.launch.shared_files import token, trouble_with
+from vcsoup_dist.processes import children, process_name
 from vcsoup_dist.recipe import Launch
 
 PACKAGE = Path(vcsoup_dist.__file__).parent
@@ -174,7 +174,7 @@ def test_a_node_that_does_not_answer(tmp_path, cluster, add_node, monkeypatch, c
     monkeypatch.setattr(ray_check, "QUIET", 0.5)
     monkeypatch.setattr(ray_check, "ANSWER", 120.0 if dies else 8.0)
     process = add_node("true")
-    raylet = next(pid for pid in children(process.pid) if name_of(pid) == "raylet")
+    raylet = next(pid for pid in children(process.pid) if process_name(pid) == "raylet")
     os.kill(raylet, signal.SIGSTOP)
 
     class Kill(logging.Handler):

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("slurm")
 START = """
 import os, signal, sys, time
 from pathlib import Path
-from vcsoup_dist.launch.parent_death import die_with_parent
+from vcsoup_dist.processes import die_with_parent
 die_with_parent(int(os.environ["VCSOUP_LAUNCHER"]))
 rank = int(os.environ["RANK"])
 logs = Path(os.environ["VCSOUP_LOGS"])
@@ -128,7 +128,7 @@ def test_a_rank_that_fails_while_the_others_stop_on_request_is_an_error(small):
     assert "vcsoup: rank 1 on n2 ended: exited with exit code 3" in said
 
 
-def test_the_first_rank_that_fails_is_named_with_its_last_words(small):
+def test_the_first_rank_that_fails_is_named_with_its_log_tail(small):
     said = small.end(
         small.start("""
 if rank == 1:

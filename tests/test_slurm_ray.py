@@ -252,7 +252,7 @@ def test_a_cancelled_job_leaves_no_process_and_no_file(jobs, gate):
     jobs.ends(number, "CANCELLED")
 
 
-def test_a_ray_node_that_does_not_start_is_named_with_its_last_words(jobs, tmp_path):
+def test_a_ray_node_that_does_not_start_is_named_with_its_log_tail(jobs, tmp_path):
     ray = tmp_path / "ray"
     ray.write_text(
         '#!/bin/sh\n[ "$SLURMD_NODENAME" = n1 ] || { echo no luck; exit 3; }\n'

@@ -13,7 +13,7 @@ import pytest
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes, locate
-from vcsoup_dist.launch.processes import openers
+from vcsoup_dist.processes import pids_with_open
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.workspace import Product, Workspace
 
@@ -238,7 +238,7 @@ def test_a_child_that_a_worker_forks_neither_holds_the_product_nor_outlives_it(t
     worker = subprocess.Popen([sys.executable, "-c", FORK, str(lock)], stdout=subprocess.PIPE)
     assert worker.stdout is not None
     child = int(worker.stdout.readline())
-    held = openers(lock)
+    held = pids_with_open(lock)
     worker.kill()
     worker.wait()
     assert held == [worker.pid]

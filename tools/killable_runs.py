@@ -12,8 +12,8 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from vcsoup_dist.launch.processes import name_of
 from vcsoup_dist.launch.slurm_queue import queued_jobs
+from vcsoup_dist.processes import process_name
 from vcsoup_dist.slurm_jobs.submissions import mark_of
 
 MARK = "KILL_CHAIN_RUN"  # environment variable that all processes of a run inherit
@@ -156,7 +156,7 @@ class SlurmRun(LocalRun):
         running = stop_all(self.mark)
         making = being_made(self.root)
         parents = {each.parent for each in running.values()}
-        steps = [pid for pid in parents if name_of(pid) == "slurmstepd"]
+        steps = [pid for pid in parents if process_name(pid) == "slurmstepd"]
         for pid in [*steps, *running]:
             send(pid, signal.SIGKILL)
         while any(not job.waits for job in queued_jobs(mark_of(self.root))):

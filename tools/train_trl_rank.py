@@ -52,7 +52,7 @@ class TrlJob:
 
 def main() -> None:
     """Train, and write what was measured."""
-    from vcsoup_dist.launch.parent_death import die_with_parent
+    from vcsoup_dist.processes import die_with_parent
 
     die_with_parent(int(os.environ["VCSOUP_LAUNCHER"]))
     job = TrlJob.read(Path(sys.argv[1]))

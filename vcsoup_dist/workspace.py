@@ -32,8 +32,7 @@ import yaml
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import remove_leftovers, sync, sync_tree, write_atomically
 from vcsoup_dist.identity import Located
-from vcsoup_dist.launch.parent_death import holding_alone
-from vcsoup_dist.launch.processes import openers
+from vcsoup_dist.processes import close_in_forks, pids_with_open
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe.origin import note_origin
 from vcsoup_dist.recipe.yaml_file import read_yaml
@@ -354,7 +353,7 @@ def _wait_for_workers(path: Path, product: Product) -> None:
     with open(path, "a") as lock:
         while not _locked(lock, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
-                pids = ", ".join(str(pid) for pid in openers(path))
+                pids = ", ".join(str(pid) for pid in pids_with_open(path))
                 who = f"pid {pids}" if pids else "none to be seen on this machine"
                 raise UserError(
                     f"{product.name}: ranks or actors of a former run still write to it after "
@@ -367,7 +366,7 @@ def hold_while_working(workers_lock: Path) -> None:
     """Take a rank's or actor's share of a product's lock until the process ends."""
     handle = os.open(workers_lock, os.O_RDWR)
     fcntl.flock(handle, fcntl.LOCK_SH)
-    holding_alone(handle)
+    close_in_forks(handle)
 
 
 def command_of(product: Product) -> str:

@@ -17,7 +17,7 @@ import typer
 from vcsoup_dist import __version__
 from vcsoup_dist.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted, UserError
 from vcsoup_dist.launch.import_paths import import_last
-from vcsoup_dist.launch.ranks import STOP_SIGNALS, heeded, leave_dead_terminal
+from vcsoup_dist.launch.stop_signals import STOP_SIGNALS, detach_lost_terminal, not_ignored
 from vcsoup_dist.progress import log_to_terminal
 
 if TYPE_CHECKING:
@@ -750,13 +750,13 @@ def _size(text: str, option: str) -> int:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     if number == signal.SIGHUP:
-        leave_dead_terminal()
+        detach_lost_terminal()
     raise Preempted(number)
 
 
 def _leave(code: int) -> NoReturn:
     """Exit with this code, also where a further request to stop comes while Ray shuts down."""
-    for each in {signal.SIGINT, *heeded(STOP_SIGNALS)}:
+    for each in {signal.SIGINT, *not_ignored(STOP_SIGNALS)}:
         signal.signal(each, signal.SIG_IGN)
     sys.exit(code)
 
@@ -766,7 +766,7 @@ def main() -> None:
     log_to_terminal(logging.INFO)
     import_last(os.getcwd())  # recipes may name callables of modules there
     os.environ["VCSOUP_BEGAN"] = str(time.time())  # for launch.max_minutes
-    for each in heeded(STOP_SIGNALS):
+    for each in not_ignored(STOP_SIGNALS):
         signal.signal(each, _stop)
     try:
         app()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.launch.parent_death import die_with_parent
+from vcsoup_dist.processes import die_with_parent
 from vcsoup_dist.recipe import Launch
 from vcsoup_dist.workspace import hold_while_working
 

@@ -21,8 +21,8 @@ from vcsoup_dist.evaluation.judges import Judge
 from vcsoup_dist.evaluation.prompts import Prompt
 from vcsoup_dist.files import write_atomically
 from vcsoup_dist.identity import Located
-from vcsoup_dist.launch.parent_death import die_when_told, die_with_parent
 from vcsoup_dist.launch.placement import check_room
+from vcsoup_dist.processes import die_on_sigterm, die_with_parent
 from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Evaluation
 from vcsoup_dist.scoring.actor_errors import is_out_of_memory, mendable
@@ -63,7 +63,7 @@ class EvaluationActor:
         self, judges: Sequence[Judge], settings: Evaluation, tokens_per_batch: int | None, gpu: bool
     ) -> None:
         die_with_parent(int(os.environ["RAY_RAYLET_PID"]))
-        die_when_told()
+        die_on_sigterm()
         import torch
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

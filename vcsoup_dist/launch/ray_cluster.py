@@ -20,9 +20,9 @@ from vcsoup_dist.launch.import_paths import (
     folder_of_command,
     uninstalled_package,
 )
-from vcsoup_dist.launch.processes import children, name_of
 from vcsoup_dist.launch.ray_check import check_nodes
 from vcsoup_dist.launch.ray_signals import our_signals, stops_as_interrupts
+from vcsoup_dist.processes import children, process_name
 from vcsoup_dist.recipe import Launch
 
 OBJECT_STORE = 256 << 20  # bytes; only paths and counts travel between actors
@@ -128,7 +128,7 @@ def _start(**settings: Any) -> None:
 
 
 def _raylets() -> list[int]:
-    return [pid for pid in children(os.getpid()) if name_of(pid) == "raylet"]
+    return [pid for pid in children(os.getpid()) if process_name(pid) == "raylet"]
 
 
 def _kill_raylets() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from vcsoup_dist.launch.ranks import STOP_SIGNALS
+from vcsoup_dist.launch.stop_signals import STOP_SIGNALS
 
 
 @contextmanager

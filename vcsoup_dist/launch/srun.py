@@ -21,20 +21,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vcsoup_dist.errors import EXIT_PREEMPTED, Preempted, UserError
-from vcsoup_dist.launch.parent_death import die_with_parent
-from vcsoup_dist.launch.ranks import (
-    RANK_SIGNALS,
-    SAID,
-    asked_by,
-    begin_logs,
-    handing_on,
-    last_words,
-    raise_what_ranks_said,
-    stop_if_asked,
+from vcsoup_dist.launch.rank_logs import (
+    RANK_ERROR,
+    clear_rank_logs,
+    raise_rank_error,
+    with_log_tail,
 )
 from vcsoup_dist.launch.shared_files import token
 from vcsoup_dist.launch.slurm_output import lines_of
 from vcsoup_dist.launch.srun_rank import DONE, UNSEEN
+from vcsoup_dist.launch.stop_signals import (
+    RANK_SIGNALS,
+    forward_stop_signals,
+    raise_if_stop_requested,
+    stop_signal,
+)
+from vcsoup_dist.processes import die_with_parent
 from vcsoup_dist.progress import log
 
 GRACE = 30  # seconds for the other ranks to end, in whatever way, after the first
@@ -54,9 +56,9 @@ def run_on_slurm(module: str, job: Path, threads: int, logs: Path) -> None:
     node does not see the log folder; Preempted where the ranks saved and stopped on request, or the
     request came before.
     """
-    stop_if_asked()
+    raise_if_stop_requested()
     ranks = tasks_of_job()
-    begin_logs(logs)
+    clear_rank_logs(logs)
     environment = {
         **os.environ,
         "MASTER_ADDR": _address_of_first_node(),
@@ -70,7 +72,7 @@ def run_on_slurm(module: str, job: Path, threads: int, logs: Path) -> None:
         *(ranks, "" if ranks == 1 else "s"),
         *(os.environ["SLURM_JOB_ID"], os.environ["SLURM_JOB_NODELIST"]),
     )
-    # By its name `begin_logs` removes what a killed command leaves.
+    # By its name `clear_rank_logs` removes what a killed command leaves.
     with token(logs, "rank-sees") as file:
         environment["VCSOUP_SHARED_FILE"] = str(file)
         _run_step(srun_command(ranks, module, job), environment, ranks, logs)
@@ -92,7 +94,7 @@ def _run_step(command: list[str], environment: dict[str, str], ranks: int, logs:
             preexec_fn=lambda: _become_srun(launcher),
         )
 
-        def hand_on(number: int) -> None:
+        def forward(number: int) -> None:
             nonlocal too_early
             if step.poll() is not None:
                 return
@@ -103,7 +105,7 @@ def _run_step(command: list[str], environment: dict[str, str], ranks: int, logs:
                 step.terminate()
 
         try:
-            with handing_on(hand_on):
+            with forward_stop_signals(forward):
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, RANK_SIGNALS)
                 said = _pass_on(step)
                 code = step.wait()
@@ -114,17 +116,17 @@ def _run_step(command: list[str], environment: dict[str, str], ranks: int, logs:
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, RANK_SIGNALS)
     if code and too_early:
-        raise Preempted(asked_by())
+        raise Preempted(stop_signal())
     if said.unseen:
         mounts = "; VCSOUP_CONTAINER must mount it" if os.environ.get("VCSOUP_CONTAINER") else ""
         trouble = next(iter(said.unseen.values()))
         raise UserError(f"launcher srun: on {', '.join(sorted(said.unseen))}: {trouble}{mounts}")
     if code:
-        raise_what_ranks_said(logs, said.words)
+        raise_rank_error(logs, said.words)
         _explain(code, said.failed, logs)
     if len(said.done) < ranks:  # srun gave up waiting for a step that Slurm has ended, with 0
-        raise_what_ranks_said(logs)
-        stop_if_asked()
+        raise_rank_error(logs)
+        raise_if_stop_requested()
         raise UserError(
             f"Slurm ended the step before its ranks did ({len(said.done)} of {ranks} were done); "
             "the same command goes on"
@@ -203,7 +205,7 @@ def _pass_on(step: subprocess.Popen[bytes]) -> _Said:
             line = line[: found.start()]  # what rank 0 has left without a line's end
             if not line:
                 continue
-        if line.startswith(SAID.encode()):
+        if line.startswith(RANK_ERROR.encode()):
             said.words += line.decode(errors="replace")
             continue
         if found := UNSEEN_LINE.search(line):
@@ -222,14 +224,14 @@ def _pass_on(step: subprocess.Popen[bytes]) -> _Said:
 
 def _explain(code: int, ended: tuple[int, str] | None, logs: Path) -> None:
     if code == KILLED_BY_REQUEST:  # one that came before a rank could act on it
-        raise Preempted(asked_by())
+        raise Preempted(stop_signal())
     # srun's code is the highest of its tasks', and another may have failed with a lower one.
     if code == EXIT_PREEMPTED and ended is None:
-        raise Preempted(asked_by())
+        raise Preempted(stop_signal())
     if ended is None:
         raise UserError(f"srun ended with {code}; what it said stands above")
     rank, how = ended
-    raise UserError(last_words(rank, how, logs))
+    raise UserError(with_log_tail(rank, how, logs))
 
 
 def _address_of_first_node() -> str:

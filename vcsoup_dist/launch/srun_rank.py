@@ -41,7 +41,7 @@ def main() -> None:
         os.devnull if rank == "0" else logs / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT, 0o666
     )
     srun = os.dup(2)
-    os.environ["VCSOUP_SAID"] = str(srun)
+    os.environ["VCSOUP_MESSAGES"] = str(srun)
     os.dup2(output, 1)
     if rank != "0":
         os.dup2(output, 2)

@@ -6,7 +6,7 @@ import importlib
 import time
 from collections.abc import Callable, Sequence
 
-from vcsoup_dist.launch.ranks import stop_if_asked
+from vcsoup_dist.launch.stop_signals import raise_if_stop_requested
 from vcsoup_dist.pipeline.history import recorded
 from vcsoup_dist.pipeline.products import STAGES, to_make
 from vcsoup_dist.progress import log
@@ -61,7 +61,7 @@ def make_missing(
             door(recipe, workspace, due)
         made += len(due)
         log.info("== %s: done in %.1f s", stage, time.monotonic() - began)
-        stop_if_asked()
+        raise_if_stop_requested()
     return made
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.forward.answer_text import DROPPED
 from vcsoup_dist.identity import Located
-from vcsoup_dist.launch.parent_death import die_when_told, die_with_parent
+from vcsoup_dist.processes import die_on_sigterm, die_with_parent
 from vcsoup_dist.recipe import CallableReward, ClassifierReward
 from vcsoup_dist.scoring.overdue import this_process
 from vcsoup_dist.scoring.pair_files import PairSlice, read_slice
@@ -82,7 +82,7 @@ class ScoringActor:
         gpu: bool,
     ) -> None:
         die_with_parent(int(os.environ["RAY_RAYLET_PID"]))
-        die_when_told()
+        die_on_sigterm()
         self.settings = rewards
         self.source = source
         self.tokens_per_batch = tokens_per_batch

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vcsoup_dist.errors import EXIT_PREEMPTED, UserError
-from vcsoup_dist.launch.parent_death import die_with_parent
-from vcsoup_dist.launch.ranks import report_user_error
+from vcsoup_dist.launch.rank_logs import report_user_error
+from vcsoup_dist.processes import die_with_parent
 from vcsoup_dist.progress import log_to_terminal
 from vcsoup_dist.workspace import DISK_ERRORS
 

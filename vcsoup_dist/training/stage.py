@@ -10,8 +10,9 @@ from pathlib import Path
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
-from vcsoup_dist.launch.ranks import run_ranks, stop_if_asked
+from vcsoup_dist.launch.ranks import run_ranks
 from vcsoup_dist.launch.srun import run_on_slurm
+from vcsoup_dist.launch.stop_signals import raise_if_stop_requested
 from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe, Training
 from vcsoup_dist.training.jobs import SUMMARY, Job, PolicyTask, ReferenceTask
@@ -71,7 +72,7 @@ def make_policies(recipe: Recipe, workspace: Workspace, products: Sequence[Produ
         raise UserError(missing)
     for number, product in enumerate(products):
         if number:  # the ranks of the one before did not stop, so it is published
-            stop_if_asked(recipe.launch.max_minutes)
+            raise_if_stop_requested(recipe.launch.max_minutes)
         with workspace.publishing(product, keep_scratch=recipe.keep.checkpoints) as draft:
             (filtered,) = product.inputs_of("filter")
             report = json.loads((workspace.need(filtered) / "report.json").read_text())

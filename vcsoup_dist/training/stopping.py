@@ -13,7 +13,7 @@ import signal
 import time
 from types import FrameType
 
-from vcsoup_dist.launch.ranks import RANK_SIGNALS, heeded, leave_dead_terminal
+from vcsoup_dist.launch.stop_signals import RANK_SIGNALS, detach_lost_terminal, not_ignored
 from vcsoup_dist.training.distributed import any_rank
 
 
@@ -28,7 +28,7 @@ class StopRequest:
         self._signal: int | None = None
         began = float(os.environ.get("VCSOUP_BEGAN", time.time()))
         self._deadline = None if max_minutes is None else began + 60 * max_minutes
-        for each in heeded(RANK_SIGNALS):
+        for each in not_ignored(RANK_SIGNALS):
             signal.signal(each, self._note)
         # The launcher blocked them; one that came meanwhile is noted now.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, RANK_SIGNALS)
@@ -36,7 +36,7 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
         if number == signal.SIGHUP:
-            leave_dead_terminal()
+            detach_lost_terminal()
 
     def on_any_rank(self, worked: bool) -> bool:
         """Whether any rank was asked to stop or has used up its time. Called by all together.

@@ -1,0 +1,70 @@
+"""What ranks leave in the log folder of a launch, and the error that the launcher makes of it.
+
+`rank-<r>.error` is a UserError's line, `rank-<r>.traceback` any other exception's traceback,
+`rank-<r>.stack` where the rank hung, `rank-<r>.log` its output.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from vcsoup_dist.errors import UserError
+
+TAIL = 15  # lines of a failed rank's log that are shown
+RANK_ERROR = "vcsoup-rank-error "
+"""How the line of a rank begins that could not write it into the log folder."""
+
+
+def clear_rank_logs(logs: Path) -> None:
+    """Make the log folder of a launch, without the files of the last launch."""
+    logs.mkdir(parents=True, exist_ok=True)
+    for old in logs.glob("rank-*"):
+        old.unlink()
+
+
+def report_user_error(error: UserError) -> None:
+    """In a rank: hand the launcher the line that a person should read."""
+    path = Path(os.environ["VCSOUP_LOGS"]) / f"rank-{os.environ['RANK']}.error"
+    try:
+        path.write_text(str(error))
+    except OSError:  # such as a full disk, which may be what the line says
+        line = " ".join(str(error).split())
+        print(line, file=sys.stderr)
+        if handle := os.environ.get("VCSOUP_MESSAGES"):
+            os.write(int(handle), f"{RANK_ERROR}{line}\n".encode(errors="replace"))
+
+
+def raise_rank_error(logs: Path, messages: str = "") -> None:
+    """Raise UserError where a rank left a line for a person, or was ended because it hung.
+
+    messages: lines of ranks that could not write into the log folder.
+    """
+    lines = [path.read_text() for path in sorted(logs.glob("rank-*.error")) if path.stat().st_size]
+    lines += [
+        line.removeprefix(RANK_ERROR)
+        for line in messages.splitlines()
+        if line.startswith(RANK_ERROR)
+    ]
+    if lines:
+        raise UserError(lines[0])
+    if stacks := stacks_of_hung_ranks(logs):
+        raise UserError(
+            "a training step took longer than launch.hang_minutes; the stack of each rank is in "
+            f"{', '.join(str(each) for each in stacks)}"
+        )
+
+
+def with_log_tail(rank: int, ended: str, logs: Path) -> str:
+    """How a rank ended, and the tail of its traceback or log."""
+    for kind in ("traceback", "log"):
+        file = logs / f"rank-{rank}.{kind}"
+        if file.exists() and (tail := file.read_text(errors="replace").splitlines()[-TAIL:]):
+            return "\n".join([f"rank {rank} {ended}; the end of {file}:", *tail])
+    return f"rank {rank} {ended}"
+
+
+def stacks_of_hung_ranks(logs: Path) -> list[Path]:
+    """Stacks that the ranks' watchdogs wrote."""
+    return [path for path in sorted(logs.glob("rank-*.stack")) if path.stat().st_size]

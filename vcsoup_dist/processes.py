@@ -1,0 +1,97 @@
+"""Processes of this machine: dying with a parent, locks that forks must not keep, and /proc."""
+
+from __future__ import annotations
+
+import ctypes
+import glob
+import os
+import signal
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def die_with_parent(parent: int | None = None, by: int = signal.SIGKILL) -> None:
+    """Have the kernel send the signal `by` to this process when the thread that forked it ends.
+
+    `parent` is the parent's pid where the caller knows it; the default is the parent now. Raises
+    OSError where the kernel refuses (only Linux has prctl).
+    """
+    parent = os.getppid() if parent is None else parent
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, by, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    # The parent may have died before the call; then no signal ever comes.
+    if os.getppid() != parent:
+        os.kill(os.getpid(), by)
+
+
+def die_on_sigterm() -> None:
+    """Have SIGTERM end this process, an actor's, at once; it writes its files atomically.
+
+    Ray's handler raises SystemExit wherever the main thread is: within a user's function, say,
+    which then seems to have failed.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def close_in_forks(handle: int) -> None:
+    """Keep a file descriptor, and the lock on it, to this process.
+
+    A child forked from now on, say by a user's function, would inherit the descriptor and may
+    outlive this process. It closes the descriptor, and dies with this process.
+    """
+    if not _kept:
+        os.register_at_fork(before=_note_parent, after_in_child=_after_fork)
+    _kept.append(handle)
+
+
+_kept: list[int] = []
+_parent = 0
+
+
+def _note_parent() -> None:
+    global _parent
+    _parent = os.getpid()
+
+
+def _after_fork() -> None:
+    for handle in _kept:
+        os.close(handle)
+    _kept.clear()
+    die_with_parent(_parent)
+
+
+def children(pid: int) -> list[int]:
+    """Processes whose parent is `pid`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text()
+            except OSError:  # it ended meanwhile
+                continue
+            # "pid (name) state parent ..."; the name may hold spaces and brackets.
+            if int(stat.rpartition(")")[2].split()[1]) == pid:
+                found.append(int(entry.name))
+    return found
+
+
+def process_name(pid: int) -> str:
+    """Name of a process; empty where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def pids_with_open(path: Path) -> list[int]:
+    """Other processes that have a file open, among those that this user may inspect."""
+    found = set()
+    for handle in glob.iglob("/proc/[0-9]*/fd/*"):
+        try:
+            if os.path.samefile(path, handle):
+                found.add(int(Path(handle).parts[2]))
+        except OSError:  # closed meanwhile
+            continue
+    return sorted(found - {os.getpid()})
