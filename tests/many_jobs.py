@@ -14,7 +14,7 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.launch.rank_logs import report_user_error
 from vcsoup_dist.processes import die_with_parent
 from vcsoup_dist.training.distributed import barrier, start_distributed
-from vcsoup_dist.training.jobs import Job
+from vcsoup_dist.training.job import Job
 from vcsoup_dist.training.rank import do
 from vcsoup_dist.training.stopping import StopRequest
 

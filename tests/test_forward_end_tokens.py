@@ -14,7 +14,7 @@ from vcsoup_dist.evaluation.generate import generate_answers, load_model
 from vcsoup_dist.evaluation.prompts import Prompt
 from vcsoup_dist.forward.end_tokens import end_tokens, template_end
 from vcsoup_dist.recipe import Evaluation, Training
-from vcsoup_dist.training.base import check_base
+from vcsoup_dist.training.base_checks.check import check_base
 from vcsoup_dist.training.engine import save_companions
 
 END, USER, UNKNOWN = 1, 2, 4

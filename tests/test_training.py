@@ -19,10 +19,9 @@ from vcsoup_dist.recipe import Training
 from vcsoup_dist.training.batches import micro_batches, step_pairs
 from vcsoup_dist.training.examples import Example, weighted
 from vcsoup_dist.training.flops import FlopCounter
-from vcsoup_dist.training.jobs import count_steps
 from vcsoup_dist.training.metrics import MetricsLog
 from vcsoup_dist.training.offload import is_offloaded
-from vcsoup_dist.training.schedule import learning_rate
+from vcsoup_dist.training.schedule import count_steps, learning_rate
 
 
 @settings(max_examples=100, deadline=None)

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.recipe import Evaluation, Training
-from vcsoup_dist.training.base import check_base
-from vcsoup_dist.training.base_limits import context_length
+from vcsoup_dist.training.base_checks.check import check_base
+from vcsoup_dist.training.base_checks.lengths import context_length
 
 TRAINING = Training(max_length=64)
 EVALUATION = Evaluation(max_prompt_tokens=32, max_new_tokens=32)
@@ -149,8 +149,8 @@ def test_every_name_that_transformers_knows_counts_as_there(tmp_path, config):
     model = transformers.AutoModelForCausalLM.from_config(config)
     model.save_pretrained(tmp_path)
     shutil.copytree(tmp_path, tmp_path / "bin")
-    from vcsoup_dist.training.base_model import check_architecture, open_config
-    from vcsoup_dist.training.base_tensors import check_tensors
+    from vcsoup_dist.training.base_checks.architecture import check_architecture, open_config
+    from vcsoup_dist.training.base_checks.tensors import check_tensors
 
     meta = check_architecture(open_config(str(tmp_path), None), 64)
     assert check_tensors(meta, tmp_path) == []

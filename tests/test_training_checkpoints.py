@@ -27,7 +27,7 @@ from vcsoup_dist.training.checkpoint import (
     newest_checkpoint,
 )
 from vcsoup_dist.training.export import export_policy
-from vcsoup_dist.training.universal import convert
+from vcsoup_dist.training.universal_checkpoint import convert
 
 SMALL_GROUPS = {"sub_group_size": 3000, "stage3_param_persistence_threshold": 0}
 OF_TWO = ("zero3-groups", "zero2")

@@ -25,8 +25,7 @@ from vcsoup_dist.training.examples import (
     make_examples,
     tokens_hash,
 )
-from vcsoup_dist.training.jobs import count_steps
-from vcsoup_dist.training.passes import odd_passes
+from vcsoup_dist.training.schedule import count_steps, passes_warning
 
 MOST_RANKS = 7
 TRAINING = Training(max_length=64)
@@ -176,7 +175,7 @@ def test_references_of_files_of_no_row_and_of_one_are_found_again(tokenizer, tmp
 )
 def test_more_passes_than_were_asked_for_are_one_line(settings, unfiltered, pairs, line):
     training = Training(**settings)
-    said = odd_passes(training, unfiltered, pairs, count_steps(training, unfiltered, pairs))
+    said = passes_warning(training, unfiltered, pairs, count_steps(training, unfiltered, pairs))
     assert line in said and bool(said) == bool(line)
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from vcsoup_dist.launch.ranks import run_ranks
 from vcsoup_dist.recipe import Launch, Training
 from vcsoup_dist.training.deepspeed_config import FOLDERS
-from vcsoup_dist.training.jobs import Job, PolicyTask, ReferenceTask
+from vcsoup_dist.training.job import Job, PolicyTask, ReferenceTask
 
 RANK = "vcsoup_dist.training.rank"
 SETTINGS = {

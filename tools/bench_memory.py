@@ -32,7 +32,7 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.launch.ranks import run_ranks
 from vcsoup_dist.recipe import Launch, Training
 from vcsoup_dist.training.deepspeed_config import FOLDERS, fill_deepspeed_config
-from vcsoup_dist.training.jobs import Job, PolicyTask
+from vcsoup_dist.training.job import Job, PolicyTask
 from vcsoup_dist.training.memory import GIB, can_use_nvme, estimate_memory, model_size
 
 RANK = "vcsoup_dist.training.rank"

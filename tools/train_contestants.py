@@ -34,7 +34,7 @@ from vcsoup_dist.recipe import Launch, Training
 from vcsoup_dist.scoring.pair_files import pair_row, pairs_schema
 from vcsoup_dist.training.batches import step_pairs
 from vcsoup_dist.training.deepspeed_config import FOLDERS, fill_deepspeed_config
-from vcsoup_dist.training.jobs import Job, PolicyTask, ReferenceTask
+from vcsoup_dist.training.job import Job, PolicyTask, ReferenceTask
 from vcsoup_dist.training.schedule import learning_rate
 
 OURS_RANK = "vcsoup_dist.training.rank"

@@ -11,7 +11,7 @@ from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.workspace import Product
 
 if TYPE_CHECKING:
-    from vcsoup_dist.training.base_template import Texts
+    from vcsoup_dist.training.base_checks.first_pairs import Texts
 
 READERS = ("warmup", "reference", "train")
 """Stages that load it on ranks."""
@@ -23,7 +23,7 @@ def check_model(recipe: Recipe, plan: Sequence[Product], stages: Collection[str]
     Tries the first pairs of local datasets. Raises UserError where it cannot be trained as the
     recipe says.
     """
-    from vcsoup_dist.training.base import check_base
+    from vcsoup_dist.training.base_checks.check import check_base
 
     folder = recipe.local_path(recipe.model)
     if folder is None or not set(stages) & set(READERS):
@@ -37,7 +37,7 @@ def check_model(recipe: Recipe, plan: Sequence[Product], stages: Collection[str]
 
 def _first_texts(recipe: Recipe, product: Product) -> list[Texts]:
     """The pairs of a dataset that are tried; none of one that lies on the hub."""
-    from vcsoup_dist.training.base_template import TRIED, Texts
+    from vcsoup_dist.training.base_checks.first_pairs import TRIED, Texts
 
     source = product.sources["data"]
     if not Path(source.source).exists():

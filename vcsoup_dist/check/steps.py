@@ -20,9 +20,8 @@ from rich.table import Table
 from vcsoup_dist.check.cost import count_pairs
 from vcsoup_dist.pipeline.products import policy_name
 from vcsoup_dist.recipe import Recipe, Training
-from vcsoup_dist.training.jobs import SUMMARY, count_steps
-from vcsoup_dist.training.passes import odd_passes
-from vcsoup_dist.training.schedule import learning_rate
+from vcsoup_dist.training.job import SUMMARY
+from vcsoup_dist.training.schedule import count_steps, learning_rate, passes_warning
 from vcsoup_dist.training.sft import warmup_training
 from vcsoup_dist.workspace import Product, Workspace
 
@@ -76,7 +75,7 @@ class Steps:
                     "or steps, fewer pairs_per_step)"
                 )
         if self.pairs_known and self.pairs and self.steps and self.unfiltered is not None:
-            odd = odd_passes(self.training, self.unfiltered, self.pairs, self.steps)
+            odd = passes_warning(self.training, self.unfiltered, self.pairs, self.steps)
             lines += [odd] if odd else []
         return lines
 

@@ -13,7 +13,7 @@ from vcsoup_dist.evaluation.prompts import Prompt
 from vcsoup_dist.forward.end_tokens import end_tokens
 from vcsoup_dist.forward.template import RefusedByTemplate, encode_prompt
 from vcsoup_dist.recipe import Evaluation
-from vcsoup_dist.training.base_limits import check_answer_lengths, context_length
+from vcsoup_dist.training.base_checks.lengths import check_answer_lengths, context_length
 
 
 @dataclass(frozen=True)

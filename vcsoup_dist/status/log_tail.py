@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vcsoup_dist.pipeline.history import Execution
-from vcsoup_dist.training.jobs import Job, count_steps
+from vcsoup_dist.training.job import Job
+from vcsoup_dist.training.schedule import count_steps
 
 TAIL = 10  # lines of a log that are shown
 TAIL_BYTES = 1 << 16

@@ -29,7 +29,7 @@ from vcsoup_dist.checkpoints.zero3 import WRAPPED_AS
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import sync, sync_tree, write_atomically
 from vcsoup_dist.progress import log
-from vcsoup_dist.training.universal import begin, convert
+from vcsoup_dist.training.universal_checkpoint import begin, convert
 
 HELDOUT = "heldout_loss"
 """The metric by which a checkpoint is the best."""

@@ -15,11 +15,11 @@ from vcsoup_dist.forward.answers import AnswerLogps
 from vcsoup_dist.forward.attention import NAMES, choose_attention
 from vcsoup_dist.forward.end_tokens import configured_ends, end_tokens, settle_sampling
 from vcsoup_dist.progress import log
-from vcsoup_dist.training.base_model import check_architecture, open_config
-from vcsoup_dist.training.base_tensors import refuse_missing
+from vcsoup_dist.training.base_checks.architecture import check_architecture, open_config
+from vcsoup_dist.training.base_checks.tensors import refuse_missing
 from vcsoup_dist.training.deepspeed_config import fill_deepspeed_config, forward_only
 from vcsoup_dist.training.distributed import is_first, local_device
-from vcsoup_dist.training.jobs import Job
+from vcsoup_dist.training.job import Job
 
 
 def start_engine(job: Job, *, train: bool, universal: bool = False) -> Any:

@@ -36,11 +36,10 @@ from vcsoup_dist.training.examples import (
 )
 from vcsoup_dist.training.export import export_policy
 from vcsoup_dist.training.flops import FlopCounter, peak_tflops
-from vcsoup_dist.training.jobs import SUMMARY, PolicyTask, count_steps
+from vcsoup_dist.training.job import SUMMARY, PolicyTask
 from vcsoup_dist.training.metrics import MetricsLog
-from vcsoup_dist.training.passes import odd_passes
-from vcsoup_dist.training.schedule import learning_rate
-from vcsoup_dist.training.start_check import chance_warning, check_forward, check_start
+from vcsoup_dist.training.schedule import count_steps, learning_rate, passes_warning
+from vcsoup_dist.training.start_checks import chance_warning, check_forward, check_start
 from vcsoup_dist.training.step import Trainer, evaluate, take_step
 from vcsoup_dist.training.stopping import StopRequest
 from vcsoup_dist.training.watchdog import Watchdog
@@ -233,7 +232,7 @@ def _say_what_is_trained(
         "not reckoned" if not peak else f"of {peak:g} TFLOP/s",
         f", resumed after step {start}" if start else "",
     )
-    if odd := odd_passes(training, task.unfiltered_pairs, len(examples), steps):
+    if odd := passes_warning(training, task.unfiltered_pairs, len(examples), steps):
         log.warning("%s: %s", task.name, odd)
 
 

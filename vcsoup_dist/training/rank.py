@@ -18,7 +18,7 @@ from vcsoup_dist.progress import log_to_terminal
 from vcsoup_dist.workspace import DISK_ERRORS
 
 if TYPE_CHECKING:
-    from vcsoup_dist.training.jobs import Job
+    from vcsoup_dist.training.job import Job
     from vcsoup_dist.training.stopping import StopRequest
 
 
@@ -67,7 +67,7 @@ def run(job_file: Path) -> bool:
     import torch
 
     from vcsoup_dist.training.distributed import barrier, start_distributed
-    from vcsoup_dist.training.jobs import Job
+    from vcsoup_dist.training.job import Job
     from vcsoup_dist.training.stopping import StopRequest
     from vcsoup_dist.workspace import hold_while_working
 
@@ -90,13 +90,13 @@ def run(job_file: Path) -> bool:
 
 def do(job: Job, stop: StopRequest) -> bool:
     """The job's tasks, once the ranks have joined; False where it was asked to stop first."""
-    from vcsoup_dist.training.base import open_tokenizer
+    from vcsoup_dist.training.base_checks.tokenizer import open_tokenizer
     from vcsoup_dist.training.checkpoint import find_checkpoint
     from vcsoup_dist.training.distributed import control_group
     from vcsoup_dist.training.engine import start_engine
     from vcsoup_dist.training.loop import train_policy
     from vcsoup_dist.training.reference import compute_reference
-    from vcsoup_dist.training.start_check import check_forward
+    from vcsoup_dist.training.start_checks import check_forward
     from vcsoup_dist.training.watchdog import Watchdog
 
     watchdog = Watchdog(job.launch.hang_minutes)

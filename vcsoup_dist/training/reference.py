@@ -34,7 +34,7 @@ from vcsoup_dist.training.examples import (
     first_refused,
     tokens_hash,
 )
-from vcsoup_dist.training.jobs import ReferenceTask
+from vcsoup_dist.training.job import ReferenceTask
 from vcsoup_dist.training.stopping import StopRequest
 from vcsoup_dist.training.watchdog import Watchdog
 

@@ -15,7 +15,7 @@ from vcsoup_dist.launch.srun import run_on_slurm
 from vcsoup_dist.launch.stop_signals import raise_if_stop_requested
 from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe, Training
-from vcsoup_dist.training.jobs import SUMMARY, Job, PolicyTask, ReferenceTask
+from vcsoup_dist.training.job import SUMMARY, Job, PolicyTask, ReferenceTask
 from vcsoup_dist.training.metrics import lacks_wandb
 from vcsoup_dist.training.sft import find_theta_0, warmup_training
 from vcsoup_dist.workspace import Draft, Product, Workspace
@@ -154,8 +154,8 @@ def _check_base(
     recipe: Recipe, workspace: Workspace, product: Product, model: Located, training: Training
 ) -> None:
     """The checks of `vcsoup check`, of the model that the ranks will load."""
-    from vcsoup_dist.training.base import check_base
-    from vcsoup_dist.training.base_template import first_texts
+    from vcsoup_dist.training.base_checks.check import check_base
+    from vcsoup_dist.training.base_checks.first_pairs import first_texts
 
     datasets = {
         str(each.dataset): first_texts(workspace.need(each)) for each in product.inputs_of("read")

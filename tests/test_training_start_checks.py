@@ -13,7 +13,7 @@ from training_world import World
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.recipe import Training
-from vcsoup_dist.training.start_check import chance_warning, drifts, first_loss_fault
+from vcsoup_dist.training.start_checks import chance_warning, drifts, first_loss_fault
 
 THEORY = {
     "dpo": ({}, math.log(2)),

@@ -1,4 +1,4 @@
-"""What a base's config and tokenizer can hold: ids of tokens, and positions."""
+"""Whether the recipe's lengths lie within the positions that a base knows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from vcsoup_dist.recipe import Evaluation, Training
 
 STRETCHED = ("linear", "dynamic", "yarn")
 """Rotary scalings whose factor counts from the config's own positions, unless it names others."""
-PLACEHOLDERS = ("image_token", "audio_token", "video_token")
-"""Tokens of a tokenizer that a model's text part has no rows for, and no text contains."""
 
 
 def context_length(config: Any) -> int | None:
@@ -71,27 +69,3 @@ def _too_long_answers(context: int, evaluation: Evaluation, name: str) -> str | 
         f"evaluation.max_prompt_tokens: {prompt} and evaluation.max_new_tokens: {answer} are "
         f"together more than the {context} positions of {name} by its config.json; {fix}"
     )
-
-
-def check_vocabulary(config: Any, tokenizer: Any) -> None:
-    """UserError where the tokenizer has ids without a row in the embedding.
-
-    More rows than ids are usual: vocabularies are padded.
-    """
-    rows = getattr(config.get_text_config(), "vocab_size", None)
-    if rows is None:
-        return
-    unread = {getattr(tokenizer, name, None) for name in PLACEHOLDERS}
-    beyond = sorted(
-        (id_, token)
-        for token, id_ in tokenizer.get_vocab().items()
-        if id_ >= rows and token not in unread
-    )
-    if beyond:
-        id_, token = beyond[0]
-        more = f" and {len(beyond) - 1} more" if len(beyond) > 1 else ""
-        raise UserError(
-            f"{config.name_or_path}: its tokenizer has the id {id_} ({token!r}){more}, the "
-            f"embedding {rows} rows (vocab_size); give it the tokenizer that the model was saved "
-            "with, or save it anew after model.resize_token_embeddings(len(tokenizer))"
-        )

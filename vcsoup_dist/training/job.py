@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -81,11 +80,3 @@ class Job:
             PolicyTask(**policy) if policy else None,
             content["swap_folder"],
         )
-
-
-def count_steps(training: Training, unfiltered_pairs: int, pairs: int) -> int:
-    """Optimizer steps of a policy; see `training.epochs` in the recipe."""
-    if training.steps is not None:
-        return training.steps
-    counted = unfiltered_pairs if training.equal_steps else pairs
-    return max(1, math.ceil(training.epochs * counted / training.pairs_per_step))

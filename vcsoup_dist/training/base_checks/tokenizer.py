@@ -1,0 +1,64 @@
+"""The tokenizer of a base: it loads, its ids have rows in the embedding, it has a chat template."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vcsoup_dist.errors import UserError, reason_of
+
+PLACEHOLDERS = ("image_token", "audio_token", "video_token")
+"""Tokens of a tokenizer that a model's text part has no rows for, and no text contains."""
+
+
+def open_tokenizer(source: str, revision: str | None) -> Any:
+    """The tokenizer of a base; UserError naming it where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=False
+        )
+    except Exception as error:  # files that are missing, or that its library refuses
+        raise UserError(f"{source}: its tokenizer cannot be loaded: {reason_of(error)}") from error
+    # Long texts are dropped or cut here, so this warning would be wrong.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
+
+
+def check_vocabulary(config: Any, tokenizer: Any) -> None:
+    """UserError where the tokenizer has ids without a row in the embedding.
+
+    More rows than ids are usual: vocabularies are padded.
+    """
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if rows is None:
+        return
+    unread = {getattr(tokenizer, name, None) for name in PLACEHOLDERS}
+    beyond = sorted(
+        (id_, token)
+        for token, id_ in tokenizer.get_vocab().items()
+        if id_ >= rows and token not in unread
+    )
+    if beyond:
+        id_, token = beyond[0]
+        more = f" and {len(beyond) - 1} more" if len(beyond) > 1 else ""
+        raise UserError(
+            f"{config.name_or_path}: its tokenizer has the id {id_} ({token!r}){more}, the "
+            f"embedding {rows} rows (vocab_size); give it the tokenizer that the model was saved "
+            "with, or save it anew after model.resize_token_embeddings(len(tokenizer))"
+        )
+
+
+def require_template(source: str, tokenizer: Any) -> None:
+    """UserError where no conversation at all can be encoded."""
+    template, fix = tokenizer.chat_template, "give the model directory a chat_template.jinja"
+    if template is None:
+        raise UserError(f"{source}: its tokenizer has no chat template; {fix}")
+    if isinstance(template, dict) and "default" not in template:
+        known = ", ".join(sorted(map(str, template)))
+        raise UserError(
+            f"{source}: its tokenizer has several chat templates and none called `default`: "
+            f"{known}; {fix} that is one of them"
+        )
+    if isinstance(template, str) and not template.strip():
+        raise UserError(f"{source}: its tokenizer's chat template is empty; {fix}")
