@@ -129,7 +129,7 @@ def test_the_exit_code_of_a_stop_is_in_the_help(command, tmp_path):
 
 MISTAKES = {
     "no recipe": (["check", "nowhere.yaml"], "vcsoup: nowhere.yaml: cannot read the recipe"),
-    "value of no name": (["train", "brave", "recipe.yaml"], "vcsoup: `brave` is no value"),
+    "value of no name": (["train", "brave", "recipe.yaml"], "vcsoup: `brave` is not a value"),
     "input not made": (
         ["filter", "recipe.yaml"],
         "is not made yet, or not by this recipe: run `vcsoup score` first",
@@ -188,4 +188,4 @@ cli.main()
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert errors == "vcsoup: interrupted; the same command goes on from here\n"
+    assert errors == "vcsoup: interrupted; run the same command to resume\n"

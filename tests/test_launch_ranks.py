@@ -129,7 +129,7 @@ def test_the_command_exits_with_the_code_of_a_request_to_stop(monkeypatch, capsy
         for each, handler in before.items():
             signal.signal(each, handler)
     assert exit_.value.code == EXIT_PREEMPTED
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command to resume" in capsys.readouterr().err
 
 
 def test_a_line_that_cannot_be_handed_over_is_printed(monkeypatch, capsys):

@@ -57,7 +57,7 @@ class Run:
         command = [
             sys.executable,
             "-m",
-            "vcsoup_dist.cli.main",
+            "vcsoup_dist.cli",
             "run",
             "recipe.yaml",
             "-d",

@@ -95,7 +95,7 @@ def test_a_run_is_found_from_everywhere_by_recipe_and_by_run_directory(world, tm
     shutil.rmtree(world / "base")
     assert is_made("score", vcsoup("status", alone, cwd=Path("/")))
     said = vcsoup("status", project / "recipe.yaml", "-d", alone, cwd=Path("/"))
-    assert "told as of the last command, since now model: no such file" in said
+    assert "this is the state as of the last command: model: no such file" in said
     assert is_made("score", said)
     assert "vcsoup: model: no such file" in vcsoup("score", alone, cwd=Path("/"), code=2)
 

@@ -161,7 +161,7 @@ def test_a_run_that_is_asked_to_stop_says_so_and_the_same_command_goes_on(
         family = set(descendants(process.pid))
         process.terminate()
         printed = finish(process, code=75)
-        line = "vcsoup: stopped on request; the same command goes on from here"
+        line = "vcsoup: stopped on request; run the same command to resume"
         assert printed.splitlines()[-1] == line
         wait_for_the_end(family)
     # While Ray starts, a handler of its own may print a stack before ours is asked.

@@ -165,14 +165,14 @@ def test_a_request_to_the_command_reaches_the_ranks_of_all_nodes(small, number):
     process = small.start(LISTENS)
     wait_for(lambda: len(small.up()) == 2)
     os.kill(small.command(), number)
-    assert small.end(process, EXIT_PREEMPTED).endswith("goes on from here\n")
+    assert small.end(process, EXIT_PREEMPTED).endswith("to resume\n")
 
 
 def test_an_interrupted_command_ends_its_ranks(small):
     process = small.start(LISTENS)
     wait_for(lambda: len(small.up()) == 2)
     os.kill(small.command(), signal.SIGINT)
-    assert small.end(process, 130).endswith("goes on from here\n")
+    assert small.end(process, 130).endswith("to resume\n")
 
 
 def test_a_request_before_the_ranks_can_listen_is_kept_for_them(small):

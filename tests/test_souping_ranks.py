@@ -320,7 +320,7 @@ def test_killed_before_any_step_a_rank_or_who_publishes_goes_on(tmp_path):
 
 
 MISTAKES = {
-    "another option": (["--grid", 0.5, "--seed", 0], "recipe.yaml: a recipe says itself what its"),
+    "another option": (["--grid", 0.5, "--seed", 0], "recipe.yaml: the recipe itself defines its"),
     "a place": (["--out", "soups"], "leave out --out"),
     "a rank without their number": (["--rank", 0], "give --world-size and either --rank or"),
     "a number without a rank": (["--world-size", 2], "give --world-size and either --rank or"),

@@ -220,7 +220,7 @@ def test_interrupted_by_ctrl_c_it_says_so_and_goes_on(arguments, undisturbed, tm
     process.send_signal(signal.SIGINT)
     said = process.communicate()[1]
     assert process.returncode == 130
-    assert said.endswith("vcsoup: interrupted; the same command goes on from here\n")
+    assert said.endswith("vcsoup: interrupted; run the same command to resume\n")
     assert kept(vcsoup(*command, folder=tmp_path)) > 0
     assert digests_of(tmp_path / "out") == undisturbed
 

@@ -11,7 +11,7 @@ import pytest
 from slurm_world import Jobs, job, wait_for_end
 from training_world import wait_for
 
-from vcsoup_dist.cli.main import _plan
+from vcsoup_dist.cli.plan import plan_run
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.launch.slurm_queue import QueuedJob
 from vcsoup_dist.slurm_jobs.submissions import LiveJob, mark_of, read_submissions
@@ -38,7 +38,7 @@ class Queue:
     """What is due in a run directory of the recipe, and jobs in the queue for some of it."""
 
     def __init__(self, jobs: Jobs, root: str) -> None:
-        self.recipe, self.workspace, self.plan = _plan(
+        self.recipe, self.workspace, self.plan = plan_run(
             jobs.folder / "recipe.yaml", jobs.folder / root, make=False
         )
         self.live: list[LiveJob] = []
@@ -164,7 +164,7 @@ def script(jobs: Jobs, tmp_path: Path, slurm: str) -> dict[str, str]:
     recipe = jobs.folder / "other.yaml"
     text = (jobs.folder / "recipe.yaml").read_text()
     recipe.write_text(text.replace("launch: {ranks: 2}", f"launch: {slurm}"))
-    loaded, workspace, plan = _plan(recipe, tmp_path / "run", make=False)
+    loaded, workspace, plan = plan_run(recipe, tmp_path / "run", make=False)
     lines = as_script(recipe, loaded, workspace, plan, [])
     return {line.partition("=")[0]: line for line in lines if "sbatch" in line}
 

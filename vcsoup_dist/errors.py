@@ -1,16 +1,16 @@
-"""The one exception that means "a person can mend this"."""
+"""The exceptions of the project, and the one that means "a person can fix this"."""
 
 
 class UserError(Exception):
     """Something in the recipe, the data, a model or the machine that its owner can put right.
 
-    The message is one line: what is wrong, where, and how to mend it. The `vcsoup` command prints
+    The message is one line: what is wrong, where, and how to fix it. The `vcsoup` command prints
     it without a traceback and exits with code 2; any other exception is a defect of this project.
     """
 
 
-MOST_SAID = 3000
-"""Characters of what an exception says that are looked at."""
+TEXT_LIMIT = 3000
+"""Characters of an exception's text that are read."""
 
 
 EXIT_INTERRUPTED = 130
@@ -22,13 +22,13 @@ EXIT_PREEMPTED = 75
 
 
 class Preempted(BaseException):
-    """Work was stopped on request, by a signal or the clock; the same command goes on.
+    """Work was stopped on request, by a signal or the clock; the same command resumes it.
 
     As a KeyboardInterrupt it is no Exception: nothing on its way may take it for an error.
     """
 
     def __init__(self, by: int | None = None) -> None:
-        super().__init__("stopped on request; the same command goes on from here")
+        super().__init__("stopped on request; run the same command to resume")
         self.by = by
         """The signal, where it is known."""
 
@@ -66,5 +66,5 @@ def _printable(text: str) -> str:
     """
     return "".join(
         each if each.isprintable() or each.isspace() else each.encode("unicode_escape").decode()
-        for each in text[:MOST_SAID]
+        for each in text[:TEXT_LIMIT]
     )

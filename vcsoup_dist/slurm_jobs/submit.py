@@ -50,7 +50,7 @@ class Step:
     """Ids of the jobs in the queue that make the rest."""
 
 
-def submit(
+def submit_jobs(
     recipe_file: Path, recipe: Recipe, workspace: Workspace, plan: Sequence[Product]
 ) -> list[str]:
     """Submit jobs for all that is due and that no job in the queue makes; returns a line of each.
@@ -266,7 +266,7 @@ def _in_the_way(live: LiveJob, why: str) -> UserError:
     )
 
 
-def cancel_all(workspace: Workspace) -> list[str]:
+def cancel_jobs_of(workspace: Workspace) -> list[str]:
     """Take all jobs of a run directory out of the queue; returns their ids."""
     ids = [each.job.id for each in live_jobs(workspace.root)]
     cancel_jobs(ids)
