@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from vcsoup_dist.identity import Hashes
-from vcsoup_dist.pipeline.products import make_plan
+from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.preferences.pair import Pair
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe.load import load_recipe

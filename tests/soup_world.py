@@ -15,7 +15,7 @@ from conftest import write_pairs
 from merging import bf16, files_of, vcsoup, write_policy
 
 from vcsoup_dist.identity import Hashes
-from vcsoup_dist.pipeline.products import make_plan
+from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.workspace import Workspace
 

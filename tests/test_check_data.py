@@ -12,7 +12,7 @@ from conftest import save_tiny_model
 from vcsoup_dist.check.data import check_files
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes
-from vcsoup_dist.pipeline.products import make_plan
+from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.recipe.load import load_recipe
 
 GOOD = [{"prompt": f"q{i}", "chosen": f"a{i}", "rejected": "b"} for i in range(30)]

@@ -14,7 +14,7 @@ from test_scoring_loading import edit_config, save
 from vcsoup_dist.check.reward_models import check_reward_models
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes
-from vcsoup_dist.pipeline.products import make_plan
+from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.recipe.load import load_recipe
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n"

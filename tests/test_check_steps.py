@@ -18,7 +18,7 @@ from vcsoup_dist.check.steps import (
     step_warnings,
 )
 from vcsoup_dist.identity import Hashes
-from vcsoup_dist.pipeline.products import make_plan
+from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.recipe import Training
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.training.batches import step_pairs

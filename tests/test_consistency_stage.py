@@ -14,7 +14,7 @@ import yaml
 from vcsoup_dist.consistency import stage as consistency_stage
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes
-from vcsoup_dist.pipeline.products import make_plan
+from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.recipe import MOST_VALUES
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.scoring import stage as scoring_stage

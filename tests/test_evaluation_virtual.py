@@ -17,7 +17,7 @@ from vcsoup_dist.checkpoints.layout import read_layout
 from vcsoup_dist.checkpoints.reader import CheckpointReader
 from vcsoup_dist.checkpoints.writer import ShardFile, plan_shards
 from vcsoup_dist.identity import Hashes
-from vcsoup_dist.pipeline.products import make_plan, to_make
+from vcsoup_dist.pipeline.graph import make_plan, to_make
 from vcsoup_dist.pipeline.run import make_missing
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe.load import load_recipe

@@ -12,8 +12,9 @@ from conftest import save_tiny_model, write_pairs
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes
 from vcsoup_dist.pipeline.clean import removable, remove
-from vcsoup_dist.pipeline.products import STAGES, make_plan, reads, to_make
+from vcsoup_dist.pipeline.graph import make_plan, reads, to_make
 from vcsoup_dist.pipeline.run import with_their_inputs
+from vcsoup_dist.pipeline.stages import STAGES
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.training.sft import find_theta_0

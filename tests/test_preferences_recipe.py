@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from vcsoup_dist.check.cost import estimate
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes
-from vcsoup_dist.pipeline.products import make_plan
+from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.scoring.stage import read
 from vcsoup_dist.workspace import Workspace

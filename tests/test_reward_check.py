@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from vcsoup_dist.check.rewards import check_rewards
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes
-from vcsoup_dist.pipeline.products import make_plan
+from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.preferences.pair import Pair
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.scoring.reward_findings import ANSWER, TURNS

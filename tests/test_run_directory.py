@@ -15,8 +15,8 @@ from conftest import save_tiny_model, write_pairs
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes
 from vcsoup_dist.pipeline.find_run import find_run
+from vcsoup_dist.pipeline.graph import make_plan, to_make
 from vcsoup_dist.pipeline.plan_file import read_plan, write_plan
-from vcsoup_dist.pipeline.products import make_plan, to_make
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.workspace import Workspace
 

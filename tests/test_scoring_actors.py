@@ -25,7 +25,7 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.evaluation.actors import _result as evaluation_result
 from vcsoup_dist.identity import Hashes, Located
 from vcsoup_dist.launch.ray_cluster import ray_cluster
-from vcsoup_dist.pipeline.products import make_plan
+from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.processes import children
 from vcsoup_dist.recipe import ActorPool, Launch, Recipe
 from vcsoup_dist.recipe.load import load_recipe

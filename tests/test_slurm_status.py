@@ -8,7 +8,7 @@ import pytest
 from test_status import LONG, POLITE, Run
 
 from vcsoup_dist.identity import Hashes
-from vcsoup_dist.pipeline.products import make_plan
+from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.slurm_jobs.submissions import Submission, mark_of, note_submissions
 from vcsoup_dist.workspace import Workspace

@@ -227,7 +227,7 @@ CRASHES = """
 import os, shutil, signal, sys
 from pathlib import Path
 from vcsoup_dist.identity import Hashes
-from vcsoup_dist.pipeline.products import make_plan
+from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.souping import stage
 from vcsoup_dist.workspace import Workspace

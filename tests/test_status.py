@@ -20,8 +20,8 @@ from training_world import processes_with, wait_for
 from vcsoup_dist.errors import Preempted, UserError
 from vcsoup_dist.identity import Hashes
 from vcsoup_dist.launch.slurm_queue import QueuedJob
+from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.pipeline.history import FOLDER, Execution, read_history, recorded, time_taken
-from vcsoup_dist.pipeline.products import make_plan
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.slurm_jobs.submissions import LiveJob, Submission
 from vcsoup_dist.status.status import duration, look, show_status

@@ -14,7 +14,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem
 from vcsoup_dist.check.show import show_check
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes
-from vcsoup_dist.pipeline.products import make_plan
+from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.recipe import Training
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.training.deepspeed_config import FOLDERS, fill_deepspeed_config

@@ -30,7 +30,7 @@ from measuring import Usage, evict, git_state, hardware, measure
 
 from vcsoup_dist.consistency import judgement, stage
 from vcsoup_dist.identity import Hashes
-from vcsoup_dist.pipeline.products import make_plan
+from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.scoring.pair_files import HELD_OUT, pairs_schema, shard_name

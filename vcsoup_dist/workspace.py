@@ -66,6 +66,8 @@ class Product:
     value: str | None = None
     seed: int | None = None
     weights: tuple[float, ...] | None = None
+    command: str = "run"
+    """The `vcsoup` command that makes it, such as `train helpful`."""
     recorded_fingerprint: str | None = None
     """Of a product of a recorded plan, which knows no `made_from`."""
 
@@ -175,7 +177,7 @@ class Workspace:
         if not self.is_made(product):
             raise UserError(
                 f"{product.name} is not made yet, or not by this recipe: "
-                f"run `vcsoup {command_of(product)}` first, or `vcsoup run` for all"
+                f"run `vcsoup {product.command}` first, or `vcsoup run` for all"
             )
         return self.folder(product)
 
@@ -367,18 +369,3 @@ def hold_while_working(workers_lock: Path) -> None:
     handle = os.open(workers_lock, os.O_RDWR)
     fcntl.flock(handle, fcntl.LOCK_SH)
     close_in_forks(handle)
-
-
-def command_of(product: Product) -> str:
-    """The `vcsoup` command that makes a product."""
-    commands = {
-        "read": "score",
-        "score": "score",
-        "filter": "filter",
-        "warmup": "warmup",
-        "reference": "reference",
-        "merge": "merge",
-        "evaluate": "evaluate",
-        "report": "report",
-    }
-    return commands.get(product.stage) or f"train {product.value}"

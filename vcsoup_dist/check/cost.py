@@ -11,7 +11,8 @@ from pathlib import Path
 
 from vcsoup_dist.checkpoints.sources import open_source
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.pipeline.products import reads, to_make
+from vcsoup_dist.pipeline.graph import reads, to_make
+from vcsoup_dist.pipeline.stages import STAGES, function
 from vcsoup_dist.preferences.formats import detect_format
 from vcsoup_dist.preferences.pair import BadRow
 from vcsoup_dist.preferences.row_files import count_rows, read_file
@@ -116,15 +117,15 @@ def estimate(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) -> C
     read = written = peak = None
     if parameters is not None:
         width = 2 if recipe.training.dtype == "bf16" else 4
-        model = parameters * width
-        trained = sum(product.stage in ("train", "warmup") for product in missing)
-        soups = sum(product.stage == "merge" for product in missing)
-        groups = len({(each.method, each.seed) for each in missing if each.stage == "merge"})
-        evaluated = sum(_models_read(each, recipe) for each in missing if each.stage == "evaluate")
-        read = model * (trained + groups * len(recipe.trained_values()) + evaluated) + text_bytes
-        written = model * (trained + soups) + 2 * text_bytes
+        read, written = text_bytes, 2 * text_bytes
+        for stage in STAGES.values():
+            due = [product for product in missing if product.stage == stage.name]
+            if stage.disk is not None and due:
+                more = function(stage.disk)(recipe, due, parameters * width)
+                read, written = read + more[0], written + more[1]
         # One is written beside those that are kept.
         checkpoints = recipe.training.checkpoints_kept + 1 + (recipe.training.export == "best")
+        trained = any(STAGES[product.stage].logs_steps for product in missing)
         peak = written + (checkpoints * parameters * ADAM_BYTES if trained else 0)
     return Cost(
         pairs,
@@ -137,9 +138,24 @@ def estimate(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) -> C
     )
 
 
-def _models_read(evaluation: Product, recipe: Recipe) -> int:
-    """theta_0 or a written soup; or all the policies of one that is not written."""
-    return sum(each.stage in ("merge", "train") for each in reads(evaluation, recipe)) or 1
+def training_bytes(recipe: Recipe, due: Sequence[Product], model: int) -> tuple[int, int]:
+    """Read and written where models of `model` bytes are trained."""
+    return len(due) * model, len(due) * model
+
+
+def merge_bytes(recipe: Recipe, due: Sequence[Product], model: int) -> tuple[int, int]:
+    """The same of soups: all of a method and seed in one pass over their policies."""
+    policies = {policy.name for soup in due for policy in soup.inputs}
+    return len(policies) * model, len(due) * model
+
+
+def evaluation_bytes(recipe: Recipe, due: Sequence[Product], model: int) -> tuple[int, int]:
+    """The same of evaluations: theta_0, a candidate, or the policies of a soup not written."""
+    models = sum(
+        sum(each.stage in ("merge", "train") for each in reads(evaluation, recipe)) or 1
+        for evaluation in due
+    )
+    return models * model, 0
 
 
 def _parameters(recipe: Recipe) -> int | None:

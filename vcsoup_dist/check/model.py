@@ -13,7 +13,7 @@ from vcsoup_dist.workspace import Product
 if TYPE_CHECKING:
     from vcsoup_dist.training.base_checks.first_pairs import Texts
 
-READERS = ("warmup", "reference", "train")
+READERS = ("sft", "reference", "train")
 """Stages that load it on ranks."""
 
 

@@ -13,7 +13,8 @@ from vcsoup_dist.check.model import check_model
 from vcsoup_dist.check.reward_models import check_reward_models
 from vcsoup_dist.check.slurm import check_slurm
 from vcsoup_dist.check.steps import plan_steps, step_warnings, steps_table
-from vcsoup_dist.pipeline.products import STAGES, to_make
+from vcsoup_dist.pipeline.graph import to_make
+from vcsoup_dist.pipeline.stages import STAGES
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.training.metrics import lacks_wandb
 from vcsoup_dist.workspace import Product, Workspace

@@ -18,11 +18,10 @@ from typing import Any
 from rich.table import Table
 
 from vcsoup_dist.check.cost import count_pairs
-from vcsoup_dist.pipeline.products import policy_name
 from vcsoup_dist.recipe import Recipe, Training
 from vcsoup_dist.training.job import SUMMARY
 from vcsoup_dist.training.schedule import count_steps, learning_rate, passes_warning
-from vcsoup_dist.training.sft import warmup_training
+from vcsoup_dist.training.sft import sft_training
 from vcsoup_dist.workspace import Product, Workspace
 
 LEAST_MOVE = 2.0**-16
@@ -100,13 +99,12 @@ def farthest_move(training: Training, steps: int) -> float:
 
 def plan_steps(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) -> list[Steps]:
     """theta_0 where the recipe makes it, then a policy of every method and value."""
-    found = [_theta_0(recipe, workspace, each) for each in plan if each.stage == "warmup"]
-    policies = {each.name: each for each in plan if each.stage == "train"}
-    for method in recipe.methods:
-        for value in recipe.trained_values():
-            seeds = [policies[policy_name(method, value, seed)] for seed in recipe.seeds]
-            found.append(_policy(recipe, workspace, f"policies/{method}/{value}", seeds))
-    return found
+    found = [_theta_0(recipe, workspace, each) for each in plan if each.stage == "sft"]
+    policies: dict[str, list[Product]] = {}
+    for each in plan:
+        if each.stage == "train":
+            policies.setdefault(each.name.rpartition("/")[0], []).append(each)
+    return found + [_policy(recipe, workspace, *each) for each in policies.items()]
 
 
 def steps_table(found: Sequence[Steps]) -> Table:
@@ -129,10 +127,10 @@ def step_warnings(found: Sequence[Steps]) -> list[str]:
 
 
 def _theta_0(recipe: Recipe, workspace: Workspace, product: Product) -> Steps:
-    training = warmup_training(recipe)
+    training = sft_training(recipe)
     pairs, unknown = _read(recipe, workspace, product)
     trained = _trained_pairs(workspace, [product])
-    return _steps(product.name, "warmup", training, trained, pairs, pairs, True, unknown)
+    return _steps(product.name, "sft", training, trained, pairs, pairs, True, unknown)
 
 
 def _policy(recipe: Recipe, workspace: Workspace, name: str, seeds: Sequence[Product]) -> Steps:

@@ -17,6 +17,7 @@ from vcsoup_dist.cli import merging, runs, slurm, stages
 from vcsoup_dist.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted, UserError
 from vcsoup_dist.launch.import_paths import import_last
 from vcsoup_dist.launch.stop_signals import STOP_SIGNALS, detach_lost_terminal, not_ignored
+from vcsoup_dist.pipeline.stages import STAGES
 from vcsoup_dist.progress import log_to_terminal
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "score": stages.score,
     "filter": stages.filter_pairs,
     "values": runs.values,
-    "warmup": stages.warmup,
+    "sft": stages.sft,
     "reference": stages.reference,
     "train": stages.train,
     "merge": merging.merge,
@@ -83,6 +84,10 @@ def _start(
 
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
+for _stage in STAGES.values():
+    if (_name := _stage.command.partition(" ")[0]) not in COMMANDS:
+        app.command(_name)(stages.command_for(_stage.name, _name))
+app.command("warmup", hidden=True)(stages.warmup)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

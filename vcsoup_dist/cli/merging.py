@@ -207,7 +207,7 @@ def _merge_recipe(
         raise UserError(f"{recipe_file}: the recipe itself defines its soups; leave out {names}")
     shares = given - {"--policies", "--run-dir"}
     if not shares:
-        make_products(recipe_file, run_dir, ["merge"])
+        make_products(recipe_file, run_dir, "merge")
     elif len(shares) != 2 or "--world-size" not in shares:
         raise UserError("with a recipe give --world-size and either --rank or --finalise")
     elif not 0 <= rank < world_size:

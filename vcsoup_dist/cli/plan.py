@@ -21,8 +21,8 @@ def plan_run(
     """Recipe, workspace and plan; writes to the run directory only with `make`."""
     from vcsoup_dist.identity import Hashes
     from vcsoup_dist.pipeline.find_run import find_run
+    from vcsoup_dist.pipeline.graph import make_plan
     from vcsoup_dist.pipeline.plan_file import write_plan
-    from vcsoup_dist.pipeline.products import make_plan
     from vcsoup_dist.workspace import Workspace
 
     run = find_run(recipe_file, run_dir, settings or ())
@@ -64,14 +64,14 @@ def plan_or_recorded(
 def make_products(
     recipe_file: Path,
     run_dir: Path | None,
-    stages: Sequence[str],
+    command: str | None = None,
     *,
     settings: Sequence[str] | None = None,
     only: Callable[[Product], bool] = lambda product: True,
     launcher: Launcher | None = None,
     address: str | None = None,
 ) -> Workspace:
-    """Make what is missing of `stages`, or log that nothing is."""
+    """Make what is missing, of what a `vcsoup` command makes or of all; or log that nothing is."""
     from vcsoup_dist.pipeline.run import make_missing
 
     recipe, workspace, plan = plan_run(recipe_file, run_dir, make=True, settings=settings)
@@ -79,8 +79,9 @@ def make_products(
         recipe = recipe.launched_by(launcher.value)
     if address:
         recipe = recipe.on_ray_at(address)
-    if not make_missing(recipe, workspace, plan, stages, only):
-        planned = any(product.stage in stages for product in plan)
-        reason = f"{workspace.root} is up to date" if planned else f"no {stages[-1]} in this recipe"
+    if not make_missing(recipe, workspace, plan, command, only):
+        planned = [each.command.partition(" ")[0] for each in plan]
+        known = command is None or command in planned
+        reason = f"{workspace.root} is up to date" if known else f"no {command} in this recipe"
         log.info("nothing to do: %s", reason)
     return workspace

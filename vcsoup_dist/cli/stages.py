@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from vcsoup_dist.cli.options import AddressOption, LauncherOption, RecipeFile, RunDir, Settings
 from vcsoup_dist.cli.plan import make_products
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.progress import log
 
 
 def score(
@@ -21,7 +23,7 @@ def score(
 
     Example: vcsoup score recipe.yaml
     """
-    make_products(recipe, run_dir, ["read", "score"], address=address, settings=settings)
+    make_products(recipe, run_dir, "score", address=address, settings=settings)
 
 
 def filter_pairs(
@@ -34,10 +36,10 @@ def filter_pairs(
 
     Example: vcsoup filter recipe.yaml
     """
-    make_products(recipe, run_dir, ["filter"], address=address, settings=settings)
+    make_products(recipe, run_dir, "filter", address=address, settings=settings)
 
 
-def warmup(
+def sft(
     recipe: RecipeFile,
     run_dir: RunDir = None,
     settings: Settings = None,
@@ -49,9 +51,20 @@ def warmup(
 
     Exit codes: as for `vcsoup train`.
 
-    Example: vcsoup warmup recipe.yaml
+    Example: vcsoup sft recipe.yaml
     """
-    make_products(recipe, run_dir, ["warmup"], launcher=launcher, settings=settings)
+    make_products(recipe, run_dir, "sft", launcher=launcher, settings=settings)
+
+
+def warmup(
+    recipe: RecipeFile,
+    run_dir: RunDir = None,
+    settings: Settings = None,
+    launcher: LauncherOption = None,
+) -> None:
+    """The former name of `vcsoup sft`."""
+    log.warning("`vcsoup warmup` is now `vcsoup sft`")
+    sft(recipe, run_dir, settings, launcher)
 
 
 def reference(
@@ -62,14 +75,14 @@ def reference(
 ) -> None:
     """Compute the log-probs of all pairs under theta_0, once for all policies.
 
-    theta_0 is made first where the recipe has a `warmup`.
+    theta_0 is made first where the recipe has `sft`.
     `vcsoup train` does both by itself. A stopped command keeps what it finished.
 
     Exit codes: as for `vcsoup train`.
 
     Example: vcsoup reference recipe.yaml
     """
-    make_products(recipe, run_dir, ["warmup", "reference"], launcher=launcher, settings=settings)
+    make_products(recipe, run_dir, "reference", launcher=launcher, settings=settings)
 
 
 def train(
@@ -108,8 +121,8 @@ def train(
     make_products(
         recipe,
         run_dir,
-        ["warmup", "reference", "train"],
-        only=lambda each: each.stage != "train" or value in (each.value, each.name),
+        "train",
+        only=lambda each: value in (each.value, each.name),
         launcher=launcher,
         settings=settings,
     )
@@ -125,7 +138,7 @@ def evaluate(
 
     Example: vcsoup evaluate recipe.yaml
     """
-    make_products(recipe, run_dir, ["evaluate"], address=address, settings=settings)
+    make_products(recipe, run_dir, "evaluate", address=address, settings=settings)
 
 
 def report(recipe: RecipeFile, run_dir: RunDir = None, settings: Settings = None) -> None:
@@ -135,8 +148,18 @@ def report(recipe: RecipeFile, run_dir: RunDir = None, settings: Settings = None
     """
     from vcsoup_dist.pipeline.result import show_result
 
-    workspace = make_products(recipe, run_dir, ["report"], settings=settings)
+    workspace = make_products(recipe, run_dir, "report", settings=settings)
     show_result(workspace)
+
+
+def command_for(stage: str, command: str) -> Callable[..., None]:
+    """The command of a stage that has none of its own here."""
+
+    def make(recipe: RecipeFile, run_dir: RunDir = None, settings: Settings = None) -> None:
+        make_products(recipe, run_dir, command, settings=settings)
+
+    make.__doc__ = f"Make the products of the stage `{stage}`."
+    return make
 
 
 def run(
@@ -154,10 +177,9 @@ def run(
 
     Example: vcsoup run recipe.yaml --run-dir /scratch/me/run1
     """
-    from vcsoup_dist.pipeline.products import STAGES
     from vcsoup_dist.pipeline.result import show_result
 
     workspace = make_products(
-        recipe, run_dir, STAGES, launcher=launcher, address=address, settings=settings
+        recipe, run_dir, launcher=launcher, address=address, settings=settings
     )
     show_result(workspace)

@@ -107,7 +107,7 @@ def compare(columns: PairColumns, settings: Consistency | None, values: int) -> 
 
 def _rows(settings: Consistency | None, values: int) -> Iterator[_Row]:
     """Random last: it copies the size of the recipe's."""
-    own = settings.policy if settings else None
+    own = settings.rule if settings else None
     threshold_of_own = settings.threshold if settings and own == "threshold" else None
     ratio_of_own = settings.ratio if settings and own in ("ratio", "random") else None
     yield _Row("no filter", Policy("none"))

@@ -70,7 +70,7 @@ def choose(
     elif method == "random":
         policy = Policy("random", count=random_count)
     else:
-        policy = Policy(settings.policy, settings.threshold, settings.ratio)
+        policy = Policy(settings.rule, settings.threshold, settings.ratio)
     return keep(policy, columns, values)
 
 

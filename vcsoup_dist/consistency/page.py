@@ -65,12 +65,12 @@ def _head(report: Mapping[str, Any]) -> str:
 
 
 def _rule(report: Mapping[str, Any]) -> str:
-    method, settings = report["method"], report["settings"]
+    method, settings = report["filter"], report["settings"]
     if method == "rewarded_soup":
         return "all that are usable"
     if method == "random":
         return "as many as vc_soup keeps, at random"
-    policy = "all_positive" if method == "all_positive" else settings["policy"]
+    policy = "all_positive" if method == "all_positive" else settings["rule"]
     if policy == "all_positive":
         return "those whose gaps are all positive"
     if policy == "threshold":
@@ -191,7 +191,7 @@ def _policies(report: Mapping[str, Any]) -> str:
     policies = comparison["policies"]
     letters = _letters(len(policies))
     rows = [
-        [letter, each["name"] + _mark(each, report["method"]), f"{each['count']:,}",
+        [letter, each["name"] + _mark(each, report["filter"]), f"{each['count']:,}",
          _share(each["share"]), _share(each["all_positive"])]
         for letter, each in zip(letters, policies, strict=True)
     ]  # fmt: skip

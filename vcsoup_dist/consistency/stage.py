@@ -44,6 +44,7 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import write_atomically
 from vcsoup_dist.progress import progress
 from vcsoup_dist.recipe import Consistency, Recipe
+from vcsoup_dist.records.keep_rule import KeepRule
 from vcsoup_dist.scoring.pair_files import HELD_OUT, read_manifest
 from vcsoup_dist.workspace import Draft, Product, Workspace
 
@@ -76,8 +77,21 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
 
 
 def _settings(product: Product) -> Consistency:
-    """The settings that decide a product; those that do not have their defaults."""
-    return Consistency.model_validate(product.made_from["consistency"])
+    """The settings that decide a product; a random subset has those of the set it copies."""
+    rule = rule_of(product)
+    if rule.kind == "as_many_as":
+        rule = rule_of(product.inputs_of("filter")[0])
+    given = rule.as_json() | product.made_from["consistency"]
+    kind = given.pop("kind")
+    return Consistency.model_validate(given | ({} if kind == "all" else {"rule": kind}))
+
+
+def rule_of(product: Product) -> KeepRule:
+    """What a filtered set keeps."""
+    return KeepRule.from_json(product.made_from["rule"])
+
+
+METHODS = {"all": "rewarded_soup", "all_positive": "all_positive", "as_many_as": "random"}
 
 
 def _inputs(workspace: Workspace, product: Product) -> Inputs:
@@ -126,9 +140,7 @@ def _make_group(
                 for name in (HELD_OUT, GAPS, CORRELATION):
                     shutil.copyfile(first / name, draft.output / name)
                 report["heldout"] = json.loads((first / REPORT).read_text())["heldout"]
-            settings = _settings(product)
-            by_threshold = product.method == "vc_soup" and settings.policy == "threshold"
-            threshold = settings.threshold if by_threshold else None
+            threshold = rule_of(product).threshold
             values = len(judgement.inputs.values)
             plot_consistency(
                 draft.output / HISTOGRAM, cosines[usable], kept[usable], threshold, values
@@ -148,8 +160,9 @@ def _keep(
 ) -> tuple[NDArray[np.bool_], dict[str, Any]]:
     """Write what a product's method keeps; returns its mask [P], and the report."""
     product, inputs, candidates = draft.product, judgement.inputs, judgement.candidates
-    method, values, settings = str(product.method), inputs.values, _settings(product)
-    own_policy = settings if "policy" in product.made_from["consistency"] else None
+    kind, values, settings = rule_of(product).kind, inputs.values, _settings(product)
+    method = METHODS.get(kind, "vc_soup")
+    own_policy = settings if method in ("vc_soup", "random") else None
     size = _size_to_copy(workspace, product)
     kept = choose(method, settings, candidates.columns, len(values), size)
     counts = account(candidates, kept, method, len(values))
@@ -162,11 +175,12 @@ def _keep(
         for each, _ in zip(files, run(write_part, parts, draft.workers_lock), strict=True):
             advance(each["rows"])
     return kept, {
-        "method": method,
+        "method": str(product.method),
+        "filter": method,
         "value": inputs.value,
         "values": values,
         "datasets": list(inputs.pairs),
-        "settings": product.made_from["consistency"],
+        "settings": settings.model_dump(mode="json"),
         **counts,
         "scale": {
             dataset: dict(zip(values, scale.s.tolist(), strict=True))
@@ -196,7 +210,7 @@ def _write_common(judgement: Judgement, output: Path) -> dict[str, Any]:
 
 def _size_to_copy(workspace: Workspace, product: Product) -> int | None:
     """How many pairs `vc_soup` keeps, for the method `random`."""
-    if product.method != "random":
+    if rule_of(product).kind != "as_many_as":
         return None
     (copied,) = product.inputs_of("filter")
     return int(json.loads((workspace.need(copied) / REPORT).read_text())["kept"])
@@ -209,7 +223,7 @@ MEND = {
     OWN_TIE: "its reward cannot tell the answers apart; take another one",
     ZERO_GAP: "its rewards cannot tell the answers apart; take other rewards",
     SHORT: "lower consistency.min_norm",
-    BY_POLICY: "lower consistency.threshold, take the policy `ratio`, or drop the method",
+    BY_POLICY: "lower consistency.threshold, take the rule `ratio`, or drop the method",
 }
 
 

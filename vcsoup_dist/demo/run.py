@@ -19,7 +19,7 @@ def run_demo(folder: Path) -> None:
     """
     from vcsoup_dist.demo.world import make_world
     from vcsoup_dist.identity import Hashes
-    from vcsoup_dist.pipeline.products import make_plan
+    from vcsoup_dist.pipeline.graph import make_plan
     from vcsoup_dist.pipeline.result import show_result
     from vcsoup_dist.pipeline.run import make_missing
     from vcsoup_dist.recipe.load import load_recipe

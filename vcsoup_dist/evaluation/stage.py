@@ -54,9 +54,11 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
 
 
 def _model_of(product: Product, recipe: Recipe, workspace: Workspace) -> Located | VirtualSoup:
-    """theta_0, a written soup, or the policies and weights of one that is not written."""
+    """theta_0, a policy, a written soup, or the policies and weights of one that is not written."""
     from vcsoup_dist.evaluation.actors import VirtualSoup
 
+    for policy in product.inputs_of("train"):
+        return Located(str(workspace.need(policy)), None, None)
     soups = product.inputs_of("merge")
     if not soups:
         return find_theta_0(product, workspace)

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vcsoup_dist.pipeline.products import reads, to_make
+from vcsoup_dist.pipeline.graph import is_kept, reads, to_make
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.workspace import Product, Workspace
 
@@ -23,7 +23,6 @@ def removable(
     """
     names = {product.name: product for product in plan}
     unfinished = to_make(plan, workspace, recipe)
-    given_up = {"merge": not recipe.keep.soups, "reference": not recipe.keep.reference}
     needed = {each.name for product in unfinished for each in reads(product, recipe)}
     for marker in sorted((workspace.root / "work").rglob("fingerprint")):
         name = str(marker.parent.relative_to(workspace.root / "work"))
@@ -36,7 +35,7 @@ def removable(
             has_checkpoints = any((marker.parent / "scratch").glob("step-*"))
             if not (has_checkpoints and recipe.keep.checkpoints):
                 yield marker.parent, "scratch of a finished product"
-        elif given_up.get(product.stage) and name not in needed:
+        elif not is_kept(product, recipe) and name not in needed:
             yield marker.parent, "draft of what keep gives up"
     for record in sorted(workspace.root.rglob("product.json")):
         name = str(record.parent.relative_to(workspace.root))
@@ -47,7 +46,7 @@ def removable(
             yield record.parent, "not asked for by the recipe"
         elif not workspace.is_made(product):
             yield record.parent, "made from something else"
-        elif given_up.get(product.stage) and name not in needed:
+        elif not is_kept(product, recipe) and name not in needed:
             yield record.parent, f"keep says it may go ({product.stage})"
 
 

@@ -14,7 +14,7 @@ from vcsoup_dist.files import write_atomically
 from vcsoup_dist.workspace import Product
 
 NAME = "plan.json"
-KINDS = ("dataset", "method", "value", "seed")
+KINDS = ("dataset", "method", "value", "seed", "command")
 
 
 def write_plan(root: Path, plan: Sequence[Product]) -> None:

@@ -1,56 +1,19 @@
-"""The graph of products that a recipe asks for.
-
-    pairs/<dataset>                      canonical pairs, training and held out
-    scores/<dataset>/<value>             one reward of every training pair
-    filtered/<method>/<value>            the pairs that a method keeps for a value
-    theta_0                              where the recipe has a `warmup`; else its model is theta_0
-    reference/<dataset>                  log-probs of every pair under theta_0
-    policies/<method>/<value>/seed-<s>
-    soups/<method>/seed-<s>/<weights>
-    evaluation/base, evaluation/<method>/seed-<s>/<weights>
-    report
-
-A dataset is called after the value that brings it. Only what decides a product's content is in its
-`made_from`; where it runs, and how often it saves, is not.
-"""
+"""The products that a recipe asks of each stage: what each is made from, and its name."""
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from vcsoup_dist import __version__
-from vcsoup_dist.checkpoints.folders import describe
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.identity import Hashes, Located, locate
-from vcsoup_dist.preferences.row_files import ENDINGS, conversion, file_kind
-from vcsoup_dist.recipe import (
-    WITHOUT_REFERENCE,
-    CallableReward,
-    ClassifierReward,
-    ColumnsReward,
-    Recipe,
-    Training,
-)
-from vcsoup_dist.souping.grids import simplex_grid, soup_name
+from vcsoup_dist.identity import Located
+from vcsoup_dist.methods import methods_of
+from vcsoup_dist.pipeline.graph import Graph
+from vcsoup_dist.pipeline.sources import find_data, find_model, find_reward, is_split
+from vcsoup_dist.recipe import WITHOUT_REFERENCE, ColumnsReward, Recipe, Training
+from vcsoup_dist.souping.grids import soup_name
 from vcsoup_dist.training.deepspeed_config import fill_deepspeed_config, find_deepspeed_config
-from vcsoup_dist.training.sft import warmup_training
-from vcsoup_dist.workspace import Product, Workspace
-
-STAGES = ("read", "score", "filter", "warmup", "reference", "train", "merge", "evaluate", "report")
-
-FORMATS = dict.fromkeys(STAGES, 1) | {
-    "read": 4,
-    "score": 3,
-    "filter": 3,
-    "reference": 2,
-    "train": 3,
-    "evaluate": 2,
-}
-"""Raised when a stage's output changes for the same recipe, so that old products are made anew."""
+from vcsoup_dist.training.sft import sft_training
 
 NOT_CONTENT = {
     *("activation_offload", "attention", "checkpoint_every", "checkpoints_kept", "deepspeed"),
@@ -61,417 +24,270 @@ NOT_CONTENT = {
 NOT_OF_THE_ROWS = {"path", "revision", "pairs_of", "heldout"}
 """Keys of `data` that say where rows lie; what lies there is among the sources."""
 
-AnyReward = ClassifierReward | CallableReward | ColumnsReward
+NOT_OF_THE_ANSWERS = {
+    *("actors", "cpus_per_actor", "gpus_per_actor", "bootstrap", "confidence", "samples"),
+}
+"""Keys of `evaluation` that do not decide what a model answers."""
 
 
-def make_plan(recipe: Recipe, hashes: Hashes) -> list[Product]:
-    """All products of a recipe, each after its inputs.
+def pairs(graph: Graph) -> None:
+    """`pairs/<dataset>` for every value with data of its own."""
+    recipe = graph.recipe
+    # What is wrong there should be known before anything is scored.
+    fill_deepspeed_config(find_deepspeed_config(recipe), recipe.training, recipe.launch.ranks)
+    find_model(recipe, graph.hashes, recipe.model, recipe.revision, "model")
+    rewards = [value.reward for value in recipe.values.values()]
+    columns = {name for each in rewards if isinstance(each, ColumnsReward) for name in each.columns}
+    for dataset, value in recipe.values.items():
+        data = value.data
+        if data is None or data.path is None:
+            continue
+        key = f"values.{dataset}.data"
+        source = find_data(recipe, graph.hashes, data.path, data.revision, f"{key}.path")
+        if source.revision is None and data.revision is not None:
+            raise UserError(f"{key}.revision: {data.path} is a local path, which has none")
+        sources = {"data": source}
+        split = data.heldout if is_split(data.heldout, source) else None
+        if data.heldout is not None and split is None:
+            if recipe.local_path(data.heldout) is None:
+                raise UserError(f"{key}.heldout: no such file: {data.heldout}")
+            sources["heldout"] = find_data(
+                recipe, graph.hashes, data.heldout, None, f"{key}.heldout"
+            )
+        made_from = {
+            "data": data.model_dump(mode="json", exclude=NOT_OF_THE_ROWS),
+            "heldout": split,
+            "columns": sorted(columns),
+            "shard_pairs": recipe.scoring.shard_pairs,
+            "sources": {role: each.identity for role, each in sources.items()},
+        }
+        graph.add(f"pairs/{dataset}", "read", made_from, sources=sources, dataset=dataset)
 
-    Raises UserError where a model or file that the recipe names is not there.
-    """
-    return _Planner(recipe, hashes).plan()
+
+def scores(graph: Graph) -> None:
+    """`scores/<dataset>/<value>`: every reward of every dataset's training pairs."""
+    recipe = graph.recipe
+    rewards = {
+        name: find_reward(recipe, graph.hashes, value.reward, f"values.{name}.reward")
+        for name, value in recipe.values.items()
+    }
+    for dataset in graph.of("read"):
+        for value, (reward, source) in rewards.items():
+            made_from = {"reward": reward, "tokens_per_batch": recipe.scoring.tokens_per_batch}
+            graph.add(
+                f"scores/{dataset.dataset}/{value}",
+                "score",
+                made_from,
+                inputs=(dataset,),
+                sources={"reward": source} if source else {},
+                dataset=dataset.dataset,
+                value=value,
+            )
 
 
-def to_make(plan: Iterable[Product], workspace: Workspace, recipe: Recipe) -> list[Product]:
-    """The products that must be made now, in the plan's order.
+def filtered_sets(graph: Graph) -> None:
+    """`filtered/<method>/<name>`: the pair sets of every method."""
+    recipe = graph.recipe
+    settings = recipe.consistency.model_dump(mode="json", include={"normalisation", "scope"})
+    every_dataset = [str(each.dataset) for each in graph.of("read")]
+    sets = [
+        (name, each) for name, method in methods_of(recipe).items() for each in method.pairs(recipe)
+    ]
+    # A set that copies the size of another comes after it.
+    for method, each in sorted(sets, key=lambda one: one[1].size_of is not None):
+        datasets = recipe.datasets_of(each.value)
+        scored = every_dataset if recipe.consistency.scope == "all" else datasets
+        inputs = [graph[f"pairs/{dataset}"] for dataset in datasets]
+        inputs += [
+            graph[f"scores/{dataset}/{value}"] for dataset in scored for value in recipe.values
+        ]
+        if each.size_of is not None:
+            inputs.append(graph[f"filtered/{each.size_of}/{each.name}"])
+        made_from = {
+            "rule": each.rule.as_json(),
+            "consistency": settings,
+            "values": list(recipe.values),
+            "by_own_reward": datasets != [each.value],
+        }
+        graph.add(
+            f"filtered/{method}/{each.name}",
+            "filter",
+            made_from,
+            inputs=tuple(inputs),
+            method=method,
+            value=each.value,
+        )
 
-    Wanted are the report, the policies, theta_0 and whatever `keep` says; anything else only where
-    something that must be made needs it.
-    """
-    plan = list(plan)
-    wanted = {"report", "train", "warmup", "evaluate", "filter", "score", "read"}
-    wanted |= {"merge"} if recipe.keep.soups else set()
-    wanted |= {"reference"} if recipe.keep.reference else set()
-    needed: set[str] = set()
-    for product in reversed(plan):
-        if (product.stage in wanted or product.name in needed) and not workspace.is_made(product):
-            needed.add(product.name)
-            needed.update(each.name for each in reads(product, recipe))
-    return [each for each in plan if each.name in needed and not workspace.is_made(each)]
+
+def theta_0(graph: Graph) -> None:
+    """`theta_0`, where the recipe makes it by SFT."""
+    recipe = graph.recipe
+    if recipe.sft is None:
+        return
+    model = _model(graph)
+    made_from = {
+        "model": model.identity,
+        "training": _content(sft_training(recipe)),
+        "deepspeed": graph.hashes.of_file(find_deepspeed_config(recipe)),
+        "seed": 0,
+    }
+    sources = {"model": model, "deepspeed": _deepspeed(recipe)}
+    graph.add("theta_0", "sft", made_from, inputs=tuple(graph.of("read")), sources=sources)
 
 
-def reads(product: Product, recipe: Recipe) -> list[Product]:
-    """The products that making this one reads: its inputs, or what stands in for them.
+def references(graph: Graph) -> None:
+    """`reference/<dataset>`, where the objective has a reference."""
+    training = graph.recipe.training
+    if training.objective in WITHOUT_REFERENCE:
+        return
+    tokens = training.model_dump(mode="json", include={"max_length", "overlong", "dtype"})
+    for each in graph.of("read"):
+        graph.add(
+            f"reference/{each.dataset}",
+            "reference",
+            {"model": _base_identity(graph), "tokens": tokens},
+            inputs=(each, *graph.of("sft")),
+            sources=_base(graph),
+            dataset=each.dataset,
+        )
 
-    An evaluation is made from a soup either way; where soups are not kept, it sums the policies
-    itself.
-    """
-    if product.stage != "evaluate" or recipe.keep.soups:
-        return list(product.inputs)
-    policies = [policy for soup in product.inputs_of("merge") for policy in soup.inputs]
-    return [each for each in product.inputs if each.stage != "merge"] + policies
+
+def policies(graph: Graph) -> None:
+    """`policies/<method>/<name>/seed-<s>`: the policies of every method, with every seed."""
+    recipe = graph.recipe
+    made_from = {
+        "model": _base_identity(graph),
+        "training": _content(recipe.training),
+        "deepspeed": graph.hashes.of_file(find_deepspeed_config(recipe)),
+    }
+    sources = _base(graph) | {"deepspeed": _deepspeed(recipe)}
+    known = {str(each.dataset): each for each in graph.of("reference")}
+    for name, method in methods_of(recipe).items():
+        for seed in recipe.seeds:
+            for policy in method.policies(recipe):
+                filtered = [graph[f"filtered/{name}/{each}"] for each in policy.pairs]
+                datasets = dict.fromkeys(
+                    str(one.dataset) for each in filtered for one in each.inputs_of("read")
+                )
+                inputs = [*filtered, *(graph[f"pairs/{each}"] for each in datasets)]
+                inputs += [known[each] for each in datasets if each in known]
+                graph.add(
+                    f"policies/{name}/{policy.name}/seed-{seed}",
+                    "train",
+                    made_from | {"seed": seed},
+                    inputs=(*inputs, *graph.of("sft")),
+                    sources=sources,
+                    method=name,
+                    value=policy.value,
+                    seed=seed,
+                )
 
 
 def policy_names(recipe: Recipe) -> list[str]:
     """The policies that a recipe asks for."""
     return [
-        policy_name(method, value, seed)
-        for method in recipe.methods
-        for value in recipe.trained_values()
+        f"policies/{name}/{policy.name}/seed-{seed}"
+        for name, method in methods_of(recipe).items()
+        for policy in method.policies(recipe)
         for seed in recipe.seeds
     ]
 
 
-def policy_name(method: str, value: str, seed: int) -> str:
-    """The name of a policy as a product."""
-    return f"policies/{method}/{value}/seed-{seed}"
-
-
-@dataclass
-class _Planner:
-    recipe: Recipe
-    hashes: Hashes
-    products: list[Product] = field(default_factory=list)
-
-    def plan(self) -> list[Product]:
-        recipe = self.recipe
-        # What is wrong there should be known before anything is scored.
-        fill_deepspeed_config(find_deepspeed_config(recipe), recipe.training, recipe.launch.ranks)
-        self.model = self._model(recipe.model, recipe.revision, "model")
-        self.rewards = {
-            name: self._reward(value.reward, f"values.{name}.reward")
-            for name, value in recipe.values.items()
-        }
-        self.pairs = {
-            name: self._read(name)
-            for name, value in recipe.values.items()
-            if value.data is not None and value.data.path is not None
-        }
-        self.scores = {
-            (dataset, value): self._score(dataset, value)
-            for dataset in self.pairs
-            for value in recipe.values
-        }
-        self.theta_0 = self._warmup() if recipe.warmup else None
-        self.reference = (
-            {dataset: self._reference(dataset) for dataset in self.pairs}
-            if recipe.training.objective not in WITHOUT_REFERENCE
-            else {}
-        )
-        self.filtered: dict[tuple[str, str], Product] = {}
-        # `random` copies the size of what `vc_soup` keeps, so that comes first.
-        for method in sorted(recipe.methods, key=lambda method: method == "random"):
-            for value in recipe.trained_values():
-                self.filtered[method, value] = self._filter(method, value)
-        evaluations = [self._evaluate(None, "evaluation/base")]
-        policies = []
-        for method in recipe.methods:
-            for seed in recipe.seeds:
-                own = [self._train(method, value, seed) for value in recipe.trained_values()]
-                policies += own
-                for weights in self._weights():
-                    soup = self._merge(method, seed, weights, own)
-                    name = soup.name.replace("soups/", "evaluation/", 1)
-                    evaluations.append(self._evaluate(soup, name))
-        self._add(
-            Product(
-                "report",
-                "report",
-                {
-                    "format": FORMATS["report"],
-                    "version": __version__,
-                    "recipe": recipe.model_dump(
-                        mode="json",
-                        include={
-                            "name": True,
-                            "evaluation": {"bootstrap", "confidence", "samples"},
-                        },
+def soups(graph: Graph) -> None:
+    """`soups/<method>/seed-<s>/<weights>`: the candidates that are sums of policies."""
+    recipe = graph.recipe
+    for name, method in methods_of(recipe).items():
+        for seed in recipe.seeds:
+            for candidate in method.candidates(recipe):
+                if not candidate.is_soup:
+                    continue
+                named = dict(zip(recipe.trained_values(), candidate.weights, strict=True))
+                graph.add(
+                    f"soups/{name}/seed-{seed}/{soup_name(named)}",
+                    "merge",
+                    {"weights": named, "shard_size": recipe.soup.shard_size},
+                    inputs=tuple(
+                        graph[f"policies/{name}/{each}/seed-{seed}"] for each in candidate.policies
                     ),
-                },
-                inputs=(
-                    *evaluations,
-                    *self.filtered.values(),
-                    *self._warmed_up(),
-                    *policies,
-                    *self.pairs.values(),
-                ),
-            )
+                    method=name,
+                    seed=seed,
+                    weights=candidate.weights,
+                )
+
+
+def evaluations(graph: Graph) -> None:
+    """`evaluation/base` for theta_0, and one for every candidate model."""
+    recipe = graph.recipe
+    judges: dict[str, Any] = {}
+    judged_by = {}
+    for value, settings in recipe.values.items():
+        key = "judge" if settings.judge else "reward"
+        judge, source = find_reward(
+            recipe, graph.hashes, recipe.judge_of(value), f"values.{value}.{key}"
         )
-        return sorted(self.products, key=lambda product: STAGES.index(product.stage))
-
-    def _add(self, product: Product) -> Product:
-        self.products.append(product)
-        return product
-
-    def _read(self, dataset: str) -> Product:
-        data = self.recipe.values[dataset].data
-        assert data is not None and data.path is not None
-        key = f"values.{dataset}.data"
-        source = self._data(data.path, data.revision, f"{key}.path")
-        if source.revision is None and data.revision is not None:
-            raise UserError(f"{key}.revision: {data.path} is a local path, which has none")
-        sources = {"data": source}
-        split = data.heldout if _is_split(data.heldout, source) else None
-        if data.heldout is not None and split is None:
-            if self.recipe.local_path(data.heldout) is None:
-                raise UserError(f"{key}.heldout: no such file: {data.heldout}")
-            sources["heldout"] = self._data(data.heldout, None, f"{key}.heldout")
-        made_from = {
-            "format": FORMATS["read"],
-            "data": data.model_dump(mode="json", exclude=NOT_OF_THE_ROWS),
-            "heldout": split,
-            "columns": self._columns(),
-            "shard_pairs": self.recipe.scoring.shard_pairs,
-            "sources": {role: each.identity for role, each in sources.items()},
-        }
-        return self._add(
-            Product(f"pairs/{dataset}", "read", made_from, sources=sources, dataset=dataset)
-        )
-
-    def _columns(self) -> list[str]:
-        rewards = [value.reward for value in self.recipe.values.values()]
-        named = {
-            name for each in rewards if isinstance(each, ColumnsReward) for name in each.columns
-        }
-        return sorted(named)
-
-    def _score(self, dataset: str, value: str) -> Product:
-        reward, source = self.rewards[value]
-        made_from = {
-            "format": FORMATS["score"],
-            "reward": reward,
-            "tokens_per_batch": self.recipe.scoring.tokens_per_batch,
-        }
-        return self._add(
-            Product(
-                f"scores/{dataset}/{value}",
-                "score",
-                made_from,
-                inputs=(self.pairs[dataset],),
-                sources={"reward": source} if source else {},
-                dataset=dataset,
-                value=value,
-            )
-        )
-
-    def _datasets_of(self, value: str) -> list[str]:
-        data = self.recipe.values[value].data
-        assert data is not None
-        return data.pairs_of or [value]
-
-    def _filter(self, method: str, value: str) -> Product:
-        recipe = self.recipe
-        datasets = self._datasets_of(value)
-        scored = list(self.pairs) if recipe.consistency.scope == "all" else datasets
-        inputs = [self.pairs[dataset] for dataset in datasets]
-        inputs += [self.scores[dataset, each] for dataset in scored for each in recipe.values]
-        if method == "random":
-            inputs.append(self.filtered["vc_soup", value])
-        policy = recipe.consistency.model_dump(mode="json")
-        if method == "rewarded_soup":  # no filter: only the statistics matter
-            policy = {key: policy[key] for key in ("normalisation", "scope")}
-        if method == "all_positive":
-            policy = {key: policy[key] for key in ("normalisation", "scope", "min_norm")}
-        made_from = {
-            "format": FORMATS["filter"],
-            "method": method,
-            "consistency": policy,
-            "values": list(recipe.values),
-            "by_own_reward": datasets != [value],
-        }
-        name = f"filtered/{method}/{value}"
-        return self._add(
-            Product(name, "filter", made_from, inputs=tuple(inputs), method=method, value=value)
-        )
-
-    def _tokens(self) -> dict[str, Any]:
-        training = self.recipe.training
-        return training.model_dump(mode="json", include={"max_length", "overlong", "dtype"})
-
-    def _warmup(self) -> Product:
-        made_from = {
-            "format": FORMATS["warmup"],
-            "model": self.model.identity,
-            "training": _content(warmup_training(self.recipe)),
-            "deepspeed": self.hashes.of_file(find_deepspeed_config(self.recipe)),
-            "seed": 0,
-        }
-        inputs = tuple(self.pairs.values())
-        sources = {"model": self.model, "deepspeed": self._deepspeed()}
-        return self._add(Product("theta_0", "warmup", made_from, inputs=inputs, sources=sources))
-
-    def _warmed_up(self) -> list[Product]:
-        """theta_0 where it is a product."""
-        return [self.theta_0] if self.theta_0 else []
-
-    def _base(self) -> dict[str, Located]:
-        """theta_0 where it is no product, as a source."""
-        return {} if self.theta_0 else {"model": self.model}
-
-    def _base_identity(self) -> Any:
-        return None if self.theta_0 else self.model.identity
-
-    def _deepspeed(self) -> Located:
-        return Located(str(find_deepspeed_config(self.recipe)), None, None)
-
-    def _reference(self, dataset: str) -> Product:
-        made_from = {
-            "format": FORMATS["reference"],
-            "model": self._base_identity(),
-            "tokens": self._tokens(),
-        }
-        return self._add(
-            Product(
-                f"reference/{dataset}",
-                "reference",
-                made_from,
-                inputs=(self.pairs[dataset], *self._warmed_up()),
-                sources=self._base(),
-                dataset=dataset,
-            )
-        )
-
-    def _train(self, method: str, value: str, seed: int) -> Product:
-        recipe = self.recipe
-        datasets = self._datasets_of(value)
-        made_from = {
-            "format": FORMATS["train"],
-            "model": self._base_identity(),
-            "training": _content(recipe.training),
-            "deepspeed": self.hashes.of_file(find_deepspeed_config(recipe)),
-            "seed": seed,
-        }
-        inputs = [self.filtered[method, value], *(self.pairs[each] for each in datasets)]
-        inputs += [self.reference[each] for each in datasets if each in self.reference]
-        inputs += self._warmed_up()
-        return self._add(
-            Product(
-                policy_name(method, value, seed),
-                "train",
-                made_from,
-                inputs=tuple(inputs),
-                sources=self._base() | {"deepspeed": self._deepspeed()},
-                method=method,
-                value=value,
-                seed=seed,
-            )
-        )
-
-    def _weights(self) -> list[tuple[float, ...]]:
-        soup = self.recipe.soup
-        if soup.weights is not None:
-            return [tuple(row) for row in soup.weights]
-        return simplex_grid(len(self.recipe.trained_values()), self.recipe.grid_step())
-
-    def _merge(
-        self, method: str, seed: int, weights: tuple[float, ...], policies: list[Product]
-    ) -> Product:
-        axes = self.recipe.trained_values()
-        named = dict(zip(axes, weights, strict=True))
-        made_from = {
-            "format": FORMATS["merge"],
-            "weights": named,
-            "shard_size": self.recipe.soup.shard_size,
-        }
-        return self._add(
-            Product(
-                f"soups/{method}/seed-{seed}/{soup_name(named)}",
-                "merge",
-                made_from,
-                inputs=tuple(policies),
-                method=method,
-                seed=seed,
-                weights=weights,
-            )
-        )
-
-    def _evaluate(self, soup: Product | None, name: str) -> Product:
-        recipe = self.recipe
-        judges: dict[str, Any] = {}
-        sources = {} if soup else self._base()
-        for value in recipe.values:
-            key = "judge" if recipe.values[value].judge else "reward"
-            judge, source = self._reward(recipe.judge_of(value), f"values.{value}.{key}")
-            judges[value] = judge
-            if source:
-                sources[f"judge/{value}"] = source
-        settings = recipe.evaluation.model_dump(
-            mode="json",
-            exclude={
-                "actors",
-                "cpus_per_actor",
-                "gpus_per_actor",
-                "bootstrap",
-                "confidence",
-                "samples",
-            },
-        )
-        made_from = {
-            "format": FORMATS["evaluate"],
-            "evaluation": settings,
-            "judges": judges,
-            "model": None if soup else self._base_identity(),
-        }
-        datasets = [self.pairs[each] for each in self.pairs]
-        return self._add(
-            Product(
-                name,
-                "evaluate",
-                made_from,
-                inputs=(*datasets, *([soup] if soup else self._warmed_up())),
-                sources=sources,
-                method=soup.method if soup else None,
-                seed=soup.seed if soup else None,
-                weights=soup.weights if soup else None,
-            )
-        )
-
-    def _model(self, reference: str, revision: str | None, key: str) -> Located:
-        local = self.recipe.local_path(reference)
-        located = locate(reference, local, revision, "model", key, self.hashes)
-        if local is not None and not (local / "config.json").exists():
-            found = describe(local)
-            if not found.holds:
-                raise UserError(f"{key}: {found.line}")
-            raise UserError(f"{key}: {reference} is no model directory (it has no config.json)")
-        return located
-
-    def _data(self, reference: str, revision: str | None, key: str) -> Located:
-        local = self.recipe.local_path(reference)
-        known = file_kind(Path(reference))
-        if local is None and known:
-            raise UserError(f"{key}: no such file: {reference}")
-        if local is not None and local.is_file() and not known:
-            raise UserError(f"{key}: {reference} is no {', '.join(ENDINGS)}; {conversion(local)}")
-        return locate(reference, local, revision, "dataset", key, self.hashes)
-
-    def _reward(self, reward: AnyReward, key: str) -> tuple[dict[str, Any], Located | None]:
-        """What decides a reward's numbers, and where its model or code lies."""
-        settings = reward.model_dump(mode="json", exclude={"pool", "attention"})
-        if isinstance(reward, ClassifierReward):
-            located = self._model(reward.classifier, reward.revision, f"{key}.classifier")
-            return {**settings, "classifier": located.identity, "revision": None}, located
-        if isinstance(reward, CallableReward):
-            code = self._code(reward.callable, f"{key}.callable")
-            # What it imports from beside it decides its numbers too.
-            beside = {each.name: self.hashes.of(each) for each in sorted(code.parent.glob("*.py"))}
-            return {**settings, "code": beside}, Located(str(code), None, None)
-        return settings, None
-
-    def _code(self, reference: str, key: str) -> Path:
-        module, _, _ = reference.partition(":")
-        if module.endswith(".py"):
-            path = self.recipe.local_path(module)
-            if path is None:
-                raise UserError(f"{key}: no such file: {module}")
-            return path
-        try:
-            spec = importlib.util.find_spec(module)
-        except ModuleNotFoundError:
-            spec = None
-        if spec is None or spec.origin is None:
-            raise UserError(f"{key}: no module `{module}` can be imported")
-        return Path(spec.origin)
+        judges[value] = judge
+        if source:
+            judged_by[f"judge/{value}"] = source
+    made_from = {
+        "evaluation": recipe.evaluation.model_dump(mode="json", exclude=NOT_OF_THE_ANSWERS),
+        "judges": judges,
+    }
+    pairs = graph.of("read")
+    graph.add(
+        "evaluation/base",
+        "evaluate",
+        made_from | {"model": _base_identity(graph)},
+        inputs=(*pairs, *graph.of("sft")),
+        sources=_base(graph) | judged_by,
+    )
+    for name, method in methods_of(recipe).items():
+        for seed in recipe.seeds:
+            for candidate in method.candidates(recipe):
+                named = dict(zip(recipe.trained_values(), candidate.weights, strict=True))
+                place = f"{name}/seed-{seed}/{soup_name(named)}"
+                policy = f"policies/{name}/{candidate.policies[0]}/seed-{seed}"
+                graph.add(
+                    f"evaluation/{place}",
+                    "evaluate",
+                    made_from | {"model": None},
+                    inputs=(*pairs, graph[f"soups/{place}" if candidate.is_soup else policy]),
+                    sources=judged_by,
+                    method=name,
+                    seed=seed,
+                    weights=candidate.weights,
+                )
 
 
-def _is_split(heldout: str | None, source: Located) -> bool:
-    """Whether held-out pairs are another split of the dataset, and no file of their own.
+def reports(graph: Graph) -> None:
+    """`report`."""
+    recipe = graph.recipe.model_dump(
+        mode="json", include={"name": True, "evaluation": {"bootstrap", "confidence", "samples"}}
+    )
+    stages = ("evaluate", "filter", "sft", "train", "read")
+    graph.add(
+        "report",
+        "report",
+        {"version": __version__, "recipe": recipe},
+        inputs=tuple(each for stage in stages for each in graph.of(stage)),
+    )
 
-    A bare name is, even where a folder of that name lies beside the recipe.
-    """
-    if heldout is None or Path(source.source).is_file():
-        return False
-    return "/" not in heldout and file_kind(Path(heldout)) is None
+
+def _model(graph: Graph) -> Located:
+    recipe = graph.recipe
+    return find_model(recipe, graph.hashes, recipe.model, recipe.revision, "model")
+
+
+def _base(graph: Graph) -> dict[str, Located]:
+    """theta_0 as a source, where it is not a product."""
+    return {} if graph.of("sft") else {"model": _model(graph)}
+
+
+def _base_identity(graph: Graph) -> Any:
+    return None if graph.of("sft") else _model(graph).identity
+
+
+def _deepspeed(recipe: Recipe) -> Located:
+    return Located(str(find_deepspeed_config(recipe)), None, None)
 
 
 def _content(training: Training) -> dict[str, Any]:

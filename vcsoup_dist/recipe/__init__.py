@@ -9,11 +9,11 @@ from vcsoup_dist.recipe.data import Data
 from vcsoup_dist.recipe.evaluation import Evaluation
 from vcsoup_dist.recipe.launch import Keep, Launch
 from vcsoup_dist.recipe.pools import ActorPool, Scoring
-from vcsoup_dist.recipe.recipe import MOST_VALUES, Method, Recipe
+from vcsoup_dist.recipe.recipe import MOST_VALUES, Recipe
 from vcsoup_dist.recipe.rewards import CallableReward, ClassifierReward, ColumnsReward, Value
 from vcsoup_dist.recipe.section import FIELD, FUNCTION, IN_WORDS, NAME, RUN_NAME, Section
 from vcsoup_dist.recipe.soup import Soup
-from vcsoup_dist.recipe.training import WITHOUT_REFERENCE, Attention, Objective, Training, Warmup
+from vcsoup_dist.recipe.training import WITHOUT_REFERENCE, Attention, Objective, Sft, Training
 
 __all__ = [
     "ActorPool",
@@ -30,16 +30,15 @@ __all__ = [
     "IN_WORDS",
     "Keep",
     "Launch",
-    "Method",
     "NAME",
     "Objective",
     "RUN_NAME",
     "Recipe",
     "Scoring",
     "Section",
+    "Sft",
     "Soup",
     "Training",
     "Value",
     "WITHOUT_REFERENCE",
-    "Warmup",
 ]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, PrivateAttr
 
-from vcsoup_dist.recipe.sbatch_options import JobStage, SbatchOptions
+from vcsoup_dist.recipe.sbatch_options import JobName, SbatchOptions
 from vcsoup_dist.recipe.section import Section
 
 
@@ -34,7 +34,7 @@ class Launch(Section):
     ray_address: str | None = None
     """Address of a running Ray cluster. Absent: RAY_ADDRESS, else a cluster of this machine.
     `--address` on the command line goes before it."""
-    slurm: dict[JobStage, SbatchOptions] = {}
+    slurm: dict[JobName, SbatchOptions] = {}
     """Options of `sbatch` for the job of each stage, by their long names, such as
     `train: {nodes: 2, ntasks-per-node: 8, gpus-per-node: 8, time: "24:00:00"}`. They go before the
     site file's (docs/slurm.md), and those before what follows from the recipe: room for its ranks

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.recipe import IN_WORDS, Recipe
+from vcsoup_dist.recipe.renamed import with_new_names
 from vcsoup_dist.recipe.yaml_file import (
     KeyPath,
     Written,
@@ -38,7 +39,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     file = read_yaml(path, "recipe", environment=True)
     for each in overrides:
         file = _overridden(file, each)
-    recipe = _validated(path, file, Recipe)
+    recipe = _validated(path, with_new_names(file, path), Recipe)
     recipe.read_from(path)
     return recipe
 
@@ -141,7 +142,7 @@ def _mistakes(error: ValidationError, file: YamlFile, kind: type[BaseModel]) -> 
             where = file.line_of((*path, *_named_in(message)))
             lines[message] = ": ".join(filter(None, (where, dotted(path), message)))
             continue
-        elif detail["type"] != "reward_kind":
+        elif detail["type"] not in ("reward_kind", "method_kind"):
             message = _of_a_value(dict(detail), file, path)
         lines.setdefault(path, _line(file, path, message))
     return list(lines.values())
@@ -154,6 +155,8 @@ def _in_the_file(loc: Sequence[str | int], file: YamlFile) -> tuple[KeyPath, Key
     for i, key in enumerate(loc):
         if i == 3 and loc[0] == "values" and loc[2] in ("reward", "judge"):
             continue  # the kind of reward
+        if i == 2 and loc[0] == "methods":
+            continue  # the kind of method
         if (*path, key) not in file.written:
             return path, tuple(loc[i:])
         path = (*path, key)
@@ -194,8 +197,8 @@ def _suggestion(path: KeyPath, kind: type[BaseModel]) -> str:
     """Where a key of that name is, or one like it in its own section, or in another."""
     key = str(path[-1])
     own = dotted(path[:-1])
-    if path[0] == "values" and len(path) > 2:
-        own = dotted(("values", "NAME", *path[2:-1]))
+    if path[0] in ("values", "methods") and len(path) > 2:
+        own = dotted((path[0], "NAME", *path[2:-1]))
     known: dict[str, list[str]] = {}
     for section, fields in sections_of(kind):
         for name in fields.model_fields:
@@ -218,7 +221,9 @@ def sections_of(kind: type[BaseModel] = Recipe) -> Iterator[tuple[str, type[Base
         path, section = waiting.pop(0)
         yield path, section
         for name, field in section.model_fields.items():
-            below = f"{path}.{name}".lstrip(".") + (".NAME" if name == "values" else "")
+            below = f"{path}.{name}".lstrip(".") + (
+                ".NAME" if name in ("values", "methods") else ""
+            )
             waiting += [(below, each) for each in _sections_in(field.annotation)]
 
 

@@ -12,18 +12,15 @@ from pydantic import Field, PrivateAttr, model_validator
 from vcsoup_dist.recipe.consistency import Consistency
 from vcsoup_dist.recipe.evaluation import Evaluation
 from vcsoup_dist.recipe.launch import Keep, Launch
+from vcsoup_dist.recipe.methods import Methods
 from vcsoup_dist.recipe.pools import Scoring
 from vcsoup_dist.recipe.rewards import CallableReward, ClassifierReward, ColumnsReward, Value
 from vcsoup_dist.recipe.section import NAME, RUN_NAME, Section
 from vcsoup_dist.recipe.soup import Soup
-from vcsoup_dist.recipe.training import Training, Warmup
+from vcsoup_dist.recipe.training import Sft, Training
 
 MOST_VALUES = 20
 """The most whose signs in base 3 fit in 32 bits, as the filter keeps them."""
-
-Method = Literal["vc_soup", "rewarded_soup", "all_positive", "random"]
-"""What a comparison may list: the method itself; no filter at all (Rewarded Soups with DPO); pairs
-whose gaps are all positive (Reward Consistency); a random subset of `vc_soup`'s size."""
 
 
 class Recipe(Section):
@@ -33,7 +30,7 @@ class Recipe(Section):
     """The run directory is `runs/<name>` beside the recipe unless the command line says
     otherwise."""
     model: str
-    """theta_0, from which every policy starts, or with `warmup` what theta_0 is made from: model
+    """theta_0, from which every policy starts, or with `sft` what theta_0 is made from: model
     directory (relative to the recipe) or hub id. theta_0 is also the reference."""
     revision: str | None = None
     """Branch, tag or commit of `model` on the hub."""
@@ -41,15 +38,17 @@ class Recipe(Section):
     """The values by name; their order is the order of gaps and weights everywhere."""
     policies: list[str] | None = None
     """Values to train a policy for; absent: every value that has data."""
-    methods: list[Method] = Field(["vc_soup"], min_length=1)
-    """Which pairs the policies are trained on; several are compared in one report."""
+    methods: Methods = Field(["vc_soup"], validate_default=True)
+    """What is compared in one report: a list of kinds (docs/method.md), or instances by names of
+    your own with options, so that one kind can stand twice, such as
+    `{vc_soup: {}, strict: {kind: vc_soup, threshold: 0.707}}`."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
     """One policy per method, value and seed."""
     scoring: Scoring = Scoring()
     """Stage 1."""
     consistency: Consistency = Consistency()
     """Stage 2."""
-    warmup: Warmup | None = None
+    sft: Sft | None = None
     """Absent: `model` is theta_0 as it is."""
     training: Training = Training()
     """Stage 3."""
@@ -74,6 +73,11 @@ class Recipe(Section):
         """Values that get a policy, in the recipe's order: the axes of a soup's weights."""
         wanted = self.policies or [name for name, value in self.values.items() if value.data]
         return [name for name in self.values if name in wanted]
+
+    def datasets_of(self, value: str) -> list[str]:
+        """The datasets whose pairs teach a value: its own, or other values'."""
+        data = self.values[value].data
+        return (data.pairs_of if data else None) or [value]
 
     def launched_by(self, launcher: Literal["local", "srun"]) -> Recipe:
         """The same recipe with another `launch.launcher`."""
@@ -108,7 +112,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        for key in ("methods", "seeds", "policies"):
+        for key in ("seeds", "policies"):
             listed = getattr(self, key) or []
             if len(set(listed)) != len(listed):
                 raise ValueError(f"{key}: {listed} lists something twice")
@@ -139,8 +143,11 @@ class Recipe(Section):
                     f"give values.{name}.judge"
                 )
         self._check_soup()
-        if "random" in self.methods and "vc_soup" not in self.methods:
-            raise ValueError("methods: `random` copies the size of `vc_soup`; list that too")
+        for name, method in self.methods.items():
+            try:
+                method.check(self)
+            except ValueError as error:
+                raise ValueError(f"methods.{name}: {error}") from None
         return self
 
     def _check_soup(self) -> None:

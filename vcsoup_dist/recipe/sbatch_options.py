@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import BeforeValidator, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import AfterValidator, BeforeValidator, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from vcsoup_dist.recipe.sbatch_values import KNOWN, trouble_with_value
 
-JobStage = Literal["score", "filter", "reference", "train", "merge", "evaluate", "report"]
-"""Stages with a job of their own; `read` is done with `score`, theta_0 with `reference`."""
+
+def _known_job(name: str) -> str:
+    # The table of stages lies above and is read by name.
+    known = importlib.import_module("vcsoup_dist.pipeline.stages").job_names()
+    if name not in known:
+        raise ValueError(f"`{name}` is not a stage with a job; those are {', '.join(known)}")
+    return name
+
+
+JobName = Annotated[str, AfterValidator(_known_job)]
+"""A stage with a job of its own; others are made in one of these."""
 
 RESERVED = {
     "array": "the number of policies, or `launch.merge_ranks`, decides it",

@@ -35,7 +35,7 @@ class Training(Section):
     """Its peak."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up; to 0, or not at all."""
-    warmup: float = Field(0.1, ge=0, lt=1)
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
     """Share of the steps over which the learning rate rises from 0."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's, on all parameters."""
@@ -96,7 +96,7 @@ class Training(Section):
         return self
 
 
-class Warmup(Section):
+class Sft(Section):
     """A supervised stage that makes theta_0 from `model`: SFT on the chosen answers of all
     datasets, before any filter. What is not here is as in `training`."""
 

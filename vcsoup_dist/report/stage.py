@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from vcsoup_dist import __version__
 from vcsoup_dist.evaluation.actors import ANSWERS
 from vcsoup_dist.evaluation.prompts import choose_prompts, seen_in_training
-from vcsoup_dist.recipe import WITHOUT_REFERENCE, CallableReward, ClassifierReward, Recipe
+from vcsoup_dist.recipe import CallableReward, ClassifierReward, Recipe, Sft
 from vcsoup_dist.report.counts import (
     agreement,
     consistency_plots,
@@ -78,7 +78,7 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
         trained=[trained(workspace, each) for each in product.inputs_of("train")],
         prompts=prompts,
         samples=_samples(recipe, summary, tables),
-        commands=_commands(recipe),
+        commands=commands_for(product),
         recipe=(workspace.root / "recipe.yaml").read_text(),
     )
     with workspace.publishing(product) as draft:
@@ -171,7 +171,7 @@ def _facts(recipe: Recipe, workspace: Workspace, product: Product) -> dict[str, 
     }
     return {
         "base model": recipe.model,
-        **({"theta_0": _warmup_text(recipe, workspace, product)} if recipe.warmup else {}),
+        **({"theta_0": _sft_text(recipe, workspace, product)} if recipe.sft else {}),
         "judged by": "; ".join(rewards),
         "methods": ", ".join(recipe.methods),
         "filter of vc_soup": _filter_text(recipe),
@@ -184,24 +184,24 @@ def _facts(recipe: Recipe, workspace: Workspace, product: Product) -> dict[str, 
     }
 
 
-def _warmup_text(recipe: Recipe, workspace: Workspace, product: Product) -> str:
-    (theta_0,) = product.inputs_of("warmup")
-    assert recipe.warmup is not None
+def _sft_text(recipe: Recipe, workspace: Workspace, product: Product) -> str:
+    (theta_0,) = product.inputs_of("sft")
+    sft = recipe.sft or Sft()
     steps = read_json(workspace.need(theta_0) / "training.json")["steps"]
     return (
-        f"base model after {steps} steps of sft on {recipe.warmup.pairs_per_step} chosen answers "
-        f"each, learning rate {recipe.warmup.learning_rate:g}"
+        f"base model after {steps} steps of sft on {sft.pairs_per_step} chosen answers "
+        f"each, learning rate {sft.learning_rate:g}"
     )
 
 
 def _filter_text(recipe: Recipe) -> str:
-    policy = recipe.consistency.policy
+    rule = recipe.consistency.rule
     bound = {
         "threshold": f"consistency ≥ {recipe.consistency.threshold:g}",
         "ratio": f"the best {recipe.consistency.ratio or 0:.0%} by consistency",
         "all_positive": "all gaps positive",
         "random": f"a random {recipe.consistency.ratio or 0:.0%}",
-    }[policy]
+    }[rule]
     return f"{bound}, gaps scaled by {recipe.consistency.normalisation}"
 
 
@@ -228,19 +228,17 @@ def _notes(recipe: Recipe, prompts: Sequence[Prompts]) -> list[str]:
     return notes
 
 
-def _commands(recipe: Recipe) -> list[str]:
-    trains = [f"vcsoup train {value} recipe.yaml" for value in recipe.trained_values()]
-    has_reference = recipe.training.objective not in WITHOUT_REFERENCE
-    stages = [
-        "vcsoup score recipe.yaml",
-        "vcsoup filter recipe.yaml",
-        *(["vcsoup warmup recipe.yaml"] if recipe.warmup else []),
-        *(["vcsoup reference recipe.yaml"] if has_reference else []),
-        *trains,
-        "vcsoup merge recipe.yaml",
-        "vcsoup evaluate recipe.yaml",
-        "vcsoup report recipe.yaml",
-    ]
+def commands_for(product: Product) -> list[str]:
+    """The commands that make a product: all at once, or stage by stage."""
+    commands: dict[str, None] = {}
+
+    def visit(each: Product) -> None:
+        for one in each.inputs:
+            visit(one)
+        commands[each.command] = None
+
+    visit(product)
+    stages = [f"vcsoup {each} recipe.yaml" for each in commands]
     return ["vcsoup run recipe.yaml   # or, stage by stage:", *stages]
 
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import re
 
+from vcsoup_dist.pipeline.stages import jobs
 from vcsoup_dist.recipe import Recipe
-from vcsoup_dist.recipe.sbatch_options import JobStage, SbatchOptions, is_known
+from vcsoup_dist.recipe.sbatch_options import SbatchOptions, is_known
 from vcsoup_dist.slurm_jobs.jobs import options_of
 from vcsoup_dist.slurm_jobs.site import Site
-
-OF_RANKS: tuple[JobStage, ...] = ("reference", "train")
-OF_ACTORS: tuple[JobStage, ...] = ("score", "evaluate")
-STAGES: tuple[JobStage, ...] = (*OF_ACTORS, *OF_RANKS, "filter", "merge", "report")
 
 
 def job_warnings(recipe: Recipe, site: Site) -> list[str]:
     """One line for each thing that looks wrong."""
-    options = {stage: options_of(stage, recipe, site) for stage in STAGES}
+    options = {name: options_of(job, recipe, site) for name, job in jobs().items()}
+    of_ranks = [name for name, job in jobs().items() if job.has_ranks]
     warnings = []
-    for stage in OF_RANKS:
+    for stage in of_ranks:
         held, ranks = gpus_held(options[stage]), ranks_of(options[stage], recipe.launch.ranks)
         if held and held != ranks:
             vain = "hold GPUs that no rank uses" if held > ranks else "leave ranks without one"
@@ -26,8 +24,8 @@ def job_warnings(recipe: Recipe, site: Site) -> list[str]:
                 f"the jobs of {stage} would have {held} GPUs and {ranks} ranks, and {vain}: set "
                 f"launch.ranks to {held}, or ask for {ranks} GPUs"
             )
-    with_gpus = [stage for stage in OF_ACTORS if gpus_held(options[stage])]
-    without = [stage for stage in OF_RANKS if not gpus_held(options[stage])]
+    with_gpus = [name for name in options if name not in of_ranks and gpus_held(options[name])]
+    without = [name for name in of_ranks if not gpus_held(options[name])]
     if with_gpus and without:
         warnings.append(
             f"the jobs of {' and '.join(without)} ask for no GPUs, those of "

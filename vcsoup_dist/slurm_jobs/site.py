@@ -8,7 +8,7 @@ from pathlib import Path
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.recipe import Section
 from vcsoup_dist.recipe.load import load_section
-from vcsoup_dist.recipe.sbatch_options import JobStage, SbatchOptions
+from vcsoup_dist.recipe.sbatch_options import JobName, SbatchOptions
 
 
 class Site(Section):
@@ -17,7 +17,7 @@ class Site(Section):
     sbatch: SbatchOptions = {}
     """Options of `sbatch` for every job, by their long names, such as
     `{account: alignment, partition: gpu, constraint: h100}`."""
-    stages: dict[JobStage, SbatchOptions] = {}
+    stages: dict[JobName, SbatchOptions] = {}
     """More for the job of one stage, such as `merge: {partition: cpu, constraint: false}`."""
     environment: dict[str, str] = {}
     """Variables for every job, such as VCSOUP_SETUP, VCSOUP_CONTAINER (slurm/environment.sh) or

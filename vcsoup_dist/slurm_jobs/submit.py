@@ -21,7 +21,7 @@ from vcsoup_dist.launch.slurm_queue import (
     queued_jobs,
     submit_job,
 )
-from vcsoup_dist.pipeline.products import to_make
+from vcsoup_dist.pipeline.graph import to_make
 from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.slurm_jobs.job_warnings import job_warnings
@@ -92,10 +92,10 @@ def _submit_chain(
             now = datetime.now().isoformat(timespec="seconds")
             note_submissions(
                 workspace.root,
-                Submission(own[-1], step.job.stage, part.tasks, waits_for, now, bool(part.array)),
+                Submission(own[-1], step.job.name, part.tasks, waits_for, now, bool(part.array)),
             )
-        ids[step.job.stage] = [*step.kept, *own]
-        lines.append(_line(step, ids[step.job.stage], after))
+        ids[step.job.name] = [*step.kept, *own]
+        lines.append(_line(step, ids[step.job.name], after))
     return lines
 
 
@@ -173,10 +173,10 @@ def as_script(
                 f'"{word}"' if word.startswith("--dependency=") else shlex.quote(word)
                 for word in command
             ]
-            variable = step.job.stage + (f"_{number}" if number else "")
+            variable = step.job.name + (f"_{number}" if number else "")
             lines.append(f"{variable}=$({' '.join(words)} | job_id)")
             own.append(f"${variable}")
-        ids[step.job.stage] = [*step.kept, *own]
+        ids[step.job.name] = [*step.kept, *own]
     return lines
 
 
@@ -242,16 +242,16 @@ def next_steps(
                 and needed <= waits_for
             )
 
-        of_stage = [each for each in live if each.stage == job.stage]
+        of_stage = [each for each in live if each.stage == job.name]
         well = [each for each in of_stage if is_well(each)]
         made = {name for each in well for name in each.makes}
         rest = tuple(product for product in job.products if product.name not in made)
-        if rest and not job.is_array:
+        if rest and not job.job.is_array:
             for each in well:
                 if not each.job.waits:
-                    raise _in_the_way(each, f"is part of {job.stage}, which it cannot finish")
+                    raise _in_the_way(each, f"is part of {job.name}, which it cannot finish")
             well, rest = [], job.products
-        steps[job.stage] = Step(replace(job, products=rest), tuple(each.job.id for each in well))
+        steps[job.name] = Step(replace(job, products=rest), tuple(each.job.id for each in well))
     return list(steps.values())
 
 
@@ -290,7 +290,7 @@ def _parts(job: StageJob, recipe_file: Path, recipe: Recipe) -> list[_Part]:
         return []
     script = script_of(job, recipe_file)
     makes = {product.name: product.fingerprint for product in job.products}
-    if job.is_array:
+    if job.job.is_array:
         at_once = f"%{recipe.launch.policies_at_once}" if recipe.launch.policies_at_once else ""
         tasks = [{name: made} for name, made in makes.items()]
         return [_Part(script, tasks, f"0-{len(makes) - 1}{at_once}")]
@@ -305,7 +305,7 @@ def _sbatch(
 ) -> list[str]:
     folder = str(_logs(workspace)).replace("%", "%%")
     options: dict[str, object] = {
-        "job-name": f"{recipe.name}-{job.stage}",
+        "job-name": f"{recipe.name}-{job.name}",
         "comment": mark_of(workspace.root),
         "output": f"{folder}/" + ("%x-%A_%a.out" if part.array else "%x-%j.out"),
         "export": "ALL",  # whatever SBATCH_EXPORT says
@@ -355,8 +355,8 @@ def _alone(workspace: Workspace) -> Iterator[None]:
 
 
 def _line(step: Step, own: Sequence[str], after: Sequence[str]) -> str:
-    parts = [f"{step.job.stage:10}", *own]
-    if step.job.is_array and len(step.job.products) > 1:
+    parts = [f"{step.job.name:10}", *own]
+    if step.job.job.is_array and len(step.job.products) > 1:
         parts.append(f"({len(step.job.products)} tasks)")
     if not step.job.products:
         parts.append("in the queue already")

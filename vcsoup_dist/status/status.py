@@ -17,8 +17,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.pipeline.graph import to_make
 from vcsoup_dist.pipeline.history import Execution, read_history, time_taken
-from vcsoup_dist.pipeline.products import STAGES, to_make
+from vcsoup_dist.pipeline.stages import STAGES
 from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.slurm_jobs.submissions import (
@@ -270,7 +271,7 @@ def duration(seconds: float) -> str:
 
 def _progress(stage: StageStatus, workspace: Workspace) -> Iterator[str]:
     """A line for every policy that is being trained."""
-    if stage.stage not in ("train", "warmup"):
+    if not STAGES[stage.stage].logs_steps:
         return
     for name in stage.in_state("running"):
         if workspace.is_being_made(name):

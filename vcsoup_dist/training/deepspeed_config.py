@@ -19,7 +19,7 @@ Keys = tuple[str, ...]
 # DeepSpeed must not count or schedule anything.
 NOT_TO_SAY = {
     "train_batch_size": "training.pairs_per_step and training.tokens_per_batch set the batch",
-    "scheduler": "training.schedule and training.warmup set the learning rate",
+    "scheduler": "training.schedule and training.warmup_ratio set the learning rate",
 }
 ALWAYS_ONE = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 

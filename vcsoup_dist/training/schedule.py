@@ -20,7 +20,7 @@ def count_steps(training: Training, unfiltered_pairs: int, pairs: int) -> int:
 
 def learning_rate(step: int, steps: int, training: Training) -> float:
     """Rate of optimizer step `step` (from 0) of `steps`: linear warmup, then the schedule."""
-    warmup_steps = round(training.warmup * steps)
+    warmup_steps = round(training.warmup_ratio * steps)
     if step < warmup_steps:
         return training.learning_rate * (step + 1) / warmup_steps
     share = (step - warmup_steps) / max(steps - warmup_steps, 1)

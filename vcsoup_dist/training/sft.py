@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from vcsoup_dist.identity import Located
-from vcsoup_dist.recipe import Recipe, Training
+from vcsoup_dist.recipe import Recipe, Sft, Training
 from vcsoup_dist.workspace import Product, Workspace
 
 OF_PAIRS = {"beta", "label_smoothing", "simpo_margin", "sft_weight", "pair_weights"}
 """Settings of losses over pairs: theta_0 is the same whatever they are."""
 
 
-def warmup_training(recipe: Recipe) -> Training:
-    """SFT with the keys of `warmup`, and those of `training` for all that it has no key for.
+def sft_training(recipe: Recipe) -> Training:
+    """SFT with the keys of `sft`, and those of `training` for all that it has no key for.
 
     `epochs` counts the answers that fit into `max_length`, whatever `training.equal_steps` says:
-    there is no filter yet for methods to differ by. The recipe must have a `warmup`.
+    there is no filter yet for methods to differ by.
     """
-    assert recipe.warmup is not None
-    settings = recipe.training.model_dump(exclude=OF_PAIRS) | recipe.warmup.model_dump()
+    settings = recipe.training.model_dump(exclude=OF_PAIRS) | (recipe.sft or Sft()).model_dump()
     return Training.model_validate(settings | {"objective": "sft", "equal_steps": False})
 
 
 def find_theta_0(product: Product, workspace: Workspace) -> Located:
     """The weights that a product is made from; raises UserError where they are not made yet."""
-    made = product.inputs_of("warmup")
+    made = product.inputs_of("sft")
     if made:
         return Located(str(workspace.need(made[0]).resolve()), None, None)
     return product.sources["model"]

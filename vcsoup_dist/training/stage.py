@@ -17,7 +17,7 @@ from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe, Training
 from vcsoup_dist.training.job import SUMMARY, Job, PolicyTask, ReferenceTask
 from vcsoup_dist.training.metrics import lacks_wandb
-from vcsoup_dist.training.sft import find_theta_0, warmup_training
+from vcsoup_dist.training.sft import find_theta_0, sft_training
 from vcsoup_dist.workspace import Draft, Product, Workspace
 
 RANK = "vcsoup_dist.training.rank"
@@ -42,7 +42,7 @@ def _train_theta_0(recipe: Recipe, workspace: Workspace, product: Product, draft
         pairs += [str(folder / shard["file"]) for shard in manifest["shards"]]
         heldout.append(str(folder / "heldout.parquet"))
         count += manifest["train"]
-    training = warmup_training(recipe)
+    training = sft_training(recipe)
     task = _policy_task(workspace, product, draft, pairs, heldout, [], count)
     _launch(recipe, workspace, product, draft, training, policy=task)
 

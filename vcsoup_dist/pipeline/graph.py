@@ -1,0 +1,103 @@
+"""The graph of products that a recipe asks for, and what of it must be made.
+
+    pairs/<dataset>                      canonical pairs, training and held out
+    scores/<dataset>/<value>             one reward of every training pair
+    filtered/<method>/<value>            the pairs that a method keeps for a value
+    theta_0                              where the recipe has `sft`; else its model is theta_0
+    reference/<dataset>                  log-probs of every pair under theta_0
+    policies/<method>/<value>/seed-<s>
+    soups/<method>/seed-<s>/<weights>
+    evaluation/base, evaluation/<method>/seed-<s>/<weights>
+    report
+
+A dataset is called after the value that brings it, a method after its instance in the recipe. Only
+what decides a product's content is in its `made_from`; where it runs, and how often it saves, is
+not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from vcsoup_dist.identity import Hashes
+from vcsoup_dist.pipeline.stages import STAGES, function
+from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.workspace import Product, Workspace
+
+
+@dataclass
+class Graph:
+    """A recipe, and the products that it asks for so far, each after its inputs."""
+
+    recipe: Recipe
+    hashes: Hashes
+    products: dict[str, Product] = field(default_factory=dict)
+    """By name."""
+
+    def __getitem__(self, name: str) -> Product:
+        return self.products[name]
+
+    def of(self, stage: str) -> list[Product]:
+        """The products of a stage."""
+        return [each for each in self.products.values() if each.stage == stage]
+
+    def add(self, name: str, stage: str, made_from: dict[str, Any], **more: Any) -> Product:
+        """A product with the stage's format and command; `more` are fields of `Product`."""
+        row = STAGES[stage]
+        named = more.get("value") or name
+        self.products[name] = Product(
+            name,
+            stage,
+            {"format": row.format, **made_from},
+            command=row.command.format(value=named),
+            **more,
+        )
+        return self.products[name]
+
+
+def make_plan(recipe: Recipe, hashes: Hashes) -> list[Product]:
+    """All products of a recipe, each after its inputs.
+
+    Raises UserError where a model or file that the recipe names is not there.
+    """
+    graph = Graph(recipe, hashes)
+    for stage in STAGES.values():
+        function(stage.products)(graph)
+    return list(graph.products.values())
+
+
+def to_make(plan: Iterable[Product], workspace: Workspace, recipe: Recipe) -> list[Product]:
+    """The products that must be made now, in the plan's order.
+
+    Wanted is whatever `keep` does not give up; anything else only where something that must be
+    made reads it.
+    """
+    plan = list(plan)
+    needed: set[str] = set()
+    for product in reversed(plan):
+        wanted = is_kept(product, recipe) or product.name in needed
+        if wanted and not workspace.is_made(product):
+            needed.add(product.name)
+            needed.update(each.name for each in reads(product, recipe))
+    return [each for each in plan if each.name in needed and not workspace.is_made(each)]
+
+
+def is_kept(product: Product, recipe: Recipe) -> bool:
+    """Whether a product stays, once all that reads it is made."""
+    key = STAGES[product.stage].kept_by
+    return key is None or bool(getattr(recipe.keep, key))
+
+
+def reads(product: Product, recipe: Recipe) -> list[Product]:
+    """The products that making this one reads: its inputs, or what stands in for them.
+
+    An evaluation is made from a soup either way; where soups are not kept, it sums the policies
+    itself.
+    """
+    found: dict[str, Product] = {}
+    for each in product.inputs:
+        virtual = STAGES[each.stage].is_virtual and not is_kept(each, recipe)
+        found |= {one.name: one for one in (each.inputs if virtual else (each,))}
+    return list(found.values())
