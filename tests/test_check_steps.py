@@ -103,8 +103,8 @@ def test_without_equal_steps_the_pairs_that_are_left_decide(folder):
     assert world.steps()[0].row()[1:4] == ("18", "5", "1.11")
 
 
-def test_theta_0s_warmup_has_a_row_of_its_own_settings(folder):
-    world = World(folder, warmup={"learning_rate": 1e-3, "steps": 7, "pairs_per_step": 8})
+def test_theta_0s_sft_has_a_row_of_its_own_settings(folder):
+    world = World(folder, sft={"learning_rate": 1e-3, "steps": 7, "pairs_per_step": 8})
     assert world.steps()[0].row() == ("theta_0", "at most 40", "7", "at least 1.4", "0.001")
 
 
@@ -116,7 +116,7 @@ def test_a_limit_is_counted(folder):
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 def test_the_farthest_move_is_the_sum_of_the_trainers_rates(schedule):
-    training = Training(schedule=schedule, learning_rate=1e-4, warmup=0.2)
+    training = Training(schedule=schedule, learning_rate=1e-4, warmup_ratio=0.2)
     exact = sum(learning_rate(step, 50, training) for step in range(50))
     assert farthest_move(training, 50) == pytest.approx(exact)
     exact = sum(learning_rate(step, 25_000, training) for step in range(25_000))

@@ -78,7 +78,7 @@ COMMANDS = [
     "status",
     "score",
     "filter",
-    "warmup",
+    "sft",
     "reference",
     "train",
     "merge",
@@ -115,8 +115,8 @@ def test_status_marks_every_product(folder):
 
 
 def test_a_stage_that_the_recipe_does_not_have_is_nothing_to_do(folder):
-    printed = vcsoup("warmup", "recipe.yaml", folder=folder)
-    assert "nothing to do: no warmup in this recipe" in printed
+    printed = vcsoup("sft", "recipe.yaml", folder=folder)
+    assert "nothing to do: no sft in this recipe" in printed
     (folder / "recipe.yaml").write_text(RECIPE + "training: {objective: sft}\n")
     printed = vcsoup("reference", "recipe.yaml", folder=folder)
     assert "nothing to do: no reference in this recipe" in printed

@@ -38,12 +38,12 @@ from vcsoup_dist.recipe import Consistency
 VALUES = ["helpful", "harmless", "concise", "honest", "kind", "witty"]
 PARSER = MarkdownIt("commonmark").enable("table")
 POLICIES = [
-    {"policy": "threshold", "threshold": 0.35},
-    {"policy": "threshold", "threshold": 0.5},
-    {"policy": "ratio", "ratio": 0.3},
-    {"policy": "ratio", "ratio": 0.25},
-    {"policy": "all_positive"},
-    {"policy": "random", "ratio": 0.3},
+    {"rule": "threshold", "threshold": 0.35},
+    {"rule": "threshold", "threshold": 0.5},
+    {"rule": "ratio", "ratio": 0.3},
+    {"rule": "ratio", "ratio": 0.25},
+    {"rule": "all_positive"},
+    {"rule": "random", "ratio": 0.3},
 ]
 
 
@@ -99,7 +99,7 @@ def test_the_comparison_counts_what_each_policy_keeps(gaps, unusable, min_norm, 
             mask = choose("random", own, columns, n, int(kept_by_recipe.sum()))
         else:
             said = {key: row[key] for key in ("threshold", "ratio") if row[key] is not None}
-            mask = choose("vc_soup", Consistency(policy=row["policy"], **said), columns, n)
+            mask = choose("vc_soup", Consistency(rule=row["policy"], **said), columns, n)
         kept = set(np.flatnonzero(mask).tolist())
         members.append(kept)
         assert row["count"] == len(kept)
@@ -150,6 +150,7 @@ def report_of(gaps: np.ndarray, **policy) -> dict:
     patterns = named_patterns(count_patterns(columns.patterns), n)
     return {
         "method": "vc_soup",
+        "filter": "vc_soup",
         "value": "helpful",
         "values": VALUES[:n],
         "datasets": ["helpful", "concise"],
@@ -203,7 +204,7 @@ def cells(page: str, first: str) -> list[str]:
 
 
 def test_the_page_tells_every_count(tmp_path: Path):
-    report = report_of(GAPS[3], policy="threshold", threshold=0.35)
+    report = report_of(GAPS[3], rule="threshold", threshold=0.35)
     page = written(tmp_path / "report.md", report)
     kept = report["kept"]
     assert f"keeps {kept} ({100 * kept / 400:.1f} %): those with `c >= 0.35`." in page
@@ -262,16 +263,16 @@ def test_few_values_are_explained_in_their_own_words(tmp_path: Path, values: int
 @pytest.mark.parametrize(
     ("method", "policy", "said"),
     [
-        ("vc_soup", {"policy": "ratio", "ratio": 0.3}, "the 30 % with the largest c."),
-        ("vc_soup", {"policy": "random", "ratio": 0.3}, "30 % at random."),
-        ("vc_soup", {"policy": "all_positive"}, "those whose gaps are all positive."),
+        ("vc_soup", {"rule": "ratio", "ratio": 0.3}, "the 30 % with the largest c."),
+        ("vc_soup", {"rule": "random", "ratio": 0.3}, "30 % at random."),
+        ("vc_soup", {"rule": "all_positive"}, "those whose gaps are all positive."),
         ("all_positive", {}, "those whose gaps are all positive."),
         ("random", {}, "as many as vc_soup keeps, at random."),
         ("rewarded_soup", {}, "all that are usable."),
     ],
 )
 def test_the_page_says_what_a_method_keeps(tmp_path: Path, method: str, policy: dict, said: str):
-    report = report_of(GAPS[2], **policy) | {"method": method}
+    report = report_of(GAPS[2], **policy) | {"method": method, "filter": method}
     if method in ("all_positive", "rewarded_soup"):  # their settings are no more than this
         report["settings"] = {"normalisation": "zscore", "scope": "all"}
         report["comparison"] = compare(columns_of(GAPS[2]), None, 2)

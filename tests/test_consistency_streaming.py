@@ -28,10 +28,10 @@ from vcsoup_dist.recipe import Consistency
 NORMALISATIONS = ["zscore", "gap_std", "robust", "none"]
 METHODS = ["vc_soup", "rewarded_soup", "all_positive", "random"]
 POLICIES = [
-    {"policy": "threshold", "threshold": 0.3},
-    {"policy": "ratio", "ratio": 0.3},
-    {"policy": "all_positive"},
-    {"policy": "random", "ratio": 0.4},
+    {"rule": "threshold", "threshold": 0.3},
+    {"rule": "ratio", "ratio": 0.3},
+    {"rule": "all_positive"},
+    {"rule": "random", "ratio": 0.4},
 ]
 
 
@@ -192,7 +192,7 @@ def plain_filter(
                 eligible.append(usable[-1])
     if method == "rewarded_soup":
         return usable, {k: v for k, v in dropped.items() if k not in ("zero gap", "below min_norm")}
-    policy = settings.policy if method == "vc_soup" else method
+    policy = settings.rule if method == "vc_soup" else method
     if policy == "threshold":
         return [p for p in eligible if p["c"] >= settings.threshold - 1e-12], dropped
     if policy == "all_positive":
@@ -233,7 +233,7 @@ def test_every_policy_keeps_of_shards_what_it_keeps_pair_by_pair(
                 kept = choose(method, settings, candidates.columns, values, count)
                 expected, dropped = plain_filter(trained, scale.s, own, method, settings)
                 found = candidates.columns.ids[kept].tolist()
-                if "random" in (method, settings.policy):
+                if "random" in (method, settings.rule):
                     assert set(found) < {pair["id"] for pair in expected}
                     assert len(found) == (count or math.floor(0.4 * len(expected) + 0.5))
                 else:

@@ -13,7 +13,7 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes
 from vcsoup_dist.pipeline.clean import removable, remove
 from vcsoup_dist.pipeline.graph import make_plan, reads, to_make
-from vcsoup_dist.pipeline.run import with_their_inputs
+from vcsoup_dist.pipeline.run import due_by_command
 from vcsoup_dist.pipeline.stages import STAGES
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe.load import load_recipe
@@ -64,7 +64,7 @@ def test_every_product_comes_after_its_inputs_and_methods_share_what_they_can(fo
     assert all(place[each.name] < place[p.name] for p in plan for each in p.inputs)
     counts = {stage: sum(p.stage == stage for p in plan) for stage in STAGES}
     assert counts == {
-        "read": 1, "score": 2, "filter": 6, "warmup": 0, "reference": 1, "train": 6, "merge": 9,
+        "read": 1, "score": 2, "filter": 6, "sft": 0, "reference": 1, "train": 6, "merge": 9,
         "evaluate": 10, "report": 1,
     }  # fmt: skip
 
@@ -117,10 +117,10 @@ def test_a_change_touches_only_what_is_made_from_it(folder, change, stages):
 
 def test_with_a_warm_up_all_that_starts_from_theta_0_is_made_from_it_alone(folder):
     before = {p.fingerprint for p in planned(folder)[1]}
-    _, plan = planned(folder, warmup={})
+    _, plan = planned(folder, sft={})
     place = {product.name: i for i, product in enumerate(plan)}
     assert all(place[each.name] < place[p.name] for p in plan for each in p.inputs)
-    (theta_0,) = (p for p in plan if p.stage == "warmup")
+    (theta_0,) = (p for p in plan if p.stage == "sft")
     assert theta_0.name == "theta_0"
     assert names(list(theta_0.inputs)) == {"pairs/long"}
     starting = {p.stage for p in plan if theta_0 in p.inputs}
@@ -133,7 +133,7 @@ def test_with_a_warm_up_all_that_starts_from_theta_0_is_made_from_it_alone(folde
 
 
 THETA_0_CHANGES = {
-    "warm-up's learning rate": ({"warmup": {"learning_rate": 1e-3}}, True),
+    "warm-up's learning rate": ({"sft": {"learning_rate": 1e-3}}, True),
     "longest text": ({"training": {"max_length": 99}}, True),
     "training's learning rate": ({"training": {"learning_rate": 1e-3}}, False),
     "training's steps": ({"training": {"steps": 3, "epochs": 2, "pairs_per_step": 9}}, False),
@@ -148,7 +148,7 @@ THETA_0_CHANGES = {
 @pytest.mark.parametrize("change, touched", THETA_0_CHANGES.values(), ids=THETA_0_CHANGES.keys())
 def test_theta_0_changes_with_what_it_is_trained_by_alone(folder, change, touched):
     def fingerprint(**changes: object) -> str:
-        _, plan = planned(folder, **({"warmup": {}} | changes))
+        _, plan = planned(folder, **({"sft": {}} | changes))
         return next(p.fingerprint for p in plan if p.name == "theta_0")
 
     assert (fingerprint(**change) != fingerprint()) == touched
@@ -161,12 +161,12 @@ def test_reference_log_probs_are_planned_for_objectives_that_have_a_reference(fo
 
 
 def test_theta_0_stays_and_goes_with_the_recipe(folder, tmp_path):
-    recipe, plan = planned(folder, warmup={}, keep={"soups": False, "reference": False})
+    recipe, plan = planned(folder, sft={}, keep={"soups": False, "reference": False})
     workspace = Workspace.open(tmp_path / "run", recipe)
     pretend_made(workspace, [p for p in plan if p.stage not in ("merge", "reference")])
     assert to_make(plan, workspace, recipe) == []
     assert list(removable(recipe, workspace, plan)) == []
-    theta_0 = next(p for p in plan if p.stage == "warmup")
+    theta_0 = next(p for p in plan if p.stage == "sft")
     remove(workspace.folder(theta_0))
     assert to_make(plan, workspace, recipe) == [theta_0]
     pretend_made(workspace, [theta_0])
@@ -176,10 +176,10 @@ def test_theta_0_stays_and_goes_with_the_recipe(folder, tmp_path):
 
 
 def test_what_is_not_made_yet_is_asked_for_by_its_own_command(folder, tmp_path):
-    recipe, plan = planned(folder, warmup={})
+    recipe, plan = planned(folder, sft={})
     workspace = Workspace.open(tmp_path / "run", recipe)
     commands = {
-        "theta_0": "warmup",
+        "theta_0": "sft",
         "reference/long": "reference",
         "policies/vc_soup/short/seed-0": "train short",
     }
@@ -191,9 +191,9 @@ def test_what_is_not_made_yet_is_asked_for_by_its_own_command(folder, tmp_path):
 
 
 def test_what_starts_from_theta_0_finds_it_in_the_run_directory(folder, tmp_path):
-    recipe, plan = planned(folder, warmup={})
+    recipe, plan = planned(folder, sft={})
     workspace = Workspace.open(tmp_path / "run", recipe)
-    pretend_made(workspace, [p for p in plan if p.stage == "warmup"])
+    pretend_made(workspace, [p for p in plan if p.stage == "sft"])
     sources = {
         p.name: find_theta_0(p, workspace).source
         for p in plan
@@ -209,8 +209,8 @@ def test_what_starts_from_theta_0_finds_it_in_the_run_directory(folder, tmp_path
 
 def test_training_one_value_takes_theta_0_and_its_own_references_along(folder):
     values = dict.fromkeys(("long", "brief"), RECIPE["values"]["long"])
-    _, plan = planned(folder, values=values, warmup={})
-    due = with_their_inputs(plan, lambda product: product.value in (None, "brief"))
+    _, plan = planned(folder, values=values, sft={})
+    due = due_by_command(plan, "train", lambda product: product.value in (None, "brief"))
     assert [p.name for p in due] == [
         "theta_0",
         "reference/brief",

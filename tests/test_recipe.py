@@ -95,7 +95,10 @@ MISTAKES = {
         changed("values", "helpful", "data", to={"pairs_of": ["honest"]}),
         "values.helpful.data.pairs_of: `honest`",
     ),
-    "random without vc_soup": (GOOD | {"methods": ["random"]}, "methods: `random`"),
+    "random without vc_soup": (
+        GOOD | {"methods": ["random"]},
+        "methods.random: copies the size of `vc_soup`",
+    ),
     "the same method twice": (GOOD | {"methods": ["vc_soup", "vc_soup"]}, "twice"),
     "data from nowhere": (
         changed("values", "helpful", "data", to={}),

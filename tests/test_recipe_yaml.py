@@ -97,10 +97,10 @@ def test_doubled_keys_are_refused_in_json_a_site_file_and_mergekits_yaml(
 
 
 def test_own_keys_go_before_merged_ones(read):
-    recipe = read(HEAD + "training: &t {steps: 3, epochs: 2}\nwarmup: {<<: *t, epochs: 4}\n")
+    recipe = read(HEAD + "training: &t {steps: 3, epochs: 2}\nsft: {<<: *t, epochs: 4}\n")
     assert (recipe.training.steps, recipe.training.epochs) == (3, 2)
-    assert recipe.warmup is not None
-    assert (recipe.warmup.steps, recipe.warmup.epochs) == (3, 4)
+    assert recipe.sft is not None
+    assert (recipe.sft.steps, recipe.sft.epochs) == (3, 4)
 
 
 NUMBERS = {
@@ -193,7 +193,7 @@ def test_a_section_without_keys_is_told_what_it_needs(read):
 
 
 UNKNOWN = {
-    "threshhold: 0.3": "line 10: threshhold: unknown key; did you mean `consistency.threshold`?",
+    "threshhold: 0.3": "line 10: threshhold: unknown key; did you mean `consistency.threshold` or `methods.NAME.threshold`?",
     "soup: {dtype: bf16}": "line 10: soup.dtype: unknown key; did you mean `training.dtype` or ",
     "training: {learning_rat: 1}": "line 10: training.learning_rat: unknown key; did you mean"
     " `learning_rate`?",

@@ -45,7 +45,7 @@ class Queue:
 
     def add(self, id: str, stage: str, state: str, makes=None, after=(), reason="") -> None:
         """A job for all products of a stage, or for those named."""
-        stages = {"score": ("read", "score"), "reference": ("warmup", "reference")}
+        stages = {"score": ("read", "score"), "reference": ("sft", "reference")}
         made = {
             product.name: product.fingerprint
             for product in self.plan

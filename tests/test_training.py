@@ -68,7 +68,7 @@ def test_micro_batches_that_run_at_the_same_time_are_alike():
 
 
 def test_the_learning_rate_warms_up_and_then_falls():
-    training = Training(learning_rate=1.0, warmup=0.2, schedule="cosine")
+    training = Training(learning_rate=1.0, warmup_ratio=0.2, schedule="cosine")
     rates = [learning_rate(step, 10, training) for step in range(10)]
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert all(later < earlier for earlier, later in zip(rates[2:], rates[3:], strict=False))

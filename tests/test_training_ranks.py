@@ -153,7 +153,7 @@ def test_killed_and_stopped_in_every_way_it_ends_with_the_same_bytes_and_leaves_
 
 
 def test_2_then_3_then_1_ranks_take_the_curve_of_one(world):
-    steady = {"schedule": "constant", "warmup": 0.0}
+    steady = {"schedule": "constant", "warmup_ratio": 0.0}
     world.run(world.policy_job("steady", steps=6, **steady), ranks=1)
     for ranks, steps in ((2, 2), (3, 4), (1, 6)):
         world.run(world.policy_job("moved", steps=steps, **steady), ranks=ranks)
@@ -167,7 +167,7 @@ def test_2_then_3_then_1_ranks_take_the_curve_of_one(world):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_pairs_of_the_batch(world):
-    job = world.policy_job("nan", None, objective="sft", learning_rate=1e30, warmup=0.0)
+    job = world.policy_job("nan", None, objective="sft", learning_rate=1e30, warmup_ratio=0.0)
     with pytest.raises(UserError, match=r"the (loss is|gradient).*pairs.*: \d{4}, \d{4}"):
         world.run(job)
     assert not (world.root / "nan" / "output" / "training.json").exists()
@@ -183,7 +183,7 @@ def test_a_step_that_hangs_ends_with_the_stack_of_the_ranks(world):
 
 def test_the_best_checkpoint_becomes_the_policy(world):
     """A learning rate that soon overshoots: the last step is not the best."""
-    changes = {"learning_rate": 0.3, "warmup": 0.0, "steps": 8, "checkpoint_every": 1}
+    changes = {"learning_rate": 0.3, "warmup_ratio": 0.0, "steps": 8, "checkpoint_every": 1}
     world.run(world.policy_job("best", export="best", **changes))
     heldout = [each["heldout_loss"] for each in world.metrics("best")]
     assert len(heldout) == 8
@@ -215,7 +215,12 @@ def test_optimizer_states_on_a_disk_take_the_same_curve_and_are_exported_but_not
     save_tiny_model(tmp_path / "model", hidden_size=256)
     world = World(tmp_path, tmp_path / "model")
     changes = {"deepspeed": "zero3_nvme", "nvme_path": str(tmp_path / "disk")}
-    steady = {"schedule": "constant", "warmup": 0.0, "learning_rate": 1e-4, "objective": "simpo"}
+    steady = {
+        "schedule": "constant",
+        "warmup_ratio": 0.0,
+        "learning_rate": 1e-4,
+        "objective": "simpo",
+    }
     swapped = world.policy_job("swapped", None, steps=3, **steady, **changes)
     world.run(swapped, world.policy_job("in-memory", None, steps=3, **steady))
     losses = [[each["loss"] for each in world.metrics(name)] for name in ("swapped", "in-memory")]

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vcsoup_dist.forward.template import encode_pair
 from vcsoup_dist.recipe import Recipe
-from vcsoup_dist.training.sft import warmup_training
+from vcsoup_dist.training.sft import sft_training
 
 RECIPE = """
 name: warmed
@@ -34,7 +34,7 @@ values:
     data: {path: short.jsonl, heldout_share: 0.2}
     reward: {columns: [of_chosen, of_rejected]}
     judge: {callable: "rewards.py:longer"}
-warmup: {learning_rate: 1.0e-3, pairs_per_step: 8, steps: 24}
+sft: {learning_rate: 1.0e-3, pairs_per_step: 8, steps: 24}
 training:
   {dtype: fp32, learning_rate: 1.0e-3, pairs_per_step: 8, steps: 3, max_length: 64,
    checkpoint_every: 2, evaluate_every: 3, gradient_checkpointing: false}
@@ -96,7 +96,7 @@ class Trained:
 def trained(folder) -> Trained:
     vcsoup(folder, "score", "recipe.yaml")
     vcsoup(folder, "filter", "recipe.yaml")
-    both = [start(folder, "warmup", "recipe.yaml") for _ in range(2)]
+    both = [start(folder, "sft", "recipe.yaml") for _ in range(2)]
     said = [each.communicate(timeout=300)[1] for each in both]
     assert [each.returncode for each in both] == [0, 0], said
     vcsoup(folder, "train", "long", "recipe.yaml")
@@ -117,7 +117,7 @@ def test_a_warm_up_is_sft_with_its_own_keys_and_those_of_training():
             "name": "x",
             "model": "m",
             "values": {"v": {"reward": {"callable": "r.py:f"}, "data": {"path": "d.jsonl"}}},
-            "warmup": {"learning_rate": 3e-6, "epochs": 2},
+            "sft": {"learning_rate": 3e-6, "epochs": 2},
             "training": {
                 "objective": "ipo",
                 "sft_weight": 0.5,
@@ -128,10 +128,10 @@ def test_a_warm_up_is_sft_with_its_own_keys_and_those_of_training():
             },
         }
     )
-    training = warmup_training(recipe)
+    training = sft_training(recipe)
     assert (training.objective, training.sft_weight, training.pair_weights) == ("sft", 0, "equal")
     assert (training.learning_rate, training.epochs, training.steps) == (3e-6, 2, None)
-    assert training.pairs_per_step == recipe.warmup.pairs_per_step
+    assert training.pairs_per_step == recipe.sft.pairs_per_step
     assert (training.max_length, training.adam_betas) == (77, (0.8, 0.9))
 
 
@@ -188,7 +188,7 @@ def test_references_are_a_command_of_their_own_that_makes_those_of_all_datasets(
     vcsoup(folder, "reference", "recipe.yaml")
     assert (trained.root / "reference" / "short" / "product.json").exists()
     assert "nothing to do" in vcsoup(folder, "reference", "recipe.yaml")
-    assert "nothing to do" in vcsoup(folder, "warmup", "recipe.yaml")
+    assert "nothing to do" in vcsoup(folder, "sft", "recipe.yaml")
 
 
 def test_two_commands_at_once_share_one_theta_0(trained):
@@ -204,7 +204,7 @@ def test_no_checkpoint_of_a_finished_theta_0_is_left(trained):
 def test_a_warm_up_that_was_stopped_goes_on_to_the_same_bytes(folder, trained):
     root = folder / "stopped"
     vcsoup(folder, "score", "recipe.yaml", "-d", "stopped")
-    process = start(folder, "warmup", "recipe.yaml", "-d", "stopped")
+    process = start(folder, "sft", "recipe.yaml", "-d", "stopped")
     deadline = time.monotonic() + 200
     while not list(root.glob("work/theta_0/scratch/step-????????/COMPLETE")):
         assert process.poll() is None and time.monotonic() < deadline
@@ -215,6 +215,6 @@ def test_a_warm_up_that_was_stopped_goes_on_to_the_same_bytes(folder, trained):
     assert said.splitlines()[-1].startswith("vcsoup: stopped on request")
     assert "Traceback" not in said
     assert not (root / "theta_0").exists()
-    assert "resumed after step" in vcsoup(folder, "warmup", "recipe.yaml", "-d", "stopped")
+    assert "resumed after step" in vcsoup(folder, "sft", "recipe.yaml", "-d", "stopped")
     ours, theirs = (each / "theta_0" / "model.safetensors" for each in (root, trained.root))
     assert ours.read_bytes() == theirs.read_bytes()

@@ -28,6 +28,7 @@ Content = TypeVar("Content", bound=BaseModel)
 SUGGESTED = 3  # keys of other sections, at most
 MISTAKES_SHOWN = 20
 LARGEST = 2**63 - 1
+NAMED = {"values": ".NAME", "methods": ".NAME"}  # sections whose keys people choose
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -211,6 +212,7 @@ def _suggestion(path: KeyPath, kind: type[BaseModel]) -> str:
     if not close:
         return ""
     found = list(dict.fromkeys(f"{each}.{close[0]}".lstrip(".") for each in known[close[0]]))
+    found.sort(key=lambda each: each.startswith("methods."))  # options that few recipes have
     return f"; did you mean {' or '.join(f'`{each}`' for each in found[:SUGGESTED])}?"
 
 
@@ -221,9 +223,7 @@ def sections_of(kind: type[BaseModel] = Recipe) -> Iterator[tuple[str, type[Base
         path, section = waiting.pop(0)
         yield path, section
         for name, field in section.model_fields.items():
-            below = f"{path}.{name}".lstrip(".") + (
-                ".NAME" if name in ("values", "methods") else ""
-            )
+            below = f"{path}.{name}".lstrip(".") + NAMED.get(name, "")
             waiting += [(below, each) for each in _sections_in(field.annotation)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
+from graphlib import TopologicalSorter
 from importlib.metadata import version
 from typing import Any
 
@@ -230,15 +231,19 @@ def _notes(recipe: Recipe, prompts: Sequence[Prompts]) -> list[str]:
 
 def commands_for(product: Product) -> list[str]:
     """The commands that make a product: all at once, or stage by stage."""
-    commands: dict[str, None] = {}
+    after: dict[str, set[str]] = {}
+    seen: set[str] = set()
 
     def visit(each: Product) -> None:
+        after.setdefault(each.command, set()).update(one.command for one in each.inputs)
+        seen.add(each.name)
         for one in each.inputs:
-            visit(one)
-        commands[each.command] = None
+            if one.name not in seen:
+                visit(one)
 
     visit(product)
-    stages = [f"vcsoup {each} recipe.yaml" for each in commands]
+    order = TopologicalSorter({each: reads - {each} for each, reads in after.items()})
+    stages = [f"vcsoup {each} recipe.yaml" for each in order.static_order()]
     return ["vcsoup run recipe.yaml   # or, stage by stage:", *stages]
 
 
