@@ -193,7 +193,7 @@ def test_a_section_without_keys_is_told_what_it_needs(read):
 
 
 UNKNOWN = {
-    "threshhold: 0.3": "line 10: threshhold: unknown key; did you mean `consistency.threshold` or `methods.NAME.threshold`?",
+    "threshhold: 0.3": "line 10: threshhold: unknown key; did you mean `consistency.threshold` or",
     "soup: {dtype: bf16}": "line 10: soup.dtype: unknown key; did you mean `training.dtype` or ",
     "training: {learning_rat: 1}": "line 10: training.learning_rat: unknown key; did you mean"
     " `learning_rate`?",
