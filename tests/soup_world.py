@@ -39,15 +39,15 @@ RECIPE = {
 }
 FILES = 6  # of weights in each soup
 
-# The command, which stops after every entry in its journal; there is one for the first piece.
+# The command, which stops after every entry in its journal; there is one for the first chunk.
 PAUSING = """
 import os, signal
 from vcsoup_dist.cli.main import main
-from vcsoup_dist.souping import write
-from vcsoup_dist.souping.journal import Journal
+from vcsoup_dist.souping.output import write
+from vcsoup_dist.souping.output.journal import Journal
 write.NOTE_EVERY = 0.0
-def append(self, pieces, append=Journal.append):
-    append(self, pieces)
+def append(self, chunks, append=Journal.append):
+    append(self, chunks)
     os.kill(os.getpid(), signal.SIGSTOP)
 Journal.append = append
 main()
@@ -93,7 +93,7 @@ class SoupWorld:
         return vcsoup(*command, folder=self.folder, code=code)
 
     def paused(self, root: Path, *arguments: object) -> subprocess.Popen[str]:
-        """The same, stopped by SIGSTOP after its first piece."""
+        """The same, stopped by SIGSTOP after its first chunk."""
         command = ["merge", "recipe.yaml", "-d", root, *arguments]
         process = subprocess.Popen(
             [sys.executable, "-c", PAUSING, *map(str, command)],

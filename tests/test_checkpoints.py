@@ -14,9 +14,9 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vcsoup_dist.checkpoints.companions import (
-    companion_files,
-    copy_companions,
+from vcsoup_dist.checkpoints.auxiliary_files import (
+    auxiliary_files,
+    copy_auxiliary_files,
 )
 from vcsoup_dist.checkpoints.layout import read_layout, tensor_bytes
 from vcsoup_dist.checkpoints.reader import CheckpointReader
@@ -312,4 +312,4 @@ def test_companions_are_copied_and_weights_and_logs_are_not(tmp_path):
         "additional_chat_templates/tools.jinja", "chat_template.jinja", "config.json",
         "generation_config.json", "tokenizer.json",
     ]  # fmt: skip
-    assert copy_companions(source, target) == expected == list(companion_files(target))
+    assert copy_auxiliary_files(source, target) == expected == list(auxiliary_files(target))

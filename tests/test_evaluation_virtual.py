@@ -12,7 +12,7 @@ import yaml
 from conftest import save_tiny_model, write_pairs
 
 from vcsoup_dist.check.cost import estimate
-from vcsoup_dist.checkpoints.companions import copy_companions
+from vcsoup_dist.checkpoints.auxiliary_files import copy_auxiliary_files
 from vcsoup_dist.checkpoints.layout import read_layout
 from vcsoup_dist.checkpoints.reader import CheckpointReader
 from vcsoup_dist.checkpoints.writer import ShardFile, plan_shards
@@ -74,7 +74,7 @@ def write_soup(folder: Path, policies: list[Path], weights) -> None:
             out = np.empty(spec.nbytes, np.uint8)
             weighted_sum(chunks, [spec.dtype] * 2, np.array([weights]), spec.dtype, [out])
             file.write(name, 0, out)
-    copy_companions(policies[0], folder)
+    copy_auxiliary_files(policies[0], folder)
 
 
 def pretend_trained(workspace: Workspace, plan: list[Product]) -> None:

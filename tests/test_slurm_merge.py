@@ -96,7 +96,7 @@ def test_stopped_ranks_go_back_into_the_queue_and_killed_ones_are_submitted_agai
     world, alone, tmp_path
 ):
     root = world.run_directory("disturbed")
-    # A `vcsoup` that stops itself after its first piece, until `free` is there.
+    # A `vcsoup` that stops itself after its first chunk, until `free` is there.
     free = tmp_path / "free"
     (tmp_path / "vcsoup").write_text(
         f'#!/bin/bash\n[[ ! -e {free} ]] || exec "$REAL" "$@"\n'
@@ -124,7 +124,7 @@ def test_stopped_ranks_go_back_into_the_queue_and_killed_ones_are_submitted_agai
     wait_for(lambda: time.sleep(0.2) or goes_on())
     assert "stopped on request" in log(world, stopped)
     start_now(stopped)
-    assert "pieces were done before" in ended(world, stopped, restart=1)
+    assert "chunks were done before" in ended(world, stopped, restart=1)
 
     arguments = ["recipe.yaml", "--finalise", "--world-size", "2"]
     said = ended(world, submit(world, root, *arguments, options=[]), 2)
@@ -132,7 +132,7 @@ def test_stopped_ranks_go_back_into_the_queue_and_killed_ones_are_submitted_agai
     said = ended(world, submit(world, root, "recipe.yaml", options=["--array=1"]) + "_1", 2)
     assert "add --world-size" in said
     again = submit(world, root, "recipe.yaml", "--world-size", "2", options=["--array=1"])
-    assert "pieces were done before" in ended(world, f"{again}_1")
+    assert "chunks were done before" in ended(world, f"{again}_1")
     ended(world, submit(world, root, *arguments, options=[]))
     assert soups(root) == alone
 

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.souping.card import card_text
 from vcsoup_dist.souping.grids import (
     random_weights,
     simplex_grid,
@@ -19,6 +18,7 @@ from vcsoup_dist.souping.grids import (
 )
 from vcsoup_dist.souping.kernels import kernel, numpy_kernel
 from vcsoup_dist.souping.kernels.formats import FLOAT_DTYPES, has_nonfinite
+from vcsoup_dist.souping.output.model_card import card_text
 
 # precision in bits, smallest and largest exponent
 FORMATS = {"BF16": (8, -126, 127), "F16": (11, -14, 15), "F32": (24, -126, 127)}

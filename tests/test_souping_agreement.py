@@ -15,7 +15,7 @@ from vcsoup_dist.checkpoints.config_agreement import config_differences
 from vcsoup_dist.checkpoints.config_defaults import declared_keys
 from vcsoup_dist.checkpoints.vocabulary import read_vocabulary
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.souping.donor import choose_donor
+from vcsoup_dist.souping.tokenizer_source import choose_tokenizer_source
 
 LLAMA = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64,
@@ -192,7 +192,7 @@ OTHER_TOKENS = {
 @pytest.mark.parametrize("case", SAME_TOKENS)
 def test_tokenizers_that_were_saved_otherwise_are_the_same(tmp_path, caplog, case):
     pair = [("p", policy(tmp_path / "p")), ("q", policy(tmp_path / "q", LLAMA, SAME_TOKENS[case]))]
-    assert choose_donor(pair, None, None) == tmp_path / "p"
+    assert choose_tokenizer_source(pair, None, None) == tmp_path / "p"
     assert not caplog.messages
 
 
@@ -202,7 +202,7 @@ def test_tokenizers_of_other_ids_are_refused_by_name(tmp_path, case):
     pair = [("p", policy(tmp_path / "p")), ("q", policy(tmp_path / "q", LLAMA, other))]
     for model in (None, tmp_path / "p"):
         with pytest.raises(UserError) as caught:
-            choose_donor(pair, None, model)
+            choose_tokenizer_source(pair, None, model)
         assert "p and q differ in tokenizer: " in str(caught.value) and message in str(caught.value)
 
 
@@ -294,25 +294,25 @@ def test_a_sentencepiece_model_is_compared_with_a_tokenizer_json(tmp_path):
         return bytes([number << 3 | 2, len(raw)]) + raw
 
     tokens = list(TOKENIZER["model"]["vocab"])
-    pieces = [field(1, field(1, each.encode()) + b"\x15\x00\x00\x80\x3f") for each in tokens]
-    raw = b"".join(pieces) + field(3, b"\x0a\x04nmt_")
+    chunks = [field(1, field(1, each.encode()) + b"\x15\x00\x00\x80\x3f") for each in tokens]
+    raw = b"".join(chunks) + field(3, b"\x0a\x04nmt_")
     policy(tmp_path / "p")
     slow = policy(tmp_path / "q", added_tokens__json={"<end>": 6})
     (slow / "tokenizer.json").unlink()
     (slow / "tokenizer.model").write_bytes(raw)
     assert read_vocabulary(slow).tokens == dict(enumerate([*tokens, "<end>"]))
     pair = [("p", tmp_path / "p"), ("q", slow)]
-    assert choose_donor(pair, None, None) == tmp_path / "p"
-    (slow / "tokenizer.model").write_bytes(b"".join(pieces[::-1]))
+    assert choose_tokenizer_source(pair, None, None) == tmp_path / "p"
+    (slow / "tokenizer.model").write_bytes(b"".join(chunks[::-1]))
     with pytest.raises(UserError, match="the token of id 0"):
-        choose_donor(pair, None, None)
+        choose_tokenizer_source(pair, None, None)
     shutil.rmtree(tmp_path / "p")
     other = policy(tmp_path / "p", added_tokens__json={"<end>": 6})
     (other / "tokenizer.json").unlink()
     (other / "tokenizer.model").write_bytes(b"\xff not a protobuf")
     (slow / "tokenizer.model").write_bytes(raw)
     with pytest.raises(UserError, match="differ in tokenizer"):
-        choose_donor(pair, None, None)
+        choose_tokenizer_source(pair, None, None)
 
 
 @pytest.mark.parametrize("raw", ["{", "[]", '{"model": {"vocab": 3}}', '{"added_tokens": [3]}'])

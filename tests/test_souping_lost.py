@@ -21,8 +21,8 @@ from vcsoup_dist.souping.verify import verify_directory
 STOPPING = """
 import os, signal, sys
 from vcsoup_dist.cli.main import main
-from vcsoup_dist.souping import publish, write
-from vcsoup_dist.souping.journal import Journal
+from vcsoup_dist.souping.output import publish, write
+from vcsoup_dist.souping.output.journal import Journal
 write.NOTE_EVERY = 0.0
 owner, name, after = {
     "writing": (Journal, "append", True),
@@ -122,7 +122,8 @@ def test_what_somebody_puts_in_the_place_of_a_soup_is_left_alone(
 
 @pytest.mark.parametrize("can_exchange", [True, False])
 def test_an_old_soup_is_replaced_whole_where_that_was_asked(place, monkeypatch, can_exchange):
-    from vcsoup_dist.souping import merge, targets
+    from vcsoup_dist.souping import merge
+    from vcsoup_dist.souping.output import targets
 
     if not can_exchange:
         monkeypatch.setattr(targets, "exchange", lambda one, other: False)

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from merging import bf16, files_of, forget, read_all, write_policy
 
-from vcsoup_dist.checkpoints.digests import PIECE
+from vcsoup_dist.checkpoints.digests import CHUNK
+from vcsoup_dist.checkpoints.direct_io import PAGE, is_cached
 from vcsoup_dist.checkpoints.layout import read_layout
-from vcsoup_dist.checkpoints.pages import PAGE, is_cached
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping import merge, stream
+from vcsoup_dist.souping.chunks import cut_chunks
 from vcsoup_dist.souping.kernels.kernel import weighted_sum
-from vcsoup_dist.souping.pieces import cut_pieces
-from vcsoup_dist.souping.preflight import plan_merge
-from vcsoup_dist.souping.targets import placement
+from vcsoup_dist.souping.output.targets import placement
+from vcsoup_dist.souping.output.write import write_soups
+from vcsoup_dist.souping.plan import plan_merge
 from vcsoup_dist.souping.verify import verify_directory
-from vcsoup_dist.souping.write import write_soups
 
 NAMES = ["helpful", "harmless"]
 
@@ -78,15 +78,15 @@ def test_soups_of_policies_that_are_sharded_differently_are_right_tensor_by_tens
     assert read_all(tmp_path / "out" / "b") == read_all(pair[0])
     size = sum(array.nbytes for _, array in first.values())
     assert (report.bytes_read, report.bytes_written) == (2 * size, 4 * size)
-    assert report.finished and report.soups == tuple(soups) and report.pieces_kept == 0
+    assert report.finished and report.soups == tuple(soups) and report.chunks_kept == 0
     assert {each.name for each in (tmp_path / "out").iterdir()} == set(soups)
     assert not (tmp_path / "out.partial").exists()
 
 
 def large_tensors(seed):
-    """More than a piece, more than a chunk, and starts at odd places within pages."""
+    """More than a chunk, more than a chunk, and starts at odd places within pages."""
     rng = np.random.default_rng(seed)
-    words = rng.integers(0x3C00, 0x3F80, PIECE + 12_346, dtype=np.uint16)
+    words = rng.integers(0x3C00, 0x3F80, CHUNK + 12_346, dtype=np.uint16)
     return {
         "odd": ("U8", np.arange(7, dtype=np.uint8)),
         "large": ("BF16", words.reshape(-1, 5)),
@@ -141,7 +141,7 @@ def test_what_is_not_in_the_page_cache_is_read_right_and_past_it(large_pair, tmp
 
 def test_whatever_page_a_tensor_starts_in_its_bytes_are_right(tmp_path, monkeypatch):
     """Many starts, chunks that end within pages, several threads."""
-    monkeypatch.setattr(stream, "SMALLEST_CHUNK", 1 << 6)
+    monkeypatch.setattr(stream, "SMALLEST_BLOCK", 1 << 6)
     rng = np.random.default_rng(5)
     sizes = [int(size) for size in rng.integers(1, 3 * PAGE, 60)]
     tensors = [
@@ -182,7 +182,7 @@ def test_progress_adds_up_to_the_data_read_and_written(pair, tmp_path, monkeypat
         steps.append(-total)
         yield steps.append
 
-    monkeypatch.setattr("vcsoup_dist.souping.write.progress", progress)
+    monkeypatch.setattr("vcsoup_dist.souping.output.write.progress", progress)
     merge_named(pair, {"a": (0.3, 0.7), "b": (0.6, 0.4), "c": (0, 1)}, tmp_path / "out")
     data = sum(spec.nbytes for spec in read_layout(pair[0]).values())
     assert -steps[0] * 1e9 == pytest.approx(data * 5)
@@ -200,14 +200,14 @@ def test_a_plan_says_what_it_will_cost_and_touches_nothing(pair, tmp_path):
     assert plan.soup_bytes == sum(written.values()) - sum(written[name] for name in extra)
 
 
-def test_pieces_cover_every_number_of_every_tensor_once(large_pair):
+def test_chunks_cover_every_number_of_every_tensor_once(large_pair):
     plan = plan_merge(large_pair, {"a": (1, 0)}, names=NAMES, shard_size=100_000)
-    pieces = list(cut_pieces(plan.shards))
-    assert [piece.number for piece in pieces] == list(range(len(pieces)))
+    chunks = list(cut_chunks(plan.shards))
+    assert [chunk.number for chunk in chunks] == list(range(len(chunks)))
     seen: dict[str, int] = {}
-    for piece in pieces:
-        assert piece.begin == seen.get(piece.tensor, 0) < piece.end <= piece.begin + PIECE
-        seen[piece.tensor] = piece.end
+    for chunk in chunks:
+        assert chunk.begin == seen.get(chunk.tensor, 0) < chunk.end <= chunk.begin + CHUNK
+        seen[chunk.tensor] = chunk.end
     assert seen == {name: array.size for name, (_, array) in large_tensors(0).items()}
 
 

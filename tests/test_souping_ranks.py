@@ -142,8 +142,8 @@ def test_one_process_goes_on_from_killed_ranks_and_ranks_from_it(world, alone, r
     kill(paused())
     kill(paused(*share(0, 3)))
     said = world.merge(root, *share(1, 2))
-    assert "pieces were done before" in said
-    assert "pieces were done before" in world.merge(root)
+    assert "chunks were done before" in said
+    assert "chunks were done before" in world.merge(root)
     assert soups(root) == alone
 
 
@@ -152,7 +152,7 @@ def test_a_smaller_number_of_ranks_goes_on_from_a_larger_one(world, alone, root,
         world.merge(root, *share(rank, 4))
     kill(paused(*share(1, 4)))
     for rank in (1, 0):
-        assert "pieces were done before" in world.merge(root, *share(rank, 2))
+        assert "chunks were done before" in world.merge(root, *share(rank, 2))
     world.merge(root, *publish(2))
     assert soups(root) == alone
 
@@ -168,7 +168,7 @@ def test_stopped_on_request_it_ends_with_75_and_goes_on(world, alone, root, paus
     said = process.communicate()[1]
     assert (process.returncode, "stopped on request" in said) == (75, True), said
     assert not (root / "soups").exists()
-    assert "pieces were done before" in world.merge(root, *arguments)
+    assert "chunks were done before" in world.merge(root, *arguments)
     world.merge(root, *publish(1))
     assert soups(root) == alone
 

@@ -17,13 +17,14 @@ import xxhash
 from merging import bf16, files_of, read_all, vcsoup, write_policy
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.souping import merge, write
+from vcsoup_dist.souping import merge
 from vcsoup_dist.souping.export import export
+from vcsoup_dist.souping.output import write
 from vcsoup_dist.souping.verify import verify_directory
 
-# The command, with entries in the journal as often as pieces are done.
+# The command, with entries in the journal as often as chunks are done.
 HASTY = """
-from vcsoup_dist.souping import write
+from vcsoup_dist.souping.output import write
 write.NOTE_EVERY, write.SYNC_SHARE = 0.0, 1.0
 """
 MAIN = "from vcsoup_dist.cli.main import main\nmain()\n"
@@ -38,7 +39,7 @@ def policies(tmp_path_factory) -> list[Path]:
     for seed, (name, cut) in enumerate([("helpful", 7_000_000), ("harmless", 12_000_000)]):
         rng = np.random.default_rng(seed)
         tensors = {f"layer.{i}": ("BF16", bf16(rng, 350, 1001)) for i in range(20)}
-        tensors["embed"] = ("BF16", bf16(rng, 8_500_000))  # three pieces
+        tensors["embed"] = ("BF16", bf16(rng, 8_500_000))  # three chunks
         tensors["norm"] = ("F32", rng.standard_normal(999).astype("<f4"))
         tensors["steps"] = ("I64", np.arange(11))
         made.append(write_policy(folder / name, tensors, shard_size=cut))
@@ -77,8 +78,8 @@ def start(*arguments: object, folder: Path, driver: str = HASTY) -> subprocess.P
 
 
 def kept(said: str) -> int:
-    """How many pieces a run found done, as its last line says."""
-    return int(said.rsplit("; ", 1)[1].split()[0]) if "pieces were done before" in said else 0
+    """How many chunks a run found done, as its last line says."""
+    return int(said.rsplit("; ", 1)[1].split()[0]) if "chunks were done before" in said else 0
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
@@ -90,12 +91,12 @@ def wait_for(condition, process: subprocess.Popen) -> None:
 def test_killed_at_twenty_moments_it_ends_with_the_same_bytes(arguments, undisturbed, tmp_path):
     draw = random.Random(7)
     command = [*arguments, "--out", "out"]
-    pieces_kept = []
+    chunks_kept = []
 
     def ended(process: subprocess.Popen) -> None:
         said = process.communicate()[1]
         assert process.returncode == 0, said
-        pieces_kept.append(kept(said))
+        chunks_kept.append(kept(said))
         assert digests_of(tmp_path / "out") == undisturbed
         assert not (tmp_path / "out.partial").exists()
         shutil.rmtree(tmp_path / "out")
@@ -116,8 +117,8 @@ def test_killed_at_twenty_moments_it_ends_with_the_same_bytes(arguments, undistu
         if kills % 3 == 0:
             ended(start(*command, folder=tmp_path))
     ended(start(*command, folder=tmp_path))
-    assert len(pieces_kept) >= 8 and pieces_kept[0] == 0
-    assert any(pieces_kept)  # how often depends on how fast the machine is just now
+    assert len(chunks_kept) >= 8 and chunks_kept[0] == 0
+    assert any(chunks_kept)  # how often depends on how fast the machine is just now
 
 
 CRASHES = """
@@ -225,7 +226,7 @@ def test_interrupted_by_ctrl_c_it_says_so_and_goes_on(arguments, undisturbed, tm
     assert digests_of(tmp_path / "out") == undisturbed
 
 
-def test_a_journal_whose_last_line_was_cut_loses_that_piece_only(arguments, undisturbed, tmp_path):
+def test_a_journal_whose_last_line_was_cut_loses_that_chunk_only(arguments, undisturbed, tmp_path):
     command = [*arguments, "--out", "out"]
     process = start(*command, folder=tmp_path)
     journal = tmp_path / "out.partial" / "rank-00000-of-00001.journal"
@@ -550,7 +551,7 @@ def test_policies_that_have_changed_are_refused_unless_overwritten(
     assert {path: raw for path, raw in after.items() if "lock" not in path} == {
         path: raw for path, raw in before.items() if "lock" not in path
     }
-    assert small(overwrite=True).pieces_kept == 0
+    assert small(overwrite=True).chunks_kept == 0
     assert (files_of(tmp_path / "out") == alone) == (change == "touched")
     small("once more")
     assert files_of(tmp_path / "once more") == files_of(tmp_path / "out")
@@ -650,7 +651,7 @@ def test_a_started_merge_goes_on_only_as_the_same_merge(small, alone, tmp_path):
     for other in others:
         with pytest.raises(UserError, match="a started merge of other policies, weights or opt"):
             small(**other)
-    assert small(memory=300 << 20).pieces_kept == 5  # of rank 0 of 2
+    assert small(memory=300 << 20).chunks_kept == 5  # of rank 0 of 2
     assert files_of(tmp_path / "out") == alone
 
 
@@ -674,7 +675,7 @@ def test_nan_is_found_before_anything_is_published_and_allowed_the_run_goes_on(t
     with pytest.raises(UserError, match="policy q: 'w3' holds NaN or infinity; its training has"):
         merge.merge(policies, **options)
     assert not (tmp_path / "out").exists()
-    assert merge.merge(policies, **options, allow_nonfinite=True).pieces_kept == 3
+    assert merge.merge(policies, **options, allow_nonfinite=True).chunks_kept == 3
     assert "policy q: 'w3' holds NaN or infinity" in caplog.text
     found = np.frombuffer(read_all(tmp_path / "out")["w3"], "<f4")
     assert np.array_equal(found, [2, 2.5, np.nan, 3.5, np.inf], equal_nan=True)

@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch import nn
 
-from vcsoup_dist.checkpoints.companions import copy_companions
+from vcsoup_dist.checkpoints.auxiliary_files import copy_auxiliary_files
 from vcsoup_dist.checkpoints.layout import DTYPE_BITS, read_layout
 from vcsoup_dist.checkpoints.reader import CheckpointReader
 from vcsoup_dist.checkpoints.sources import Source, open_source
@@ -94,7 +94,7 @@ def write_soup(folder: Path, policies: list[Path], weights) -> Path:
         word = f"u{DTYPE_BITS[spec.dtype] // 8}"
         tensors[name] = (spec.dtype, out.view(word).reshape(spec.shape))
     write_checkpoint(folder, tensors)
-    copy_companions(policies[0], folder)
+    copy_auxiliary_files(policies[0], folder)
     return folder
 
 

@@ -9,22 +9,22 @@ import argparse
 import time
 from pathlib import Path
 
-from vcsoup_dist.checkpoints.pages import Bytes
-from vcsoup_dist.souping.pieces import Piece, cut_pieces
-from vcsoup_dist.souping.preflight import plan_merge
+from vcsoup_dist.checkpoints.direct_io import Bytes
+from vcsoup_dist.souping.chunks import Chunk, cut_chunks
+from vcsoup_dist.souping.plan import plan_merge
 from vcsoup_dist.souping.stream import stream
 
 
 class Discard:
     """A sink that keeps nothing."""
 
-    def prepare(self, piece: Piece) -> None:
+    def prepare(self, chunk: Chunk) -> None:
         pass
 
-    def place(self, piece: Piece, offset: int) -> int:
+    def place(self, chunk: Chunk, offset: int) -> int:
         return offset
 
-    def put(self, soup: int, piece: Piece, offset: int, data: Bytes) -> None:
+    def put(self, soup: int, chunk: Chunk, offset: int, data: Bytes) -> None:
         pass
 
 
@@ -38,11 +38,11 @@ def main() -> None:
     rows = {f"soup{i}": list(map(float, row.split(","))) for i, row in enumerate(args.weights)}
     plan = plan_merge(args.policies, rows, names=[path.name for path in args.policies])
     began = time.monotonic()
-    pieces = 0
-    for _ in stream(plan.recipients(), cut_pieces(plan.shards), Discard(), memory=1 << 30):
-        pieces += 1
+    chunks = 0
+    for _ in stream(plan.recipients(), cut_chunks(plan.shards), Discard(), memory=1 << 30):
+        chunks += 1
     seconds = time.monotonic() - began
-    print(f"{pieces} pieces, {plan.bytes_read / 1e9:.1f} GB read in {seconds:.1f} s")
+    print(f"{chunks} chunks, {plan.bytes_read / 1e9:.1f} GB read in {seconds:.1f} s")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Fingerprints of weights that can be computed in any order and by several processes.
 
-A tensor is cut into pieces of `PIECE` elements. Its digest is the xxh3-128 of the digests of its
-pieces' bytes, a file's that of its header's and its tensors' digests, a checkpoint's that of the
+A tensor is cut into chunks of `CHUNK` elements. Its digest is the xxh3-128 of the digests of its
+chunks' bytes, a file's that of its header's and its tensors' digests, a checkpoint's that of the
 names, dtypes, shapes and digests of its tensors: the same however it is cut into files.
 """
 
@@ -14,7 +14,7 @@ import xxhash
 
 from vcsoup_dist.checkpoints.layout import TensorSpec
 
-PIECE = 1 << 22
+CHUNK = 1 << 22
 """Elements; 8 MiB in bf16. Part of the definition of every digest."""
 
 

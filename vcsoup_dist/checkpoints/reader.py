@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from vcsoup_dist.checkpoints.direct_io import PAGE, Bytes, is_cached, open_direct, whole_pages
 from vcsoup_dist.checkpoints.layout import Extent, Layout
-from vcsoup_dist.checkpoints.pages import PAGE, Bytes, is_cached, open_direct, whole_pages
 from vcsoup_dist.errors import UserError
 
 MAX_OPEN = 64  # files of one checkpoint; ZeRO-3 checkpoints have one for every rank

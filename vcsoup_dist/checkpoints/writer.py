@@ -21,9 +21,9 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from vcsoup_dist.checkpoints.direct_io import PAGE, open_direct
 from vcsoup_dist.checkpoints.layout import DTYPE_BITS, tensor_bytes
 from vcsoup_dist.checkpoints.model_files import INDEX_NAME, SINGLE_NAME
-from vcsoup_dist.checkpoints.pages import PAGE, open_direct
 from vcsoup_dist.errors import UserError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)

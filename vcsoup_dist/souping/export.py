@@ -7,13 +7,13 @@ import time
 from vcsoup_dist.checkpoints.sources import open_source
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import log
-from vcsoup_dist.souping.against_model import fitted
 from vcsoup_dist.souping.arguments import Folder, as_path
 from vcsoup_dist.souping.kernels.formats import format_named
-from vcsoup_dist.souping.preflight import SHARD_SIZE, plan_merge, require_config
-from vcsoup_dist.souping.screen import last_line
-from vcsoup_dist.souping.targets import placement, require_apart
-from vcsoup_dist.souping.write import Written, write_soups
+from vcsoup_dist.souping.model_agreement import fitted
+from vcsoup_dist.souping.output.targets import placement, require_apart
+from vcsoup_dist.souping.output.write import Written, write_soups
+from vcsoup_dist.souping.plan import SHARD_SIZE, plan_merge, require_config
+from vcsoup_dist.souping.progress_text import last_line
 
 
 def export(

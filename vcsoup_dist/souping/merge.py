@@ -17,11 +17,8 @@ from vcsoup_dist.souping.grids import (
 )
 from vcsoup_dist.souping.kernels.formats import format_named
 from vcsoup_dist.souping.mergekit_config import read_mergekit_config
-from vcsoup_dist.souping.preflight import SHARD_SIZE, MergePlan, check_disk, plan_merge
-from vcsoup_dist.souping.screen import describe, expected_seconds, last_line, not_done
-from vcsoup_dist.souping.targets import Placement, placement, require_apart
-from vcsoup_dist.souping.verify import verify_soups
-from vcsoup_dist.souping.write import (
+from vcsoup_dist.souping.output.targets import Placement, placement, require_apart
+from vcsoup_dist.souping.output.write import (
     Written,
     due,
     finish,
@@ -29,6 +26,9 @@ from vcsoup_dist.souping.write import (
     narrowed,
     write_soups,
 )
+from vcsoup_dist.souping.plan import SHARD_SIZE, MergePlan, check_disk, plan_merge
+from vcsoup_dist.souping.progress_text import describe, expected_seconds, last_line, not_done
+from vcsoup_dist.souping.verify import verify_soups
 
 
 def merge(
@@ -68,7 +68,7 @@ def merge(
     is written, the first policy's where None; memory: bytes; shard_size: bytes per file, None
     for files cut as the first policy's; rank, world_size: which share of the files this process
     writes; finalise: only publish what all ranks have written; dry_run: only say what would be
-    done; verify: compare the soups with their sources afterwards, a `sample` of all pieces;
+    done; verify: compare the soups with their sources afterwards, a `sample` of all chunks;
     overwrite: replace what is at `out`; extrapolate: allow weights outside [0, 1];
     allow_nonfinite: sum NaN and infinity as IEEE says; sha256: record also these hashes.
 

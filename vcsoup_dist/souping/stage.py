@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe
-from vcsoup_dist.souping.preflight import MergePlan, plan_merge
-from vcsoup_dist.souping.screen import last_line, not_done
-from vcsoup_dist.souping.targets import Placement
-from vcsoup_dist.souping.work import door, writers
-from vcsoup_dist.souping.write import finish, missing_ranks, write_soups
+from vcsoup_dist.souping.output.targets import Placement
+from vcsoup_dist.souping.output.work_folder import door, writers
+from vcsoup_dist.souping.output.write import finish, missing_ranks, write_soups
+from vcsoup_dist.souping.plan import MergePlan, plan_merge
+from vcsoup_dist.souping.progress_text import last_line, not_done
 from vcsoup_dist.workspace import Draft, Product, Workspace
 
 

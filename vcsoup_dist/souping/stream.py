@@ -1,7 +1,7 @@
-"""One pass over the policies: pieces are read, summed and handed on, by several threads.
+"""One pass over the policies: chunks are read, summed and handed on, by several threads.
 
-A thread reads its piece of every policy, sums it for all soups, and hands the results on, so that
-reading, arithmetic and writing of different pieces overlap. Memory is one set of buffers a thread.
+A thread reads its chunk of every policy, sums it for all soups, and hands the results on, so that
+reading, arithmetic and writing of different chunks overlap. Memory is one set of buffers a thread.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import xxhash
 
-from vcsoup_dist.checkpoints.digests import PIECE
+from vcsoup_dist.checkpoints.digests import CHUNK
+from vcsoup_dist.checkpoints.direct_io import PAGE, Bytes, page_buffer, whole_pages
 from vcsoup_dist.checkpoints.layout import DTYPE_BITS, Layout
-from vcsoup_dist.checkpoints.pages import PAGE, Bytes, page_buffer, whole_pages
 from vcsoup_dist.checkpoints.reader import CheckpointReader
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.souping.chunks import Chunk
 from vcsoup_dist.souping.kernels.formats import FLOAT_DTYPES, Float64
 from vcsoup_dist.souping.kernels.kernel import weighted_sum
-from vcsoup_dist.souping.pieces import Piece
 
 MOST_THREADS = 24
-SMALLEST_CHUNK = 1 << 12  # elements
+SMALLEST_BLOCK = 1 << 12  # elements
 RESERVE = 1 << 26  # bytes of `memory` for threads, kernels and journals
 
 
 class Sink(Protocol):
-    """Where the pieces of the soups go."""
+    """Where the chunks of the soups go."""
 
-    def prepare(self, piece: Piece) -> None:
-        """Called before the piece is begun, in order, by one thread."""
+    def prepare(self, chunk: Chunk) -> None:
+        """Called before the chunk is begun, in order, by one thread."""
 
-    def place(self, piece: Piece, offset: int) -> int:
-        """Where byte `offset` of the piece's tensor lies in its file; memory is laid out alike."""
+    def place(self, chunk: Chunk, offset: int) -> int:
+        """Where byte `offset` of the chunk's tensor lies in its file; memory is laid out alike."""
 
-    def put(self, soup: int, piece: Piece, offset: int, data: Bytes) -> None:
-        """A part of a piece, from byte `offset` of its tensor; called by any thread."""
+    def put(self, soup: int, chunk: Chunk, offset: int, data: Bytes) -> None:
+        """A part of a chunk, from byte `offset` of its tensor; called by any thread."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Recipients:
     """What is summed from what."""
 
     layouts: Sequence[Layout]
-    """[N]; all hold the pieces' tensors in the same shapes."""
+    """[N]; all hold the chunks' tensors in the same shapes."""
     names: Sequence[str]
     """[N], for messages."""
     weights: Float64
@@ -61,9 +61,9 @@ class Recipients:
 
 
 class Done(NamedTuple):
-    """A finished piece: the digests of its bytes."""
+    """A finished chunk: the digests of its bytes."""
 
-    piece: Piece
+    chunk: Chunk
     inputs: tuple[bytes, ...]
     """[N]"""
     outputs: tuple[bytes, ...]
@@ -74,50 +74,50 @@ class Done(NamedTuple):
 
 def stream(
     what: Recipients,
-    pieces: Iterable[Piece],
+    chunks: Iterable[Chunk],
     sink: Sink,
     *,
     memory: int,
     allow_nonfinite: bool = False,
 ) -> Generator[Done]:
-    """Make all pieces; they come back in the order in which they are finished.
+    """Make all chunks; they come back in the order in which they are finished.
 
     memory: bytes, of all buffers and what the process holds already. Closing the generator
-    finishes the pieces that were begun. UserError for NaN or infinity
+    finishes the chunks that were begun. UserError for NaN or infinity
     in a policy unless `allow_nonfinite`, for integers that differ between policies, for whatever
-    reader and sink raise; other pieces that were begun are finished first.
+    reader and sink raise; other chunks that were begun are finished first.
     """
-    threads, chunk = _threads_and_chunk(what, memory)
+    threads, block = _threads_and_block(what, memory)
     with ExitStack() as stack:
         readers = [stack.enter_context(CheckpointReader(layout)) for layout in what.layouts]
         buffers: queue.SimpleQueue[_Buffers] = queue.SimpleQueue()
         for _ in range(threads):
-            buffers.put(_Buffers.new(what, chunk))
+            buffers.put(_Buffers.new(what, block))
         pool = ThreadPoolExecutor(threads)
         stack.callback(pool.shutdown, cancel_futures=True)
 
-        def make(piece: Piece) -> Done:
+        def make(chunk: Chunk) -> Done:
             held = buffers.get()
             try:
-                return _make_piece(what, readers, held, chunk, piece, sink, allow_nonfinite)
+                return _sum_chunk(what, readers, held, block, chunk, sink, allow_nonfinite)
             finally:
                 buffers.put(held)
 
-        yield from _in_turn(pool, make, pieces, sink.prepare, 2 * threads)
+        yield from _in_turn(pool, make, chunks, sink.prepare, 2 * threads)
 
 
 def _in_turn(
     pool: ThreadPoolExecutor,
-    make: Callable[[Piece], Done],
-    pieces: Iterable[Piece],
-    prepare: Callable[[Piece], None],
+    make: Callable[[Chunk], Done],
+    chunks: Iterable[Chunk],
+    prepare: Callable[[Chunk], None],
     most: int,
 ) -> Iterator[Done]:
     begun: set[Future[Done]] = set()
     try:
-        for piece in pieces:
-            prepare(piece)
-            begun.add(pool.submit(make, piece))
+        for chunk in chunks:
+            prepare(chunk)
+            begun.add(pool.submit(make, chunk))
             if len(begun) >= most:
                 yield from _finished(begun)
         while begun:
@@ -147,33 +147,33 @@ class _Buffers:
     outputs: Sequence[Bytes]
 
     @classmethod
-    def new(cls, what: Recipients, chunk: int) -> _Buffers:
-        """Room for `chunk` elements of the widest dtype, wherever they begin in a page."""
+    def new(cls, what: Recipients, block: int) -> _Buffers:
+        """Room for `block` elements of the widest dtype, wherever they begin in a page."""
         return cls(
-            [page_buffer(chunk * widest(layout) + 2 * PAGE) for layout in what.layouts],
-            [page_buffer(chunk * what.out_width + PAGE) for _ in what.weights],
+            [page_buffer(block * widest(layout) + 2 * PAGE) for layout in what.layouts],
+            [page_buffer(block * what.out_width + PAGE) for _ in what.weights],
         )
 
 
-def _make_piece(
+def _sum_chunk(
     what: Recipients,
     readers: Sequence[CheckpointReader],
     buffers: _Buffers,
-    chunk: int,
-    piece: Piece,
+    block: int,
+    chunk: Chunk,
     sink: Sink,
     allow_nonfinite: bool,
 ) -> Done:
-    dtypes = [layout[piece.tensor].dtype for layout in what.layouts]
+    dtypes = [layout[chunk.tensor].dtype for layout in what.layouts]
     widths = [DTYPE_BITS[dtype] // 8 for dtype in dtypes]
-    out_width = DTYPE_BITS[piece.dtype] // 8
+    out_width = DTYPE_BITS[chunk.dtype] // 8
     of_inputs = [xxhash.xxh3_128() for _ in readers]
     of_outputs = [xxhash.xxh3_128() for _ in buffers.outputs]
     nonfinite: set[int] = set()
-    for begin in range(piece.begin, piece.end, chunk):
-        count = min(chunk, piece.end - begin)
+    for begin in range(chunk.begin, chunk.end, block):
+        count = min(block, chunk.end - begin)
         inputs = [
-            reader.read(piece.tensor, begin * width, count * width, buffer)
+            reader.read(chunk.tensor, begin * width, count * width, buffer)
             for reader, width, buffer in zip(readers, widths, buffers.inputs, strict=True)
         ]
         for hasher, data in zip(of_inputs, inputs, strict=True):
@@ -181,29 +181,29 @@ def _make_piece(
         if not of_outputs:
             continue
         offset = begin * out_width
-        shift = sink.place(piece, offset) % PAGE
+        shift = sink.place(chunk, offset) % PAGE
         outputs = [buffer[shift : shift + count * out_width] for buffer in buffers.outputs]
-        if piece.dtype in FLOAT_DTYPES:
-            flags = weighted_sum(inputs, dtypes, what.weights, piece.dtype, outputs)
+        if chunk.dtype in FLOAT_DTYPES:
+            flags = weighted_sum(inputs, dtypes, what.weights, chunk.dtype, outputs)
             bad = [i for i, flag in enumerate(flags) if flag]
-            if bad and is_equal_buffer(piece.tensor, inputs, dtypes):
+            if bad and is_equal_buffer(chunk.tensor, inputs, dtypes):
                 weighted_sum(
-                    inputs[:1], dtypes[:1], np.ones((len(outputs), 1)), piece.dtype, outputs
+                    inputs[:1], dtypes[:1], np.ones((len(outputs), 1)), chunk.dtype, outputs
                 )
                 bad = []
             nonfinite.update(bad)
             if nonfinite and not allow_nonfinite:
                 raise UserError(
-                    f"policy {what.names[min(nonfinite)]}: {piece.tensor!r} holds NaN or infinity;"
+                    f"policy {what.names[min(nonfinite)]}: {chunk.tensor!r} holds NaN or infinity;"
                     " its training has failed, take an earlier checkpoint"
                 )
         else:
-            _copy_equal(inputs, outputs, piece.tensor, what.names)
+            _copy_equal(inputs, outputs, chunk.tensor, what.names)
         for soup, (hasher, data) in enumerate(zip(of_outputs, outputs, strict=True)):
             hasher.update(data.data)
-            sink.put(soup, piece, offset, data)
+            sink.put(soup, chunk, offset, data)
     return Done(
-        piece,
+        chunk,
         tuple(each.digest() for each in of_inputs),
         tuple(each.digest() for each in of_outputs),
         tuple(sorted(nonfinite)),
@@ -232,7 +232,7 @@ def _copy_equal(
         output[:] = inputs[0]
 
 
-def _threads_and_chunk(what: Recipients, memory: int) -> tuple[int, int]:
+def _threads_and_block(what: Recipients, memory: int) -> tuple[int, int]:
     """Threads, and the elements that each holds at a time of every policy and soup."""
     per_element = sum(map(widest, what.layouts)) + what.out_width * len(what.weights)
     fixed = (2 * len(what.layouts) + len(what.weights)) * PAGE
@@ -240,18 +240,18 @@ def _threads_and_chunk(what: Recipients, memory: int) -> tuple[int, int]:
     # Two of three wait for the disk while one sums.
     threads = min(MOST_THREADS, 3 * _cores())
     while True:
-        chunk = min(PIECE, (room // threads - fixed) // per_element) & -SMALLEST_CHUNK
-        # Small chunks cost more than the overlap of many threads gains.
-        if threads == 1 or chunk >= min(PIECE, 1 << 18):
+        block = min(CHUNK, (room // threads - fixed) // per_element) & -SMALLEST_BLOCK
+        # Small blocks cost more than the overlap of many threads gains.
+        if threads == 1 or block >= min(CHUNK, 1 << 18):
             break
         threads -= 1
-    if chunk < SMALLEST_CHUNK:
-        least = 4 * (SMALLEST_CHUNK * per_element + fixed)
+    if block < SMALLEST_BLOCK:
+        least = 4 * (SMALLEST_BLOCK * per_element + fixed)
         raise UserError(
             f"{memory} bytes of memory are too few for {len(what.layouts)} policies and"
             f" {len(what.weights)} soups; allow at least {whole_pages(least)}"
         )
-    return threads, chunk
+    return threads, block
 
 
 def widest(layout: Layout) -> int:

@@ -11,20 +11,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vcsoup_dist.checkpoints.companions import companion_files
+from vcsoup_dist.checkpoints.auxiliary_files import auxiliary_files
 from vcsoup_dist.checkpoints.digests import combined, digest
+from vcsoup_dist.checkpoints.direct_io import PAGE, Bytes, page_buffer
 from vcsoup_dist.checkpoints.json_file import read_json
 from vcsoup_dist.checkpoints.layout import raw_header, read_layout
-from vcsoup_dist.checkpoints.pages import PAGE, Bytes, page_buffer
 from vcsoup_dist.checkpoints.reader import CheckpointReader
 from vcsoup_dist.checkpoints.writer import Shard
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import progress
 from vcsoup_dist.souping.arguments import Folder, as_path
-from vcsoup_dist.souping.manifest import FORMAT, MANIFEST_NAME, shard_digest
-from vcsoup_dist.souping.pieces import Piece, cut_pieces
-from vcsoup_dist.souping.preflight import MergePlan
-from vcsoup_dist.souping.soup_files import piece_bytes
+from vcsoup_dist.souping.chunks import Chunk, cut_chunks
+from vcsoup_dist.souping.output.manifest import FORMAT, MANIFEST_NAME, shard_digest
+from vcsoup_dist.souping.output.weights_files import chunk_bytes
+from vcsoup_dist.souping.plan import MergePlan
 from vcsoup_dist.souping.stream import Done, Recipients, stream
 
 
@@ -46,7 +46,7 @@ def verify_soups(
 ) -> Verified:
     """Sum the policies again and compare with the finished soups in `folders`, byte by byte.
 
-    sample: share of the pieces that are compared, drawn by `seed`. UserError where a soup differs.
+    sample: share of the chunks that are compared, drawn by `seed`. UserError where a soup differs.
     """
     layouts = [read_layout(folder) for folder in folders]
     for shard in plan.shards:
@@ -55,19 +55,19 @@ def verify_soups(
                 spec = layout.get(name)
                 if spec is None or (spec.dtype, spec.shape) != (dtype, shape):
                     raise UserError(f"{folder}: {name!r} is missing, or of another dtype or shape")
-    pieces = list(cut_pieces(plan.shards))
-    if sample < 1 and pieces:
-        pieces = random.Random(seed).sample(pieces, max(1, round(sample * len(pieces))))
-        pieces.sort()
+    chunks = list(cut_chunks(plan.shards))
+    if sample < 1 and chunks:
+        chunks = random.Random(seed).sample(chunks, max(1, round(sample * len(chunks))))
+        chunks.sort()
     with ExitStack() as stack:
         readers = [stack.enter_context(CheckpointReader(layout)) for layout in layouts]
         sink = _Comparison(readers, folders)
         # Each thread has one more buffer, for what lies there.
         buffers = len(plan.sources) + len(folders)
         room = memory * buffers // (buffers + 1)
-        made = stream(plan.recipients(), pieces, sink, memory=room, allow_nonfinite=True)
-        compared = sum(piece_bytes(done.piece) * len(folders) for done in _shown(made, pieces))
-    return Verified(len({piece.tensor for piece in pieces}), compared)
+        made = stream(plan.recipients(), chunks, sink, memory=room, allow_nonfinite=True)
+        compared = sum(chunk_bytes(done.chunk) * len(folders) for done in _shown(made, chunks))
+    return Verified(len({chunk.tensor for chunk in chunks}), compared)
 
 
 def verify_directory(folder: Folder, *, memory: int = 1 << 30) -> Verified:
@@ -87,7 +87,7 @@ def verify_directory(folder: Folder, *, memory: int = 1 << 30) -> Verified:
             )
         if name not in weights_files and digest(path.read_bytes()).hex() != entry["digest"]:
             raise UserError(f"{path}: is not what was written")
-    for name in [*weights_files, *companion_files(folder)]:
+    for name in [*weights_files, *auxiliary_files(folder)]:
         if name not in files:
             raise UserError(f"{folder / name}: is not in {MANIFEST_NAME}; it was added later")
     shards = [
@@ -96,15 +96,15 @@ def verify_directory(folder: Folder, *, memory: int = 1 << 30) -> Verified:
         )
         for file in weights_files
     ]
-    pieces = list(cut_pieces(shards))
+    chunks = list(cut_chunks(shards))
     what = Recipients([layout], [folder.name], np.empty((0, 1)), 1)
     found: dict[int, bytes] = {}
-    for done in _shown(stream(what, pieces, _Nowhere(), memory=memory), pieces):
-        found[done.piece.number] = done.inputs[0]
-    of_pieces: dict[str, list[bytes]] = {name: [] for name in layout}
-    for piece in pieces:
-        of_pieces[piece.tensor].append(found[piece.number])
-    tensors = {name: combined(each) for name, each in of_pieces.items()}
+    for done in _shown(stream(what, chunks, _Nowhere(), memory=memory), chunks):
+        found[done.chunk.number] = done.inputs[0]
+    of_chunks: dict[str, list[bytes]] = {name: [] for name in layout}
+    for chunk in chunks:
+        of_chunks[chunk.tensor].append(found[chunk.number])
+    tensors = {name: combined(each) for name, each in of_chunks.items()}
     for name, each in tensors.items():
         if manifest["tensors"].get(name) != each.hex():
             raise UserError(
@@ -117,19 +117,19 @@ def verify_directory(folder: Folder, *, memory: int = 1 << 30) -> Verified:
             raise UserError(
                 f"{path}: its header is not what was written; remove the soup and merge it again"
             )
-    return Verified(len(layout), sum(map(piece_bytes, pieces)))
+    return Verified(len(layout), sum(map(chunk_bytes, chunks)))
 
 
 class _Nowhere:
     """The sink of no soups."""
 
-    def prepare(self, piece: Piece) -> None:
+    def prepare(self, chunk: Chunk) -> None:
         pass
 
-    def place(self, piece: Piece, offset: int) -> int:
+    def place(self, chunk: Chunk, offset: int) -> int:
         return offset
 
-    def put(self, soup: int, piece: Piece, offset: int, data: Bytes) -> None:
+    def put(self, soup: int, chunk: Chunk, offset: int, data: Bytes) -> None:
         raise AssertionError("there are no soups")
 
 
@@ -141,23 +141,23 @@ class _Comparison(_Nowhere):
         self._folders = folders
         self._memory = threading.local()
 
-    def put(self, soup: int, piece: Piece, offset: int, data: Bytes) -> None:
+    def put(self, soup: int, chunk: Chunk, offset: int, data: Bytes) -> None:
         buffer: Bytes | None = getattr(self._memory, "buffer", None)
         if buffer is None or buffer.nbytes < data.nbytes + 2 * PAGE:
             self._memory.buffer = buffer = page_buffer(data.nbytes + 2 * PAGE)
-        there = self._readers[soup].read(piece.tensor, offset, data.nbytes, buffer)
+        there = self._readers[soup].read(chunk.tensor, offset, data.nbytes, buffer)
         if not np.array_equal(there, data):
             first = offset + int(np.flatnonzero(there != data)[0])
             raise UserError(
-                f"{self._folders[soup]}: {piece.tensor!r} differs from the sum of its sources, from"
+                f"{self._folders[soup]}: {chunk.tensor!r} differs from the sum of its sources, from"
                 f" byte {first} of it on; remove the soup and merge it again"
             )
 
 
-def _shown(finished: Iterator[Done], pieces: Sequence[Piece]) -> Iterator[Done]:
-    with progress("verify", sum(map(piece_bytes, pieces)) / 1e9, "GB") as advance:
+def _shown(finished: Iterator[Done], chunks: Sequence[Chunk]) -> Iterator[Done]:
+    with progress("verify", sum(map(chunk_bytes, chunks)) / 1e9, "GB") as advance:
         for done in finished:
-            advance(piece_bytes(done.piece) / 1e9)
+            advance(chunk_bytes(done.chunk) / 1e9)
             yield done
 
 

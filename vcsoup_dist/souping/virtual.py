@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vcsoup_dist.checkpoints.direct_io import Bytes
 from vcsoup_dist.checkpoints.layout import TensorSpec
-from vcsoup_dist.checkpoints.pages import Bytes
 from vcsoup_dist.checkpoints.reader import CheckpointReader
 from vcsoup_dist.checkpoints.sources import Source, open_source
 from vcsoup_dist.errors import UserError

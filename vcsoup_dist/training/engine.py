@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vcsoup_dist.checkpoints.companions import companion_files
+from vcsoup_dist.checkpoints.auxiliary_files import auxiliary_files
 from vcsoup_dist.errors import UserError, reason_of
 from vcsoup_dist.forward.answers import AnswerLogps
 from vcsoup_dist.forward.attention import NAMES, choose_attention
@@ -150,7 +150,7 @@ def save_companions(engine: Any, tokenizer: Any, folder: Path) -> None:
             raise UserError(f"the base model's generation config is invalid: {error}") from error
     tokenizer.save_pretrained(folder)
     base = Path(model.config.name_or_path)
-    for name, file in (companion_files(base) if base.is_dir() else {}).items():
+    for name, file in (auxiliary_files(base) if base.is_dir() else {}).items():
         if not (folder / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, folder / name)

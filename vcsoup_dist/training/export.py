@@ -15,10 +15,10 @@ import torch.distributed as dist
 
 from vcsoup_dist.checkpoints.layout import Layout, read_layout
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.souping.manifest import MANIFEST_NAME
-from vcsoup_dist.souping.preflight import plan_merge
-from vcsoup_dist.souping.targets import placement
-from vcsoup_dist.souping.write import finish, write_soups
+from vcsoup_dist.souping.output.manifest import MANIFEST_NAME
+from vcsoup_dist.souping.output.targets import placement
+from vcsoup_dist.souping.output.write import finish, write_soups
+from vcsoup_dist.souping.plan import plan_merge
 
 MEMORY = 1 << 28  # bytes of each rank
 

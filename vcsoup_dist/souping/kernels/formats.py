@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from vcsoup_dist.checkpoints.pages import Bytes
+from vcsoup_dist.checkpoints.direct_io import Bytes
 from vcsoup_dist.errors import UserError
 
 Float64 = NDArray[np.float64]

@@ -15,7 +15,7 @@ from typing import cast
 
 import numpy as np
 
-from vcsoup_dist.checkpoints.pages import Bytes
+from vcsoup_dist.checkpoints.direct_io import Bytes
 from vcsoup_dist.souping.kernels import numpy_kernel
 from vcsoup_dist.souping.kernels.formats import FLOAT_DTYPES, Float64
 

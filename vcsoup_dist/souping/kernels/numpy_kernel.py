@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vcsoup_dist.checkpoints.pages import Bytes
+from vcsoup_dist.checkpoints.direct_io import Bytes
 from vcsoup_dist.souping.kernels.exact import exact_sums
 from vcsoup_dist.souping.kernels.formats import (
     FLOAT_DTYPES,

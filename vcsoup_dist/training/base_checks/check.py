@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from vcsoup_dist.checkpoints.companions import companion_files
+from vcsoup_dist.checkpoints.auxiliary_files import auxiliary_files
 from vcsoup_dist.checkpoints.folders import require_model
 from vcsoup_dist.recipe import Evaluation, Training
 from vcsoup_dist.training.base_checks.architecture import (
@@ -40,7 +40,7 @@ def check_base(
     folder = Path(source) if Path(source).exists() else None
     if folder:
         require_model(folder)
-        companion_files(folder)  # refuses a link out of the folder now, not after training
+        auxiliary_files(folder)  # refuses a link out of the folder now, not after training
     config = open_config(source, revision)
     model = check_architecture(config, training.max_length)
     warnings = []

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from vcsoup_dist.checkpoints.layout import Source, TensorSpec
 from vcsoup_dist.checkpoints.tensor_names import is_recomputed
-from vcsoup_dist.souping.tied import are_equal, partner_of, says_untied
+from vcsoup_dist.souping.tied_heads import are_equal, partner_of, says_untied
 
 
 def aligned(sources: Sequence[Source]) -> list[Source]:

@@ -13,10 +13,10 @@ from vcsoup_dist.checkpoints.digests import combined, digest, weights_digest
 from vcsoup_dist.checkpoints.layout import TensorSpec, raw_header
 from vcsoup_dist.checkpoints.sources import Source
 from vcsoup_dist.checkpoints.writer import Shard, header_bytes
-from vcsoup_dist.souping.journal import Digests
-from vcsoup_dist.souping.marks import files_of, name_in
-from vcsoup_dist.souping.pieces import cut_pieces
-from vcsoup_dist.souping.preflight import MergePlan
+from vcsoup_dist.souping.chunks import cut_chunks
+from vcsoup_dist.souping.fingerprints import files_of, name_in
+from vcsoup_dist.souping.output.journal import Digests
+from vcsoup_dist.souping.plan import MergePlan
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1
@@ -34,8 +34,8 @@ def identity(plan: MergePlan, soups: Sequence[str]) -> str:
     ]
     content = {
         "format": FORMAT,
-        "sources": plan.source_marks,
-        "companions": plan.companion_digests,
+        "sources": plan.source_fingerprints,
+        "companions": plan.auxiliary_digests,
         "names": plan.names,
         "base": plan.base,
         "soups": list(soups),
@@ -65,23 +65,23 @@ def is_made(plan: MergePlan, soup: str, target: Path) -> bool:
 def tensor_digests(
     plan: MergePlan, done: Mapping[int, Digests]
 ) -> tuple[list[dict[str, bytes]], list[dict[str, bytes]]]:
-    """[N] of the policies' and [K] of the soups' tensors, from those of all pieces."""
-    of_pieces: dict[str, list[Digests]] = {
+    """[N] of the policies' and [K] of the soups' tensors, from those of all chunks."""
+    of_chunks: dict[str, list[Digests]] = {
         name: [] for shard in plan.shards for name, _, _ in shard.tensors
     }
-    for piece in cut_pieces(plan.shards):
-        of_pieces[piece.tensor].append(done[piece.number])
+    for chunk in cut_chunks(plan.shards):
+        of_chunks[chunk.tensor].append(done[chunk.number])
     inputs = [
         {
             name: combined(_nth(each.inputs, i) for each in found)
-            for name, found in of_pieces.items()
+            for name, found in of_chunks.items()
         }
         for i in range(len(plan.sources))
     ]
     outputs = [
         {
             name: combined(_nth(each.outputs, k) for each in found)
-            for name, found in of_pieces.items()
+            for name, found in of_chunks.items()
         }
         for k in range(len(plan.soups))
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vcsoup_dist.checkpoints.companions import CONFIG_NAME
+from vcsoup_dist.checkpoints.auxiliary_files import CONFIG_NAME
 from vcsoup_dist.checkpoints.config_agreement import config_differences
 from vcsoup_dist.checkpoints.json_file import read_json
 from vcsoup_dist.checkpoints.tokenizer_agreement import (
@@ -20,7 +20,9 @@ Named = tuple[str, Path]
 """What messages call a model directory, and where it is."""
 
 
-def choose_donor(policies: Sequence[Named], base: Named | None, model: Path | None) -> Path | None:
+def choose_tokenizer_source(
+    policies: Sequence[Named], base: Named | None, model: Path | None
+) -> Path | None:
     """Whose config and tokenizer the soup gets: the model's, else the first policy's that has them.
 
     UserError, in one line, for all in which the policies, the base (its vocabulary alone) and the

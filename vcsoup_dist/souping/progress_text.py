@@ -12,17 +12,17 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from vcsoup_dist.checkpoints.companions import find_companions
-from vcsoup_dist.checkpoints.pages import Bytes
+from vcsoup_dist.checkpoints.auxiliary_files import find_auxiliary_files
+from vcsoup_dist.checkpoints.direct_io import Bytes
 from vcsoup_dist.checkpoints.writer import Shard, ShardFile
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.souping.chunks import Chunk, cut_chunks
 from vcsoup_dist.souping.kernels.kernel import implementation
-from vcsoup_dist.souping.pieces import Piece, cut_pieces
-from vcsoup_dist.souping.preflight import MergePlan, free_bytes, raise_open_files
-from vcsoup_dist.souping.soup_files import piece_bytes
+from vcsoup_dist.souping.output.targets import Placement
+from vcsoup_dist.souping.output.weights_files import chunk_bytes
+from vcsoup_dist.souping.output.write import Written, open_files
+from vcsoup_dist.souping.plan import MergePlan, free_bytes, raise_open_files
 from vcsoup_dist.souping.stream import stream
-from vcsoup_dist.souping.targets import Placement
-from vcsoup_dist.souping.write import Written, open_files
 
 SAMPLE = 1 << 28  # bytes that are read and written for the expected time
 MOST_SOUPS = 8  # that are listed by name
@@ -56,7 +56,7 @@ def describe(plan: MergePlan, where: Placement, *, memory: int) -> list[str]:
             else "none: no policy has a config.json, soups will be weights only"
         ),
     ]
-    left = find_companions(plan.companions).left if plan.companions else []
+    left = find_auxiliary_files(plan.companions).left if plan.companions else []
     if left:
         more = f" and {len(left) - MOST_LEFT} more" if len(left) > MOST_LEFT else ""
         lines.append(f"left      of its files: {', '.join(left[:MOST_LEFT])}{more}")
@@ -70,26 +70,26 @@ def describe(plan: MergePlan, where: Placement, *, memory: int) -> list[str]:
 
 def expected_seconds(plan: MergePlan, where: Placement, *, memory: int) -> float:
     """Of the whole merge, from a part of it that is really done, into files that are removed."""
-    pieces: list[Piece] = []
+    chunks: list[Chunk] = []
     moved = 0
-    for piece in cut_pieces(plan.shards):
+    for chunk in cut_chunks(plan.shards):
         if moved > SAMPLE:
             break
-        pieces.append(piece)
-        moved += _moved(plan, piece)
+        chunks.append(chunk)
+        moved += _moved(plan, chunk)
     total = plan.bytes_read + plan.soup_bytes * len(plan.soups)
     if not moved:
         return 0.0
-    raise_open_files(open_files(plan, pieces))
+    raise_open_files(open_files(plan, chunks))
     place = where.out.parent
     while not place.exists():
         place = place.parent
     if not os.access(place, os.W_OK):
         raise UserError(f"{place}: cannot be written; choose another --out")
     with tempfile.TemporaryDirectory(dir=place, prefix=".vcsoup-sample-") as folder:
-        sink = _SampleFiles(Path(folder), pieces, len(plan.soups))
+        sink = _SampleFiles(Path(folder), chunks, len(plan.soups))
         began = time.monotonic()
-        for _ in stream(plan.recipients(), pieces, sink, memory=memory, allow_nonfinite=True):
+        for _ in stream(plan.recipients(), chunks, sink, memory=memory, allow_nonfinite=True):
             pass
         sink.close()
         seconds = time.monotonic() - began
@@ -99,7 +99,7 @@ def expected_seconds(plan: MergePlan, where: Placement, *, memory: int) -> float
 def last_line(report: Written, seconds: float) -> str:
     """Bytes, seconds, GB/s, peak memory."""
     moved = report.bytes_read + report.bytes_written
-    kept = f"; {report.pieces_kept} pieces were done before" if report.pieces_kept else ""
+    kept = f"; {report.chunks_kept} chunks were done before" if report.chunks_kept else ""
     return (
         f"{report.bytes_read / 1e9:.3f} GB read, {report.bytes_written / 1e9:.3f} GB written in"
         f" {seconds:.1f} s, {moved / 1e9 / max(seconds, 1e-9):.2f} GB/s, peak memory"
@@ -125,41 +125,41 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _moved(plan: MergePlan, piece: Piece) -> int:
+def _moved(plan: MergePlan, chunk: Chunk) -> int:
     read = sum(
-        source.layout[piece.tensor].nbytes
-        * (piece.end - piece.begin)
-        // max(1, math.prod(source.layout[piece.tensor].shape))
+        source.layout[chunk.tensor].nbytes
+        * (chunk.end - chunk.begin)
+        // max(1, math.prod(source.layout[chunk.tensor].shape))
         for source in plan.sources
     )
-    return read + piece_bytes(piece) * len(plan.soups)
+    return read + chunk_bytes(chunk) * len(plan.soups)
 
 
 class _SampleFiles:
-    """One file a soup, with the sampled pieces one after the other."""
+    """One file a soup, with the sampled chunks one after the other."""
 
-    def __init__(self, folder: Path, pieces: Sequence[Piece], soups: int) -> None:
+    def __init__(self, folder: Path, chunks: Sequence[Chunk], soups: int) -> None:
         shard = Shard(
             "sample.safetensors",
-            tuple((str(each.number), each.dtype, (each.end - each.begin,)) for each in pieces),
+            tuple((str(each.number), each.dtype, (each.end - each.begin,)) for each in chunks),
         )
         self._files = []
         for soup in range(soups):
             (folder / str(soup)).mkdir()
             self._files.append(ShardFile.create(folder / str(soup), shard))
 
-    def prepare(self, piece: Piece) -> None:
+    def prepare(self, chunk: Chunk) -> None:
         pass
 
-    def place(self, piece: Piece, offset: int) -> int:
-        return self._files[0].start_of(str(piece.number)) + self._within(piece, offset)
+    def place(self, chunk: Chunk, offset: int) -> int:
+        return self._files[0].start_of(str(chunk.number)) + self._within(chunk, offset)
 
-    def put(self, soup: int, piece: Piece, offset: int, data: Bytes) -> None:
-        self._files[soup].write(str(piece.number), self._within(piece, offset), data)
+    def put(self, soup: int, chunk: Chunk, offset: int, data: Bytes) -> None:
+        self._files[soup].write(str(chunk.number), self._within(chunk, offset), data)
 
     def close(self) -> None:
         for file in self._files:
             file.close()
 
-    def _within(self, piece: Piece, offset: int) -> int:
-        return offset - piece.begin * (piece_bytes(piece) // (piece.end - piece.begin))
+    def _within(self, chunk: Chunk, offset: int) -> int:
+        return offset - chunk.begin * (chunk_bytes(chunk) // (chunk.end - chunk.begin))

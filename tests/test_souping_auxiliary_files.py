@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from merging import files_of, vcsoup, write_policy
 
-from vcsoup_dist.checkpoints.companions import find_companions
+from vcsoup_dist.checkpoints.auxiliary_files import find_auxiliary_files
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping.export import export
 from vcsoup_dist.souping.grids import distinct_random_weights, random_weights, weights_name
@@ -48,7 +48,7 @@ def test_every_small_file_of_no_other_kind_goes_along_and_the_rest_is_said(pair)
     said = vcsoup(*command, folder=pair)
     ours = {"config.json", "tokenizer.json", "model.safetensors", "README.md", "manifest.json"}
     assert set(files_of(pair / "out")) == GO | ours
-    assert set(find_companions(pair / "p").left) == SAID
+    assert set(find_auxiliary_files(pair / "p").left) == SAID
     assert "left      of its files: " in said and "checkpoint-500/" in said
     verify_directory(pair / "out")
     vcsoup("export", "q", "--model", "p", "--out", "exported", folder=pair)
@@ -58,7 +58,7 @@ def test_every_small_file_of_no_other_kind_goes_along_and_the_rest_is_said(pair)
 def test_large_files_of_no_known_name_stay_and_are_said(pair):
     with open(pair / "p" / "corpus.txt", "wb") as file:
         file.truncate(1 << 27)
-    found = find_companions(pair / "p")
+    found = find_auxiliary_files(pair / "p")
     assert "corpus.txt (large)" in found.left and "corpus.txt" not in found.files
 
 

@@ -40,14 +40,14 @@ def state_of(path: Path) -> FileState:
 def require_unchanged(source: Source, states: Mapping[Path, FileState], mark: list[Any]) -> None:
     """UserError that names a file of the checkpoint that was written since.
 
-    states: of its files, and mark: `source_mark`, as they were.
+    states: of its files, and mark: `source_fingerprint`, as they were.
     """
     for path in files_of(source):
         then, now = states[path], state_of(path)
         if then == now:
             continue
         # Backups and `chmod` touch a file and leave its content.
-        if then[:3] == now[:3] and source_mark(source) == mark:
+        if then[:3] == now[:3] and source_fingerprint(source) == mark:
             continue
         raise UserError(
             f"{path}: was changed while it was merged, and no soup of it is published; merge again"
@@ -55,7 +55,7 @@ def require_unchanged(source: Source, states: Mapping[Path, FileState], mark: li
         )
 
 
-def source_mark(source: Source) -> list[Any]:
+def source_fingerprint(source: Source) -> list[Any]:
     """Names and sizes of the files, and a digest of samples of the weights: JSON-able."""
     files = [[name_in(source, path), path.stat().st_size] for path in files_of(source)]
     return [files, _sampled(source)]

@@ -6,20 +6,20 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from vcsoup_dist.checkpoints.direct_io import Bytes
 from vcsoup_dist.checkpoints.layout import DTYPE_BITS
-from vcsoup_dist.checkpoints.pages import Bytes
 from vcsoup_dist.checkpoints.writer import Shard, ShardFile, header_bytes
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.souping.pieces import Piece
+from vcsoup_dist.souping.chunks import Chunk
 
 
-def piece_bytes(piece: Piece) -> int:
+def chunk_bytes(chunk: Chunk) -> int:
     """Of one soup."""
-    return (piece.end - piece.begin) * DTYPE_BITS[piece.dtype] // 8
+    return (chunk.end - chunk.begin) * DTYPE_BITS[chunk.dtype] // 8
 
 
 def require_whole(folder: Path, shard: Shard) -> None:
-    """UserError unless a file of which pieces are done is there at its size."""
+    """UserError unless a file of which chunks are done is there at its size."""
     path = folder / shard.file_name
     size = len(header_bytes(shard)) + shard.nbytes
     if not path.is_file() or path.stat().st_size != size:
@@ -29,43 +29,43 @@ def require_whole(folder: Path, shard: Shard) -> None:
         )
 
 
-def most_open_shards(pieces: Sequence[Piece], window: int) -> int:
-    """How many shards some `window` pieces in a row belong to, at the most."""
-    places = [piece.shard for piece in pieces]
+def most_open_shards(chunks: Sequence[Chunk], window: int) -> int:
+    """How many shards some `window` chunks in a row belong to, at the most."""
+    places = [chunk.shard for chunk in chunks]
     ranks = {place: i for i, place in enumerate(dict.fromkeys(places))}
     ends = zip(places, [*places[window - 1 :], *places[-1:] * window], strict=False)
     return max((ranks[last] - ranks[first] + 1 for first, last in ends), default=0)
 
 
 class SoupFiles:
-    """A shard's files of all soups are opened with its first piece and closed with its last."""
+    """A shard's files of all soups are opened with its first chunk and closed with its last."""
 
     def __init__(
-        self, folders: Sequence[Path], shards: Sequence[Shard], finished: Iterable[Piece]
+        self, folders: Sequence[Path], shards: Sequence[Shard], finished: Iterable[Chunk]
     ) -> None:
-        """folders: [K]; finished: the pieces that a killed run has written."""
+        """folders: [K]; finished: the chunks that a killed run has written."""
         self._folders = folders
         self._shards = shards
         self._written = Counter[int]()  # bytes of one soup, by shard
-        for piece in finished:
-            self._written[piece.shard] += piece_bytes(piece)
+        for chunk in finished:
+            self._written[chunk.shard] += chunk_bytes(chunk)
         self._open: dict[int, list[ShardFile]] = {}
 
-    def prepare(self, piece: Piece) -> None:
-        if piece.shard not in self._open:
-            self._open_shard(piece.shard)
+    def prepare(self, chunk: Chunk) -> None:
+        if chunk.shard not in self._open:
+            self._open_shard(chunk.shard)
 
-    def place(self, piece: Piece, offset: int) -> int:
-        return self._open[piece.shard][0].start_of(piece.tensor) + offset
+    def place(self, chunk: Chunk, offset: int) -> int:
+        return self._open[chunk.shard][0].start_of(chunk.tensor) + offset
 
-    def put(self, soup: int, piece: Piece, offset: int, data: Bytes) -> None:
-        self._open[piece.shard][soup].write(piece.tensor, offset, data)
+    def put(self, soup: int, chunk: Chunk, offset: int, data: Bytes) -> None:
+        self._open[chunk.shard][soup].write(chunk.tensor, offset, data)
 
-    def finish(self, piece: Piece) -> None:
-        """All of the piece is written; the shard's files are synced and closed with the last."""
-        self._written[piece.shard] += piece_bytes(piece)
-        if self._written[piece.shard] == self._shards[piece.shard].nbytes:
-            self._close_shard(piece.shard)
+    def finish(self, chunk: Chunk) -> None:
+        """All of the chunk is written; the shard's files are synced and closed with the last."""
+        self._written[chunk.shard] += chunk_bytes(chunk)
+        if self._written[chunk.shard] == self._shards[chunk.shard].nbytes:
+            self._close_shard(chunk.shard)
 
     def sync(self) -> None:
         """fsync all open files."""

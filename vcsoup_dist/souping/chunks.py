@@ -1,4 +1,4 @@
-"""The unit of work, of proof and of recovery: a piece of one tensor in all policies and soups."""
+"""The unit of work, of proof and of recovery: a chunk of one tensor in all policies and soups."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from vcsoup_dist.checkpoints.digests import PIECE
+from vcsoup_dist.checkpoints.digests import CHUNK
 from vcsoup_dist.checkpoints.writer import Shard
 
 
-class Piece(NamedTuple):
+class Chunk(NamedTuple):
     """Elements [begin, end) of a tensor."""
 
     number: int
-    """Its place among all pieces of a merge."""
+    """Its place among all chunks of a merge."""
     shard: int
     """Which of the shards it belongs to."""
     tensor: str
@@ -24,14 +24,14 @@ class Piece(NamedTuple):
     end: int
 
 
-def cut_pieces(shards: Sequence[Shard]) -> Iterator[Piece]:
-    """All pieces of all shards, in the order of the bytes of the files."""
+def cut_chunks(shards: Sequence[Shard]) -> Iterator[Chunk]:
+    """All chunks of all shards, in the order of the bytes of the files."""
     number = 0
     for place, shard in enumerate(shards):
         for name, dtype, shape in shard.tensors:
             numel = math.prod(shape)
-            for begin in range(0, numel, PIECE):
-                yield Piece(number, place, name, dtype, begin, min(begin + PIECE, numel))
+            for begin in range(0, numel, CHUNK):
+                yield Chunk(number, place, name, dtype, begin, min(begin + CHUNK, numel))
                 number += 1
 
 

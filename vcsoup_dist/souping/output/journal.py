@@ -1,6 +1,6 @@
-"""Which pieces of a merge are done: what lets it go on after a kill, and rank meet rank.
+"""Which chunks of a merge are done: what lets it go on after a kill, and rank meet rank.
 
-One file per rank in the work folder, a line per piece, appended after the data of that piece are
+One file per rank in the work folder, a line per chunk, appended after the data of that chunk are
 on the disk.
 """
 
@@ -17,7 +17,7 @@ from vcsoup_dist.souping.stream import Done
 
 
 class Digests(NamedTuple):
-    """Of a finished piece, 16 bytes each, end to end."""
+    """Of a finished chunk, 16 bytes each, end to end."""
 
     inputs: bytes
     """Of N policies."""
@@ -33,13 +33,13 @@ class Journal:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         os.ftruncate(self._descriptor, len(_whole_lines(path)))  # less a line that a kill cut short
 
-    def append(self, pieces: Iterable[Done]) -> None:
-        """Note finished pieces, durably, or none of them."""
+    def append(self, chunks: Iterable[Done]) -> None:
+        """Note finished chunks, durably, or none of them."""
         lines = [
             json.dumps(
-                [each.piece.number, b"".join(each.inputs).hex(), b"".join(each.outputs).hex()]
+                [each.chunk.number, b"".join(each.inputs).hex(), b"".join(each.outputs).hex()]
             )
-            for each in pieces
+            for each in chunks
         ]
         data = memoryview("".join(line + "\n" for line in lines).encode())
         before = os.fstat(self._descriptor).st_size
@@ -56,7 +56,7 @@ class Journal:
 
 
 def read_journals(folder: Path) -> dict[int, Digests]:
-    """The finished pieces of all ranks by number; UserError where a journal is damaged."""
+    """The finished chunks of all ranks by number; UserError where a journal is damaged."""
     done: dict[int, Digests] = {}
     for path in sorted(folder.glob("rank-*.journal")):
         try:

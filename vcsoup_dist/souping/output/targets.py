@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vcsoup_dist.checkpoints.companions import CONFIG_NAME
+from vcsoup_dist.checkpoints.auxiliary_files import CONFIG_NAME
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import exchange, sync
-from vcsoup_dist.souping.preflight import MergePlan
+from vcsoup_dist.souping.plan import MergePlan
 
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 """What rename(2) of a folder says where another file, or a folder that is not empty, lies."""

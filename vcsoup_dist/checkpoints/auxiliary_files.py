@@ -48,7 +48,7 @@ _OTHER_FOLDERS = re.compile(
 
 
 @dataclass
-class Companions:
+class AuxiliaryFiles:
     """Of one model directory."""
 
     files: dict[str, Path] = field(default_factory=dict)
@@ -57,13 +57,13 @@ class Companions:
     """Names of what stays behind, folders with a slash at the end, weights and READMEs not."""
 
 
-def find_companions(directory: Path) -> Companions:
+def find_auxiliary_files(directory: Path) -> AuxiliaryFiles:
     """What goes along with the weights, and what does not.
 
     A link goes along where it leads to a file of the directory, or of the hub's cache that its
     config is in; others are left. UserError for a link to elsewhere that the model needs.
     """
-    found = Companions()
+    found = AuxiliaryFiles()
     for path in sorted(directory.iterdir()):
         if path.name.startswith("."):
             continue
@@ -75,15 +75,15 @@ def find_companions(directory: Path) -> Companions:
     return found
 
 
-def companion_files(directory: Path) -> dict[str, Path]:
+def auxiliary_files(directory: Path) -> dict[str, Path]:
     """The companions a model directory has: relative name -> file, in order of name."""
-    return find_companions(directory).files
+    return find_auxiliary_files(directory).files
 
 
-def companion_digests(directory: Path) -> dict[str, str]:
+def auxiliary_digests(directory: Path) -> dict[str, str]:
     """Relative name -> digest of every companion; UserError for one that cannot be read."""
     found = {}
-    for name, file in companion_files(directory).items():
+    for name, file in auxiliary_files(directory).items():
         try:
             found[name] = digest(file.read_bytes()).hex()
         except OSError as error:
@@ -91,19 +91,19 @@ def companion_digests(directory: Path) -> dict[str, str]:
     return found
 
 
-def copy_companions(source: Path, target: Path) -> list[str]:
+def copy_auxiliary_files(source: Path, target: Path) -> list[str]:
     """Copy all companions of `source` into the directory `target`; their relative names."""
-    files = companion_files(source)
+    files = auxiliary_files(source)
     for name, file in files.items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target / name)  # follows links: hub caches are made of them
     return list(files)
 
 
-def _look_into(folder: Path, directory: Path, found: Companions) -> None:
+def _look_into(folder: Path, directory: Path, found: AuxiliaryFiles) -> None:
     """A folder such as `1_Pooling` or `additional_chat_templates` goes along as a whole."""
     name = folder.relative_to(directory).as_posix()
-    inside = Companions()
+    inside = AuxiliaryFiles()
     files = list(_below(folder))
     whole = not _OTHER_FOLDERS.fullmatch(folder.name) and _is_inside(folder, directory)
     if whole and len(files) <= MOST_IN_FOLDER:
@@ -127,7 +127,7 @@ def _below(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, each) for each in sorted(files) if not each.startswith("."))
 
 
-def _goes_along(path: Path, directory: Path, found: Companions) -> bool:
+def _goes_along(path: Path, directory: Path, found: AuxiliaryFiles) -> bool:
     """Whether a file does; notes in `found.left` one that does not and is no weight or README."""
     if _WEIGHTS.fullmatch(path.name) or path.name.lower().startswith("readme"):
         return False

@@ -4,7 +4,7 @@
                                     removes the folder: one process at a time
     OUT.partial/merge.json          which merge it is of
     OUT.partial/rank-*.lock         one writer for each rank
-    OUT.partial/rank-*.journal      which pieces are done; see journal.py
+    OUT.partial/rank-*.journal      which chunks are done; see journal.py
     OUT.partial/soups/<name>/       soups while they are written
 
 Locks are flock(2): a killed process holds none.

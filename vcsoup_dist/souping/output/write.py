@@ -20,21 +20,19 @@ from vcsoup_dist.checkpoints.reader import MAX_OPEN
 from vcsoup_dist.checkpoints.writer import DISK_FULL
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import log, progress
-from vcsoup_dist.souping.journal import Journal, read_journals
-from vcsoup_dist.souping.manifest import fingerprint, is_made
-from vcsoup_dist.souping.marks import files_of, require_unchanged
-from vcsoup_dist.souping.pieces import Piece, cut_pieces, deal_shards
-from vcsoup_dist.souping.preflight import MergePlan, check_disk, raise_open_files
-from vcsoup_dist.souping.publish import publish
-from vcsoup_dist.souping.soup_files import (
+from vcsoup_dist.souping.chunks import Chunk, cut_chunks, deal_shards
+from vcsoup_dist.souping.fingerprints import files_of, require_unchanged
+from vcsoup_dist.souping.output.journal import Journal, read_journals
+from vcsoup_dist.souping.output.manifest import fingerprint, is_made
+from vcsoup_dist.souping.output.publish import publish
+from vcsoup_dist.souping.output.targets import Placement, require_free
+from vcsoup_dist.souping.output.weights_files import (
     SoupFiles,
+    chunk_bytes,
     most_open_shards,
-    piece_bytes,
     require_whole,
 )
-from vcsoup_dist.souping.stream import MOST_THREADS, Done, stream
-from vcsoup_dist.souping.targets import Placement, require_free
-from vcsoup_dist.souping.work import (
+from vcsoup_dist.souping.output.work_folder import (
     Record,
     check_targets,
     clear,
@@ -45,6 +43,8 @@ from vcsoup_dist.souping.work import (
     writers,
     writing,
 )
+from vcsoup_dist.souping.plan import MergePlan, check_disk, raise_open_files
+from vcsoup_dist.souping.stream import MOST_THREADS, Done, stream
 
 NOTE_EVERY = 1.0  # seconds between two entries of the journal, or longer where they are slow
 SYNC_SHARE = 0.05  # of the time, at the most
@@ -58,7 +58,7 @@ class Written:
     """That were due; none where all were made already."""
     bytes_read: int
     bytes_written: int
-    pieces_kept: int
+    chunks_kept: int
     """Of this rank, that a former run had done."""
     finished: bool
     """Whether all ranks' parts are done, and the soups are in their place."""
@@ -99,9 +99,9 @@ def write_soups(
             stack.enter_context(writing(where.work, rank, world_size))
             done = read_journals(where.work)
         own = set(deal_shards(plan.shards, world_size)[rank])
-        pieces = [piece for piece in cut_pieces(plan.shards) if piece.shard in own]
-        kept = [piece for piece in pieces if piece.number in done]
-        missing = [piece for piece in pieces if piece.number not in done]
+        chunks = [chunk for chunk in cut_chunks(plan.shards) if chunk.shard in own]
+        kept = [chunk for chunk in chunks if chunk.number in done]
+        missing = [chunk for chunk in chunks if chunk.number not in done]
         report = Written(tuple(plan.soups), 0, 0, 0, False)
         if missing:  # so nothing is published before they are done, and the folder stays
             raise_open_files(open_files(plan, missing))
@@ -115,10 +115,10 @@ def write_soups(
                 _require_unchanged(plan)  # what is wrong with the numbers may be half written
                 raise
         _require_unchanged(plan)
-        finished = _is_published_or_kept(plan, where, pieces)
+        finished = _is_published_or_kept(plan, where, chunks)
         if publishing and not finished:
             finished = finish(plan, where, overwrite=overwrite, card=card, sha256=sha256)
-    return replace(report, pieces_kept=len(kept), finished=finished)
+    return replace(report, chunks_kept=len(kept), finished=finished)
 
 
 def finish(
@@ -146,7 +146,7 @@ def finish(
         if same is None:
             return False
         done = read_journals(where.work)
-        if any(piece.number not in done for piece in cut_pieces(same.shards)):
+        if any(chunk.number not in done for chunk in cut_chunks(same.shards)):
             return False
         folders = {soup: where.folder(soup) for soup in same.soups}
         publish(same, done, folders, where.targets, overwrite=overwrite, card=card, sha256=sha256)
@@ -154,7 +154,7 @@ def finish(
     return True
 
 
-def _is_published_or_kept(plan: MergePlan, where: Placement, own: Sequence[Piece]) -> bool:
+def _is_published_or_kept(plan: MergePlan, where: Placement, own: Sequence[Chunk]) -> bool:
     """Whether the soups are in their place; UserError where they are not, and what this process
     has written of them is not in the work folder any more."""
     with door(where.work, make=False) as there:
@@ -162,9 +162,9 @@ def _is_published_or_kept(plan: MergePlan, where: Placement, own: Sequence[Piece
             return True
         record = read_record(where.work) if there else None
         done = read_journals(where.work) if record else {}
-        if record is None or any(piece.number not in done for piece in own):
+        if record is None or any(chunk.number not in done for chunk in own):
             raise _removed(where.work)
-        shards = {piece.shard for piece in own}
+        shards = {chunk.shard for chunk in own}
         for soup in plan.soups:
             for place in shards if not is_made(plan, soup, where.targets[soup]) else ():
                 require_whole(where.folder(soup), plan.shards[place])
@@ -173,7 +173,7 @@ def _is_published_or_kept(plan: MergePlan, where: Placement, own: Sequence[Piece
 
 def _require_unchanged(plan: MergePlan) -> None:
     """UserError that names a file of a policy that was written while it was merged."""
-    for source, mark in zip(plan.sources, plan.source_marks, strict=True):
+    for source, mark in zip(plan.sources, plan.source_fingerprints, strict=True):
         require_unchanged(source, plan.states, mark)
 
 
@@ -184,7 +184,7 @@ def missing_ranks(plan: MergePlan, where: Placement, world_size: int) -> list[in
         if _all_made(started or plan, where):
             return []
         done = read_journals(where.work) if started else {}
-    missing = {piece.shard for piece in cut_pieces(plan.shards) if piece.number not in done}
+    missing = {chunk.shard for chunk in cut_chunks(plan.shards) if chunk.number not in done}
     dealt = deal_shards(plan.shards, world_size)
     return [rank for rank, shards in enumerate(dealt) if missing & set(shards)]
 
@@ -211,9 +211,9 @@ def narrowed(plan: MergePlan, soups: Sequence[str]) -> MergePlan:
     )
 
 
-def open_files(plan: MergePlan, pieces: Sequence[Piece]) -> int:
+def open_files(plan: MergePlan, chunks: Sequence[Chunk]) -> int:
     """How many a merge may have open: shards of every soup, and all of its readers', each twice."""
-    shards = most_open_shards(pieces, 2 * MOST_THREADS)
+    shards = most_open_shards(chunks, 2 * MOST_THREADS)
     read = sum(min(MAX_OPEN, len(files_of(source))) for source in plan.sources)
     return 2 * shards * len(plan.soups) + 2 * read + 64
 
@@ -275,14 +275,14 @@ def _all_made(plan: MergePlan, where: Placement) -> bool:
 
 def _write(
     plan: MergePlan,
-    pieces: Sequence[Piece],
+    chunks: Sequence[Chunk],
     files: SoupFiles,
     journal: Journal,
     memory: int,
     allow_nonfinite: bool,
     title: str,
 ) -> Written:
-    """Make the pieces, and note in the journal what is on the disk."""
+    """Make the chunks, and note in the journal what is on the disk."""
     nonfinite: set[tuple[str, str]] = set()
     read = written = 0
     unnoted: list[Done] = []
@@ -298,26 +298,26 @@ def _write(
         last = time.monotonic()
         pause = max(NOTE_EVERY, (last - began) / SYNC_SHARE)
 
-    total = sum(sum(_bytes_of(plan, piece)) for piece in pieces)
+    total = sum(sum(_bytes_of(plan, chunk)) for chunk in chunks)
     try:
         with contextlib.ExitStack() as stack:
             advance = stack.enter_context(progress(title, total / 1e9, "GB"))
             made = stream(
-                plan.recipients(), pieces, files, memory=memory, allow_nonfinite=allow_nonfinite
+                plan.recipients(), chunks, files, memory=memory, allow_nonfinite=allow_nonfinite
             )
             stack.enter_context(contextlib.closing(made))
             for done in made:
-                files.finish(done.piece)
+                files.finish(done.chunk)
                 unnoted.append(done)
-                inwards, outwards = _bytes_of(plan, done.piece)
+                inwards, outwards = _bytes_of(plan, done.chunk)
                 read, written = read + inwards, written + outwards
                 advance((inwards + outwards) / 1e9)
-                nonfinite |= {(plan.names[i], done.piece.tensor) for i in done.nonfinite}
+                nonfinite |= {(plan.names[i], done.chunk.tensor) for i in done.nonfinite}
                 if time.monotonic() - last > pause:
                     note()
         note()
     except BaseException:
-        with contextlib.suppress(OSError, UserError):  # a full disk: those pieces are made again
+        with contextlib.suppress(OSError, UserError):  # a full disk: those chunks are made again
             note()
         raise
     finally:
@@ -328,10 +328,10 @@ def _write(
     return Written(tuple(plan.soups), read, written, 0, False)
 
 
-def _bytes_of(plan: MergePlan, piece: Piece) -> tuple[int, int]:
+def _bytes_of(plan: MergePlan, chunk: Chunk) -> tuple[int, int]:
     """Read from all policies, written to all soups."""
-    bits = sum(DTYPE_BITS[source.layout[piece.tensor].dtype] for source in plan.sources)
-    return (piece.end - piece.begin) * bits // 8, piece_bytes(piece) * len(plan.soups)
+    bits = sum(DTYPE_BITS[source.layout[chunk.tensor].dtype] for source in plan.sources)
+    return (chunk.end - chunk.begin) * bits // 8, chunk_bytes(chunk) * len(plan.soups)
 
 
 def _removed(work: Path) -> UserError:

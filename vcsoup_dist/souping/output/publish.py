@@ -7,18 +7,23 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vcsoup_dist import __version__
-from vcsoup_dist.checkpoints.companions import CONFIG_NAME, copy_companions
+from vcsoup_dist.checkpoints.auxiliary_files import CONFIG_NAME, copy_auxiliary_files
 from vcsoup_dist.checkpoints.digests import weights_digest
 from vcsoup_dist.checkpoints.json_file import read_json
 from vcsoup_dist.checkpoints.writer import ShardFile, write_index
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import sync_tree
-from vcsoup_dist.souping.card import CARD_NAME, card_text
-from vcsoup_dist.souping.journal import Digests
-from vcsoup_dist.souping.manifest import MANIFEST_NAME, is_made, soup_manifest, tensor_digests
-from vcsoup_dist.souping.preflight import MergePlan
-from vcsoup_dist.souping.soup_files import require_whole
-from vcsoup_dist.souping.targets import put_in_place, require_free
+from vcsoup_dist.souping.output.journal import Digests
+from vcsoup_dist.souping.output.manifest import (
+    MANIFEST_NAME,
+    is_made,
+    soup_manifest,
+    tensor_digests,
+)
+from vcsoup_dist.souping.output.model_card import CARD_NAME, card_text
+from vcsoup_dist.souping.output.targets import put_in_place, require_free
+from vcsoup_dist.souping.output.weights_files import require_whole
+from vcsoup_dist.souping.plan import MergePlan
 
 _TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
@@ -35,7 +40,7 @@ def publish(
 ) -> None:
     """Complete every soup in its folder, then rename it to its target.
 
-    done: the digests of all pieces; folders, targets: by soup; overwrite: replace model
+    done: the digests of all chunks; folders, targets: by soup; overwrite: replace model
     directories at the targets. Can be killed at any instant and run again. UserError, before the
     first soup is published, where a target is taken.
     """
@@ -60,11 +65,11 @@ def publish(
         for shard in plan.shards:
             if shard.nbytes:
                 require_whole(folder, shard)
-            else:  # of no piece, so of no rank
+            else:  # of no chunk, so of no rank
                 ShardFile.create(folder, shard, written=0).close()
         write_index(folder, plan.shards)
         if plan.companions is not None:
-            copy_companions(plan.companions, folder)
+            copy_auxiliary_files(plan.companions, folder)
             _state_dtype(plan, folder / CONFIG_NAME)
         if card:
             text = card_text(

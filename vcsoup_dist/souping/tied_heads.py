@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from vcsoup_dist.checkpoints.companions import CONFIG_NAME
+from vcsoup_dist.checkpoints.auxiliary_files import CONFIG_NAME
 from vcsoup_dist.checkpoints.json_file import read_json
 from vcsoup_dist.checkpoints.layout import Layout, Source
 from vcsoup_dist.checkpoints.reader import CheckpointReader

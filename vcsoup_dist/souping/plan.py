@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from vcsoup_dist.checkpoints.companions import (
+from vcsoup_dist.checkpoints.auxiliary_files import (
     CONFIG_NAME,
-    companion_digests,
-    companion_files,
+    auxiliary_digests,
+    auxiliary_files,
 )
 from vcsoup_dist.checkpoints.completeness import what_is_lacking
 from vcsoup_dist.checkpoints.json_file import read_json
@@ -24,12 +24,12 @@ from vcsoup_dist.checkpoints.sources import Source, open_source
 from vcsoup_dist.checkpoints.writer import Shard, TensorMeta, header_bytes, plan_shards, shards_like
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import log
-from vcsoup_dist.souping.alignment import aligned
 from vcsoup_dist.souping.compatible import require_same, require_summable
-from vcsoup_dist.souping.donor import choose_donor
+from vcsoup_dist.souping.fingerprints import FileState, files_of, source_fingerprint, state_of
 from vcsoup_dist.souping.kernels.formats import FLOAT_DTYPES, Float64
-from vcsoup_dist.souping.marks import FileState, files_of, source_mark, state_of
+from vcsoup_dist.souping.name_matching import aligned
 from vcsoup_dist.souping.stream import Recipients
+from vcsoup_dist.souping.tokenizer_source import choose_tokenizer_source
 
 SHARD_SIZE = 5 * 10**9
 """Bytes per weights file, the size that readers are used to."""
@@ -53,11 +53,11 @@ class MergePlan:
     """The files of every soup, in the order of the first policy's bytes."""
     companions: Path | None
     """Whose config, tokenizer and chat template the soups get."""
-    companion_digests: Mapping[str, str]
+    auxiliary_digests: Mapping[str, str]
     """Name -> digest of each of these files."""
     states: Mapping[Path, FileState]
     """Of all files that the sources' tensors lie in, as they were when their headers were read."""
-    source_marks: Sequence[list[Any]]
+    source_fingerprints: Sequence[list[Any]]
     """[N] cheap signs of what each source is."""
 
     def recipients(self) -> Recipients:
@@ -74,7 +74,7 @@ class MergePlan:
     @property
     def soup_bytes(self) -> int:
         """Of one soup: weights, their headers, and companions."""
-        files = companion_files(self.companions).values() if self.companions else ()
+        files = auxiliary_files(self.companions).values() if self.companions else ()
         weights = sum(shard.nbytes + len(header_bytes(shard)) for shard in self.shards)
         return weights + sum(file.stat().st_size for file in files)
 
@@ -136,7 +136,7 @@ def plan_merge(
         for note in source.notes:
             log.info("%s: %s", name, note)
     named_base = (base_name, base) if base is not None and base_name else None
-    donor = choose_donor(
+    donor = choose_tokenizer_source(
         list(zip(names, (source.path for source in sources[: len(policies)]), strict=False)),
         named_base,
         companions,
@@ -151,9 +151,9 @@ def plan_merge(
         base=base_name,
         shards=tuple(_shards(sources[0], dtype, shard_size)),
         companions=donor,
-        companion_digests=companion_digests(donor) if donor else {},
+        auxiliary_digests=auxiliary_digests(donor) if donor else {},
         states={path: state_of(path) for source in sources for path in files_of(source)},
-        source_marks=[source_mark(source) for source in sources],
+        source_fingerprints=[source_fingerprint(source) for source in sources],
     )
 
 
