@@ -149,7 +149,7 @@ def test_actors_and_commands_take_modules_of_the_working_directory_last(tmp_path
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a')\n")
     code = """
 import os, sys
-from vcsoup_dist.launch.import_paths import import_last
+from vcsoup_dist.import_paths import import_last
 import_last(os.getcwd())
 import ray
 from vcsoup_dist.launch.ray_cluster import ray_cluster

@@ -56,7 +56,7 @@ class Queue:
 
     def steps(self) -> dict[str, Step]:
         steps = next_steps(self.recipe, self.workspace, self.plan, self.live)
-        return {step.job.stage: step for step in steps}
+        return {step.job.name: step for step in steps}
 
 
 @pytest.fixture

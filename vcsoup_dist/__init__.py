@@ -5,6 +5,6 @@ import os
 __version__ = "0.1.0"
 
 if folder := os.environ.get("VCSOUP_IMPORT_LAST"):  # an actor, which has imported nothing else yet
-    from vcsoup_dist.launch.import_paths import import_last
+    from vcsoup_dist.import_paths import import_last
 
     import_last(folder)

@@ -15,7 +15,7 @@ import typer
 from vcsoup_dist import __version__
 from vcsoup_dist.cli import merging, runs, slurm, stages
 from vcsoup_dist.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted, UserError
-from vcsoup_dist.launch.import_paths import import_last
+from vcsoup_dist.import_paths import import_last
 from vcsoup_dist.launch.stop_signals import STOP_SIGNALS, detach_lost_terminal, not_ignored
 from vcsoup_dist.pipeline.stages import STAGES
 from vcsoup_dist.progress import log_to_terminal

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vcsoup_dist.errors import EXIT_PREEMPTED, Preempted, UserError
-from vcsoup_dist.launch.import_paths import python_path
+from vcsoup_dist.import_paths import python_path
 from vcsoup_dist.launch.rank_logs import (
     clear_rank_logs,
     raise_rank_error,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.launch.import_paths import (
+from vcsoup_dist.import_paths import (
     IMPORT_LAST,
     folder_of_command,
     uninstalled_package,

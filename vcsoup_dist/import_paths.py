@@ -30,7 +30,7 @@ def folder_of_command() -> str | None:
 
 def uninstalled_package() -> list[str]:
     """The folder from which this package is imported, where it is not Python's own."""
-    folder = str(Path(__file__).resolve().parents[2])
+    folder = str(Path(__file__).resolve().parents[1])
     return [] if folder.startswith((sys.prefix, sys.base_prefix)) else [folder]
 
 
