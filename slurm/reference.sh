@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes what all values of a recipe share, theta_0 (where the recipe has a `warmup`) and the reference
+# Makes what all values of a recipe share, theta_0 (where the recipe has `sft`) and the reference
 # log-probs, on the nodes of a Slurm job: one rank per task, with GPUs one task per GPU.
 #
 #   sbatch --nodes=1 --ntasks-per-node=8 --gpus-per-node=8 slurm/reference.sh RECIPE
