@@ -15,7 +15,7 @@ from vcsoup_dist.launch.rank_logs import report_user_error
 from vcsoup_dist.processes import die_with_parent
 from vcsoup_dist.training.distributed import barrier, start_distributed
 from vcsoup_dist.training.job import Job
-from vcsoup_dist.training.rank import do
+from vcsoup_dist.training.rank import run_tasks
 from vcsoup_dist.training.stopping import StopRequest
 
 if __name__ == "__main__":
@@ -27,7 +27,7 @@ if __name__ == "__main__":
     start_distributed()
     try:
         for file in json.loads(Path(sys.argv[1]).read_text()):
-            assert do(Job.read(Path(file)), StopRequest())
+            assert run_tasks(Job.read(Path(file)), StopRequest())
             barrier()
     except UserError as error:
         report_user_error(UserError(f"{file}: {error}"))

@@ -21,6 +21,7 @@ from vcsoup_dist.identity import Hashes
 from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.recipe import Training
 from vcsoup_dist.recipe.load import load_recipe
+from vcsoup_dist.records.training_summary import TrainingSummary
 from vcsoup_dist.training.batches import step_pairs
 from vcsoup_dist.training.schedule import learning_rate
 from vcsoup_dist.workspace import Product, Workspace
@@ -33,6 +34,18 @@ RECIPE = {
     },
     "methods": ["vc_soup"],
 }
+
+
+def trained(pairs: int) -> dict:
+    return {
+        "version": TrainingSummary.VERSION,
+        "steps": 1,
+        "pairs": pairs,
+        "pairs_left_out": {},
+        "passes": 1.0,
+        "last_step": {"loss": 0.5},
+        "heldout": None,
+    }
 
 
 class World:
@@ -84,7 +97,7 @@ def test_each_stage_that_is_made_makes_the_counts_exact(folder):
     assert world.steps()[0].row()[1:4] == ("at most 37", "at most 19", "at least 2")
     world.made("filter", "report.json", {"kept": 21, "comparison": {"usable": 33}})
     assert world.steps()[0].row()[1:4] == ("at most 21", "17", "at least 3.24")
-    world.made("train", "training.json", {"pairs": 18})
+    world.made("train", "training.json", trained(pairs=18))
     (policy,) = found = world.steps()
     assert policy.row()[1:4] == ("18", "17", "3.78")
     # The trainer's own choice of pairs takes each as often.
@@ -99,7 +112,7 @@ def test_without_equal_steps_the_pairs_that_are_left_decide(folder):
     world.made("read", "manifest.json", {"train": 37})
     world.made("filter", "report.json", {"kept": 21, "comparison": {"usable": 33}})
     assert world.steps()[0].row()[1:3] == ("at most 21", "at most 6")
-    world.made("train", "training.json", {"pairs": 18})
+    world.made("train", "training.json", trained(pairs=18))
     assert world.steps()[0].row()[1:4] == ("18", "5", "1.11")
 
 

@@ -112,7 +112,7 @@ def test_flops_are_those_of_the_formula_per_weight_token_and_visible_key():
         num_attention_heads=4,
     )
     model = transformers.LlamaForCausalLM(config)
-    counter = FlopCounter(config, {name: p.shape for name, p in model.named_parameters()})
+    counter = FlopCounter(config, {name: p.shape for name, p in model.named_parameters()}, 1.0)
     pair = (Encoded(list(range(10)), 6), Encoded([*range(6), 40, 41], 6))
     layers = 3 * (4 * 32 * 32 + 3 * 32 * 48)
     tokens, answers = 12, 6  # the prompt's six tokens once
@@ -132,7 +132,7 @@ def test_a_sliding_window_costs_only_what_it_sees():
         sliding_window=3,
     )
     pack = pack_answers([Encoded(list(range(10)), 9)])
-    attention = FlopCounter(config, {}).of(pack).item() - 6 * 50 * 32
+    attention = FlopCounter(config, {}, 1.0).of(pack).item() - 6 * 50 * 32
     assert attention == 12 * 32 * (sum(range(1, 11)) + 1 + 2 + 8 * 3)
 
 

@@ -229,7 +229,7 @@ def finished(world, tmp_path, alone) -> Path:
 
 WRONG = {
     "lacks 'lm_head.bias'": {"lm_head.bias": (25,)},
-    "holds 'model.norm.weight', which the model has not": {"model.norm.weight": None},
+    "holds 'model.norm.weight', which the model lacks": {"model.norm.weight": None},
     r"'model.norm.weight' is \[32\] and not \[33\]": {"model.norm.weight": (33,)},
     r"'model.norm.weight' is \[32\] and not \[0\]": {"model.norm.weight": (0,)},
 }

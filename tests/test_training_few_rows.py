@@ -15,13 +15,13 @@ from training_world import World
 from transformers import AutoTokenizer
 
 from vcsoup_dist.recipe import Training
+from vcsoup_dist.records.reference import ReferenceLogps, read_references, write_reference
 from vcsoup_dist.scoring.pair_files import pairs_schema
 from vcsoup_dist.training import batches, examples, reference
 from vcsoup_dist.training.batches import micro_batches, step_pairs
 from vcsoup_dist.training.examples import (
     EncodedRow,
     encode_files,
-    load_references,
     make_examples,
     tokens_hash,
 )
@@ -141,18 +141,22 @@ def test_references_of_files_of_no_row_and_of_one_are_found_again(tokenizer, tmp
             for row in pq.read_table(file).to_pylist()
             for pair in [examples._encode_row(tokenizer, row, TRAINING).pair]
         ]
-        logps = {
-            row.id: tuple(
-                np.full(each.answer_length, -1.5 - i, dtype=np.float32)
-                for i, each in enumerate(row.pair)
+        logps = [
+            ReferenceLogps(
+                tokens_hash(*row.pair),
+                *(
+                    np.full(each.answer_length, -1.5 - i, dtype=np.float32)
+                    for i, each in enumerate(row.pair)
+                ),
             )
             for row in pairs
-        }
+        ]
         folder = tmp_path / f"reference-{count}"
         folder.mkdir()
-        reference._write(folder / "train-00000.parquet", pairs, logps)
-        known = load_references([folder], set(logps))
-        assert {id_: each[0] for id_, each in known.items()} == {
+        ids = [row.id for row in pairs]
+        write_reference(folder / "train-00000.parquet", ids, logps)
+        known = read_references([folder], set(ids))
+        assert {id_: each.tokens for id_, each in known.items()} == {
             row.id: tokens_hash(*row.pair) for row in pairs
         }
         made, unusable = make_examples(pairs, known, TRAINING)

@@ -21,7 +21,7 @@ from vcsoup_dist.forward.answers import AnswerLogps, pack_answers, sum_per_seque
 from vcsoup_dist.forward.attention import choose_attention
 from vcsoup_dist.forward.template import Encoded
 from vcsoup_dist.recipe import Objective, Training
-from vcsoup_dist.training.objectives import LOSSES, PairLogps, dpo, robust
+from vcsoup_dist.training.objectives import OBJECTIVES, PairLogps, dpo, robust
 
 PAIRS = 8
 
@@ -202,7 +202,7 @@ def test_an_objective_equals_trls_in_value_and_gradient(
     trl_type, training, dpo_trainer, batch, policy, reference
 ):
     pairs = pair_logps(policy, reference, unpadded(batch))
-    ours = LOSSES[training.objective](pairs, training)
+    ours = OBJECTIVES[training.objective].loss(pairs, training)
     assert ours.shape == (PAIRS,)
     assert_equal_losses(
         ours.mean(), policy, trl_loss(dpo_trainer, batch, training, {trl_type: 1.0})
@@ -211,7 +211,7 @@ def test_an_objective_equals_trls_in_value_and_gradient(
 
 def test_the_pairs_that_are_compared_lie_on_both_sides_of_the_hinge(batch, policy, reference):
     pairs = pair_logps(policy, reference, unpadded(batch))
-    losses = LOSSES["hinge"](pairs, Training(beta=0.4))
+    losses = OBJECTIVES["hinge"].loss(pairs, Training(beta=0.4))
     assert 0 < (losses == 0).sum() < PAIRS
     assert (pairs.ratio_chosen - pairs.ratio_rejected).abs().min() > 0.05
     assert len(set(pairs.chosen_tokens.tolist())) > 2
@@ -234,8 +234,8 @@ def test_an_added_likelihood_per_token_equals_trls_weighted_sum(
 ):
     training = Training(objective=objective, beta=0.3, sft_weight=0.7)
     pairs = pair_logps(policy, reference, unpadded(batch))
-    likelihood = LOSSES["sft"](pairs, training).sum() / pairs.chosen_tokens.sum()
-    ours = LOSSES[objective](pairs, training).mean() + training.sft_weight * likelihood
+    likelihood = OBJECTIVES["sft"].loss(pairs, training).sum() / pairs.chosen_tokens.sum()
+    ours = OBJECTIVES[objective].loss(pairs, training).mean() + training.sft_weight * likelihood
     trl_type = {"dpo": "sigmoid"}.get(objective, objective)
     losses = {trl_type: 1.0, "sft": training.sft_weight}
     assert_equal_losses(ours, policy, trl_loss(dpo_trainer, batch, training, losses))
@@ -244,7 +244,7 @@ def test_an_added_likelihood_per_token_equals_trls_weighted_sum(
 def test_sft_over_the_chosen_tokens_equals_trls(dpo_trainer, batch, policy, reference):
     training = Training(objective="sft")
     pairs = pair_logps(policy, reference, unpadded(batch))
-    ours = LOSSES["sft"](pairs, training).sum() / pairs.chosen_tokens.sum()
+    ours = OBJECTIVES["sft"].loss(pairs, training).sum() / pairs.chosen_tokens.sum()
     assert_equal_losses(ours, policy, trl_loss(dpo_trainer, batch, training, {"sft": 1.0}))
 
 
@@ -268,7 +268,7 @@ def test_simpo_equals_trls_in_value_and_gradient(
     ]
     # Both trainers read the same text in the same tokens, only their order may differ.
     assert sorted(each.ids for each in encoded) == sorted(each.ids for each in unpadded(batch))
-    ours = LOSSES["simpo"](pair_logps(policy, reference, encoded), training)
+    ours = OBJECTIVES["simpo"].loss(pair_logps(policy, reference, encoded), training)
     assert_equal_losses(ours.mean(), policy, expected)
 
 
@@ -278,8 +278,8 @@ def test_simpo_and_sft_need_no_reference(batch, policy, reference):
     without = replace(pairs, reference_chosen=zeros, reference_rejected=zeros)
     changed = {
         name
-        for name, loss in LOSSES.items()
-        if not torch.equal(loss(pairs, Training()), loss(without, Training()))
+        for name, objective in OBJECTIVES.items()
+        if not torch.equal(objective.loss(pairs, Training()), objective.loss(without, Training()))
     }
     assert changed == {"dpo", "robust", "hinge", "ipo"}
 
@@ -293,12 +293,14 @@ def together_and_alone(
         return pair_logps(policy, reference, unpadded(batch)), alone
 
 
-@pytest.mark.parametrize("objective", LOSSES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_pairs_loss_does_not_depend_on_what_it_is_packed_with(objective, together_and_alone):
     training = Training(beta=0.3, label_smoothing=0.1)
     together, alone = together_and_alone
-    expected = torch.cat([LOSSES[objective](each, training) for each in alone])
-    torch.testing.assert_close(LOSSES[objective](together, training), expected, atol=1e-5, rtol=0)
+    expected = torch.cat([OBJECTIVES[objective].loss(each, training) for each in alone])
+    torch.testing.assert_close(
+        OBJECTIVES[objective].loss(together, training), expected, atol=1e-5, rtol=0
+    )
 
 
 def test_trls_loss_of_a_batch_with_more_padding_equals_ours(dpo_trainer, batch, policy, reference):
@@ -322,7 +324,7 @@ def test_where_the_policy_is_the_reference_the_loss_is_the_same_for_every_pair(
     objective, start, smoothing, batch, policy
 ):
     pairs = pair_logps(policy, policy, unpadded(batch))
-    losses = LOSSES[objective](pairs, Training(beta=0.1, label_smoothing=smoothing))
+    losses = OBJECTIVES[objective].loss(pairs, Training(beta=0.1, label_smoothing=smoothing))
     torch.testing.assert_close(
         losses, torch.full((PAIRS,), start, dtype=torch.float64), atol=1e-6, rtol=1e-6
     )
@@ -433,13 +435,13 @@ ORACLES: dict[Objective, Oracle] = {
 }
 
 
-@pytest.mark.parametrize("objective", LOSSES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @settings(max_examples=100, deadline=None)
 @given(numbers=NUMBERS)
 def test_value_and_derivative_equal_the_formula_in_float64(objective, numbers):
     value, by_chosen, by_rejected = ORACLES[objective](numbers)
     pairs = numbers.tensors()
-    loss = LOSSES[objective](pairs, numbers.training())
+    loss = OBJECTIVES[objective].loss(pairs, numbers.training())
     slopes = torch.autograd.grad(loss.sum(), (pairs.chosen, pairs.rejected), materialize_grads=True)
     assert loss.dtype == torch.float64 and loss.shape == (1,)
     # Up to what subtracting terms as large as |beta h| leaves of float64.
@@ -473,4 +475,4 @@ def test_robust_with_labels_flipped_at_its_rate_is_on_average_the_clean_dpo(numb
 
 
 def test_every_objective_of_the_recipe_has_a_loss():
-    assert set(LOSSES) == set(get_args(Objective))
+    assert set(OBJECTIVES) == set(get_args(Objective))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -18,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from vcsoup_dist.errors import EXIT_PREEMPTED, UserError
 from vcsoup_dist.forward.template import encode_pair
 from vcsoup_dist.recipe import Launch
+from vcsoup_dist.records.training_summary import TrainingSummary
 
 
 @pytest.fixture(scope="module")
@@ -193,9 +193,9 @@ def test_the_best_checkpoint_becomes_the_policy(world):
         f"step-{best:08d}",
         "step-00000008",
     ]
-    summary = json.loads((world.root / "best" / "output" / "training.json").read_text())
-    assert summary["steps"] == best
-    assert summary["heldout_loss"] == pytest.approx(min(heldout))
+    summary = TrainingSummary.read(world.root / "best" / "output")
+    assert summary.steps == best
+    assert summary.heldout.loss == pytest.approx(min(heldout))
     world.run(world.policy_job("until-best", **changes | {"steps": 8, "checkpoints_kept": 8}))
     assert len(world.checkpoints("until-best")) == 8
     kept = world.root / "until-best" / "scratch"

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vcsoup_dist.forward.template import encode_pair
 from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.records.training_summary import TrainingSummary
 from vcsoup_dist.training.sft import sft_training
 
 RECIPE = """
@@ -151,8 +152,8 @@ def test_theta_0_is_a_model_that_has_learnt_from_the_chosen_answers_of_all_datas
         json.loads((trained.root / "pairs" / dataset / "manifest.json").read_text())
         for dataset in ("long", "short")
     ]
-    summary = json.loads((trained.root / "theta_0" / "training.json").read_text())
-    assert summary["pairs"] == sum(each["train"] for each in read)
+    summary = TrainingSummary.read(trained.root / "theta_0")
+    assert summary.pairs == sum(each["train"] for each in read)
 
 
 def test_the_reference_is_of_theta_0(trained):

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from vcsoup_dist.check.cost import count_pairs
 from vcsoup_dist.recipe import Recipe, Training
-from vcsoup_dist.training.job import SUMMARY
+from vcsoup_dist.records.training_summary import TrainingSummary
 from vcsoup_dist.training.schedule import count_steps, learning_rate, passes_warning
 from vcsoup_dist.training.sft import sft_training
 from vcsoup_dist.workspace import Product, Workspace
@@ -187,7 +187,7 @@ def _trained_pairs(workspace: Workspace, seeds: Sequence[Product]) -> int | None
     """Pairs that a finished policy was trained on, those left out as too long not among them."""
     for product in seeds:
         if workspace.is_made(product):
-            return int(_json(workspace.folder(product) / SUMMARY)["pairs"])
+            return TrainingSummary.read(workspace.folder(product)).pairs
     return None
 
 

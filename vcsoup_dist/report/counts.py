@@ -9,6 +9,7 @@ from typing import Any
 
 from vcsoup_dist.consistency.page import GAPS, HISTOGRAM
 from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.records.training_summary import TrainingSummary
 from vcsoup_dist.report.page_data import (
     Agreement,
     PairsRead,
@@ -113,9 +114,11 @@ def consistency_plots(workspace: Workspace, product: Product) -> list[Plot]:
 
 def trained(workspace: Workspace, product: Product) -> Trained:
     """The end of a policy's training curve."""
-    record = read_json(workspace.need(product) / "training.json")
-    last = {name: record[name] for name in ("steps", "pairs", "passes")} | record["last_step"]
-    last |= {name: number for name, number in record.items() if name.startswith("heldout_")}
+    summary = TrainingSummary.read(workspace.need(product))
+    last = {"steps": summary.steps, "pairs": summary.pairs, "passes": summary.passes}
+    for prefix, metrics in (("", summary.last_step), ("heldout_", summary.heldout)):
+        if metrics is not None:
+            last |= {prefix + name: x for name, x in vars(metrics).items() if x is not None}
     return Trained(str(product.method), str(product.value), product.seed or 0, last)
 
 

@@ -16,6 +16,7 @@ from vcsoup_dist import __version__
 from vcsoup_dist.evaluation.actors import ANSWERS
 from vcsoup_dist.evaluation.prompts import choose_prompts, seen_in_training
 from vcsoup_dist.recipe import CallableReward, ClassifierReward, Recipe, Sft
+from vcsoup_dist.records.training_summary import TrainingSummary
 from vcsoup_dist.report.counts import (
     agreement,
     consistency_plots,
@@ -23,7 +24,6 @@ from vcsoup_dist.report.counts import (
     pairs_read,
     pairs_scored,
     patterns,
-    read_json,
     trained,
 )
 from vcsoup_dist.report.evaluated import Evaluated
@@ -167,8 +167,7 @@ def _facts(recipe: Recipe, workspace: Workspace, product: Product) -> dict[str, 
         other = " (took no part in filtering)" if recipe.values[name].judge else ""
         rewards.append(f"{name}: {kind}{other}")
     steps = {
-        read_json(workspace.need(each) / "training.json")["steps"]
-        for each in product.inputs_of("train")
+        TrainingSummary.read(workspace.need(each)).steps for each in product.inputs_of("train")
     }
     return {
         "base model": recipe.model,
@@ -188,7 +187,7 @@ def _facts(recipe: Recipe, workspace: Workspace, product: Product) -> dict[str, 
 def _sft_text(recipe: Recipe, workspace: Workspace, product: Product) -> str:
     (theta_0,) = product.inputs_of("sft")
     sft = recipe.sft or Sft()
-    steps = read_json(workspace.need(theta_0) / "training.json")["steps"]
+    steps = TrainingSummary.read(workspace.need(theta_0)).steps
     return (
         f"base model after {steps} steps of sft on {sft.pairs_per_step} chosen answers "
         f"each, learning rate {sft.learning_rate:g}"

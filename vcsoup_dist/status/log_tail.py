@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from vcsoup_dist.errors import UserError
 from vcsoup_dist.pipeline.history import Execution
 from vcsoup_dist.training.job import Job
 from vcsoup_dist.training.schedule import count_steps
@@ -82,7 +83,7 @@ def _written(file: Path) -> float:
 def _steps(job_file: Path) -> int | None:
     try:
         job = Job.read(job_file)
-    except FileNotFoundError:  # just published
+    except (FileNotFoundError, UserError):  # just published, or of another version
         return None
     if job.policy is None or not (job.training.steps or job.training.equal_steps):
         return None

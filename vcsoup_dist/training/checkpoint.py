@@ -1,11 +1,11 @@
 """DeepSpeed checkpoints to resume from: written aside, marked complete, renamed, some kept.
 
-    step-00000040/            complete: COMPLETE is the last file that was written into it
+    step-00000040/            complete: COMPLETE was written last
     step-00000060.partial/    being written, or being removed
-    step-00000040.universal/  the same for another number of ranks, until that one saves
+    step-00000040.universal/  converted for another number of ranks, until those save
 
-All functions but `newest_checkpoint` and `best_checkpoint` are called by all ranks together.
-`group` is where they tell each other small things; None is the default group.
+All ranks together call `save_checkpoint`, `find_checkpoint` and `load`. They exchange small objects
+over `group`; None is the default group.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from vcsoup_dist.training.universal_checkpoint import begin, convert
 HELDOUT = "heldout_loss"
 """The metric by which a checkpoint is the best."""
 
-MEND = "remove that folder to go on from the one before"
+FIX = "remove that folder to resume from the one before"
 
 _NAME = re.compile(r"step-\d{8}")
 
 
 @dataclass(frozen=True)
-class Found:
+class CheckpointInfo:
     """A complete checkpoint."""
 
     path: Path
     step: int
     """Optimizer steps that are done."""
     metrics: Mapping[str, float]
-    """As `save_checkpoint` was given them."""
+    """As passed to `save_checkpoint`."""
     ranks: int
-    """That wrote it."""
+    """Number of ranks that wrote it."""
     stage: int
-    """Of ZeRO, that wrote it."""
+    """ZeRO stage that wrote it."""
     files: Mapping[str, int]
-    """Name below `path` -> bytes."""
+    """Path below `path` -> bytes."""
     universal: Path | None = None
-    """The same for any number of ranks; the engine must be configured to load that."""
+    """Converted for any number of ranks; the engine must be configured to load that."""
 
 
 def save_checkpoint(
@@ -67,10 +67,10 @@ def save_checkpoint(
     best: bool = False,
     group: Any = None,
 ) -> Path:
-    """Save all ranks' state after `step` optimizer steps, and what was measured by then.
+    """Save all ranks' state after `step` optimizer steps, with the metrics so far.
 
-    The newest `kept` checkpoints stay, and with `best` the one of the lowest held-out loss as
-    well. Returns the checkpoint's folder. UserError for a full disk.
+    The newest `kept` checkpoints stay, and with `best` also the one of the lowest held-out loss.
+    Returns the checkpoint's folder. UserError for a full disk.
     """
     final = folder / f"step-{step:08d}"
     partial = final.with_name(final.name + ".partial")
@@ -78,7 +78,7 @@ def save_checkpoint(
     if rank == 0:
         _remove(partial)
     dist.barrier(group=group)
-    with _disk_full_is_said(partial):
+    with _full_disk_as_user_error(partial):
         engine.save_checkpoint(
             str(folder), tag=partial.name, client_state={WRAPPED_AS: "model."}, save_latest=False
         )
@@ -102,42 +102,42 @@ def save_checkpoint(
     return final
 
 
-def find_checkpoint(folder: Path, group: Any = None) -> Found | None:
+def find_checkpoint(folder: Path, group: Any = None) -> CheckpointInfo | None:
     """The newest complete checkpoint, ready to be loaded by this number of ranks.
 
     Called before the engine is built: where `universal` is set, its configuration needs
-    `{"checkpoint": {"load_universal": True}}`. Removes what killed runs left half done.
-    UserError where the checkpoint is damaged or cannot be taken over by this number of ranks.
+    `{"checkpoint": {"load_universal": True}}`. Removes what killed runs left incomplete.
+    UserError where the checkpoint is damaged or cannot be converted for this number of ranks.
     """
-    told: list[Any] = [None]
+    shared: list[Any] = [None]
     if dist.get_rank() == 0:
         try:
-            told = [_find_and_tidy(folder, dist.get_world_size())]
+            shared = [_find_and_tidy(folder, dist.get_world_size())]
         except UserError as error:
-            told = [str(error)]
-    dist.broadcast_object_list(told, src=0, group=group)
-    (found,) = told
+            shared = [str(error)]
+    dist.broadcast_object_list(shared, src=0, group=group)
+    (found,) = shared
     if isinstance(found, str):
         raise UserError(found)
     if found is None:
         return None
-    assert isinstance(found, Found)
+    assert isinstance(found, CheckpointInfo)
     if found.universal is not None:
-        with _disk_full_is_said(found.universal):
+        with _full_disk_as_user_error(found.universal):
             convert(found.path, found.universal, dist.get_rank(), dist.get_world_size())
     return found
 
 
-def load(engine: Any, found: Found) -> None:
+def load(engine: Any, found: CheckpointInfo) -> None:
     """Load weights, Adam's moments and step count into a fresh engine.
 
     UserError where DeepSpeed cannot read the checkpoint.
     """
     if getattr(engine.optimizer, "swap_optimizer", False):
-        # Seen with 0.19.8: the curve after a load is another one.
+        # Seen with DeepSpeed 0.19.8: after a load the loss curve is another one.
         raise UserError(
             f"{found.path}: DeepSpeed does not restore optimizer states on NVMe, so this training"
-            " cannot be gone on with; remove that folder to start it anew, or train it with"
+            " cannot be resumed; remove that folder to start again, or train with"
             " training.deepspeed: zero3_offload_param"
         )
     stage = int(engine.zero_optimization_stage())
@@ -155,10 +155,12 @@ def load(engine: Any, found: Found) -> None:
     except Exception as error:  # its own asserts, torch's, zipfile's and the unpickler's
         path, reason = None, f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
     if path is None:
-        raise UserError(f"{tag}: cannot be loaded ({reason}); remove {found.path} to go without it")
+        raise UserError(
+            f"{tag}: cannot be loaded ({reason}); remove {found.path} to resume without it"
+        )
     if found.universal is not None:
-        # DeepSpeed's loader gives all groups of parameters one tensor of steps, which each would
-        # count up.
+        # DeepSpeed's loader shares one tensor of steps among all parameter groups, and each would
+        # increment it.
         for state in engine.optimizer.optimizer.state.values():
             if isinstance(state.get("step"), torch.Tensor):
                 state["step"] = state["step"].clone()
@@ -170,7 +172,7 @@ def newest_checkpoint(folder: Path) -> Path:
 
 
 def best_checkpoint(folder: Path) -> Path:
-    """The one of the lowest held-out loss, of equals the newest; the newest where none has any.
+    """The one of the lowest held-out loss, of equals the newest; the newest where none has one.
 
     UserError where none is complete.
     """
@@ -178,7 +180,7 @@ def best_checkpoint(folder: Path) -> Path:
     return (_best(complete) or complete[-1]).path
 
 
-def _complete(folder: Path) -> list[Found]:
+def _complete(folder: Path) -> list[CheckpointInfo]:
     """In order of steps; UserError where there is none."""
     found = [read_checkpoint(path) for path in _published(folder)]
     if not found:
@@ -193,11 +195,11 @@ def _published(folder: Path) -> list[Path]:
     )
 
 
-def read_checkpoint(path: Path) -> Found:
-    """What a complete checkpoint's marker says of it."""
+def read_checkpoint(path: Path) -> CheckpointInfo:
+    """Read a complete checkpoint's marker."""
     try:
         written = json.loads((path / COMPLETE).read_text())
-        return Found(
+        return CheckpointInfo(
             path,
             int(written["step"]),
             dict(written["metrics"]),
@@ -206,14 +208,14 @@ def read_checkpoint(path: Path) -> Found:
             dict(written["files"]),
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path / COMPLETE}: is damaged ({error!r}); {MEND}") from None
+        raise UserError(f"{path / COMPLETE}: is damaged ({error!r}); {FIX}") from None
 
 
-def _require_whole(found: Found) -> None:
+def _require_whole(found: CheckpointInfo) -> None:
     for name, size in found.files.items():
         file = found.path / name
         if not file.is_file() or file.stat().st_size != size:
-            raise UserError(f"{file}: is missing, or not of its {size} bytes; {MEND}")
+            raise UserError(f"{file}: is missing, or not of its {size} bytes; {FIX}")
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -221,13 +223,13 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_size for path in files}
 
 
-def _best(found: Sequence[Found]) -> Found | None:
+def _best(found: Sequence[CheckpointInfo]) -> CheckpointInfo | None:
     """Of equals the newest."""
     measured = [each for each in found if math.isfinite(each.metrics.get(HELDOUT, math.nan))]
     return min(reversed(measured), key=lambda each: each.metrics[HELDOUT], default=None)
 
 
-def _find_and_tidy(folder: Path, ranks: int) -> Found | None:
+def _find_and_tidy(folder: Path, ranks: int) -> CheckpointInfo | None:
     for partial in folder.glob("step-*.partial"):
         # Killed between marker and rename, it is as good as published.
         if _NAME.fullmatch(partial.stem) and (partial / COMPLETE).is_file():
@@ -244,13 +246,13 @@ def _find_and_tidy(folder: Path, ranks: int) -> Found | None:
         if path not in published:
             _remove(path)
     if found is not None and found.universal is not None:
-        log.info("%s: of %d ranks, is made ready for %d", found.path, found.ranks, ranks)
+        log.info("%s: written by %d ranks, is converted for %d", found.path, found.ranks, ranks)
         begin(found.universal)
     return found
 
 
 def _publish(partial: Path) -> None:
-    """Give a complete checkpoint its name, also where an older one of the same step has it."""
+    """Give a complete checkpoint its name, replacing an older one of the same step."""
     final = partial.with_suffix("")
     _remove(final)
     partial.rename(final)
@@ -279,7 +281,7 @@ def _remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _disk_full_is_said(partial: Path) -> Iterator[None]:
+def _full_disk_as_user_error(partial: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -287,13 +289,13 @@ def _disk_full_is_said(partial: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(partial.parent).free
         raise UserError(
-            f"{partial}: the checkpoint could not be written, {free / 1e9:.2f} GB are free; make"
-            " room and run the same command again, it goes on from the last checkpoint"
+            f"{partial}: the checkpoint could not be written, {free / 1e9:.2f} GB are free; free"
+            " more and run the same command again, it resumes from the last checkpoint"
         ) from error
 
 
 def is_full_disk(error: BaseException | None) -> bool:
-    """Whether an error, or what it came of, is that of a full disk: torch.save hides it."""
+    """Whether an error or its cause is that of a full disk, which torch.save hides."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,17 @@ import xxhash
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.forward.answers import pair_tokens
 from vcsoup_dist.forward.template import Encoded, Unusable
+from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Training
-from vcsoup_dist.training.distributed import gather_to_all
+from vcsoup_dist.records.reference import FIX, ReferenceLogps, read_references
+from vcsoup_dist.training.distributed import gather_to_all, is_first
+from vcsoup_dist.training.job import PolicyTask
+from vcsoup_dist.training.objectives import OBJECTIVES
 from vcsoup_dist.training.pair_tokens import pair_in_tokens
 
 ROWS = 4096  # texts in memory at a time
 
-NOTHING = Encoded([], 0)
-
-Reference = tuple[str, np.ndarray, np.ndarray]
-"""Hash of the tokens, log-probs of chosen and rejected."""
+NO_ANSWER = Encoded([], 0)
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class Example:
     chosen: Encoded
     rejected: Encoded
     tokens: int
-    """Of both, what they begin with counted once: what the pair costs in a forward."""
+    """Of both, their common start counted once: the pair's cost in a forward."""
     consistency: float | None = None
-    """The cosine that the filter judged the pair by."""
+    """The cosine that the filter gave the pair."""
     weight: float = 1.0
     """Of its loss."""
     reference_chosen: np.ndarray | None = None
@@ -53,11 +54,57 @@ class EncodedRow:
 
     id: str
     pair: tuple[Encoded, Encoded] | Unusable
-    turned: bool
-    """Whether the file has the pair the other way round than its reference."""
+    swapped: bool
+    """Whether its answers are chosen and rejected the other way round than in the reference."""
     consistency: float | None
     reason: str | None = None
-    """Why the chat template does not take the pair."""
+    """Why the chat template refuses the pair."""
+
+
+@dataclass(frozen=True)
+class PolicyPairs:
+    """The pairs of one policy."""
+
+    train: list[Example]
+    heldout: list[Example]
+    left_out: Counter[str]
+    """Reason -> training pairs that are unusable."""
+
+
+def load_pairs(tokenizer: Any, training: Training, task: PolicyTask) -> PolicyPairs:
+    """A policy's pairs with their reference log-probs. Called by all ranks together.
+
+    UserError where none can be trained on.
+    """
+    rows = encode_files([Path(file) for file in task.pairs], tokenizer, training)
+    share = -(-training.heldout_pairs // max(len(task.heldout), 1))
+    held_rows = [
+        row
+        for file in task.heldout
+        for row in encode_files([Path(file)], tokenizer, training, limit=share)
+    ]
+    known = None
+    if task.references:
+        ids = {row.id for row in (*rows, *held_rows)}
+        known = read_references([Path(folder) for folder in task.references], ids)
+    examples, left_out = make_examples(rows, known, training)
+    heldout, _ = make_examples(held_rows, known, training)
+    refused = first_refused(rows)
+    if not examples:
+        raise UserError(
+            f"{task.name}: no pair can be trained on ({count_text(left_out) or 'none'}); "
+            + (refused or f"training.max_length is {training.max_length}")
+        )
+    if refused and is_first():
+        log.warning("%s: pairs are left out, the first is %s", task.name, refused)
+    if training.pair_weights == "consistency":
+        examples = weighted(examples)
+    return PolicyPairs(examples, heldout, left_out)
+
+
+def count_text(left_out: Counter[str]) -> str:
+    """As `3 too long, 1 without an answer`."""
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
 
 
 def encode_files(
@@ -66,12 +113,12 @@ def encode_files(
     """The rows of parquet files in tokens, at most `limit`. Called by all ranks together.
 
     The columns `prompt` (messages), `chosen` and `rejected` (text or messages) and `id` are needed;
-    `turned` and `consistency` may be there. Each rank does its share; all have the result.
+    `turned` and `consistency` are optional. Each rank encodes its share; all get the result.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
     rows: list[EncodedRow] = []
     for batch in _batches(files, limit):
-        # Of its own type, since a rank may have no row, and an empty list would be of none.
+        # Typed, since a rank may have no row.
         places = pa.array(range(rank, batch.num_rows, world), pa.int64())
         mine = batch.take(places).to_pylist()
         shares = gather_to_all([_encode_row(tokenizer, row, training) for row in mine])
@@ -93,19 +140,19 @@ def _batches(files: Sequence[Path], limit: int | None) -> Iterator[Any]:
 
 
 def _encode_row(tokenizer: Any, row: Mapping[str, Any], training: Training) -> EncodedRow:
-    found = pair_in_tokens(
+    encoded = pair_in_tokens(
         tokenizer, row["prompt"], _text(row["chosen"]), _text(row["rejected"]), training
     )
-    pair = found.pair
+    pair = encoded.pair
     if not isinstance(pair, Unusable):
         pair = _compact(pair[0]), _compact(pair[1])
     return EncodedRow(
-        row["id"], pair, row.get("turned", False), row.get("consistency"), found.reason
+        row["id"], pair, row.get("turned", False), row.get("consistency"), encoded.reason
     )
 
 
 def first_refused(rows: Sequence[EncodedRow]) -> str | None:
-    """The first pair that the chat template does not take, and why, for a message."""
+    """The first pair that the chat template refuses, and why."""
     refused = (row for row in rows if row.reason is not None)
     return next((f"pair {row.id}: {row.reason}" for row in refused), None)
 
@@ -115,12 +162,12 @@ def _compact(encoded: Encoded) -> Encoded:
 
 
 def make_examples(
-    rows: Sequence[EncodedRow], known: Mapping[str, Reference] | None, training: Training
+    rows: Sequence[EncodedRow], known: Mapping[str, ReferenceLogps] | None, training: Training
 ) -> tuple[list[Example], Counter[str]]:
-    """Examples of rows, and how many rows are unusable, by reason.
+    """Examples of rows, and the number of unusable rows by reason.
 
-    known: reference log-probs by id; None for an objective without. Raises UserError where a pair
-    has none, or has those of other tokens.
+    known: reference log-probs by id; None for an objective without. UserError where a pair lacks
+    them, or has those of other tokens.
     """
     examples: list[Example] = []
     unusable: Counter[str] = Counter()
@@ -130,10 +177,10 @@ def make_examples(
             continue
         chosen, rejected = row.pair
         tokens = pair_tokens(chosen, rejected)
-        if training.objective == "sft":
-            rejected = NOTHING  # is not read, so it need not stay in memory
+        if not OBJECTIVES[training.objective].of_pairs:
+            rejected = NO_ANSWER  # not read, so not kept in memory
         example = Example(row.id, chosen, rejected, tokens, row.consistency)
-        examples.append(example if known is None else _with_reference(example, row.turned, known))
+        examples.append(example if known is None else _with_reference(example, row.swapped, known))
     return examples, unusable
 
 
@@ -152,41 +199,21 @@ def weighted(examples: Sequence[Example]) -> list[Example]:
     return [replace(each, weight=weight) for each, weight in zip(examples, scaled, strict=True)]
 
 
-def _with_reference(example: Example, turned: bool, known: Mapping[str, Reference]) -> Example:
-    if example.id not in known:
-        raise UserError(
-            f"pair {example.id} has no reference log-probs; remove the run's reference/ folder"
-        )
+def _with_reference(
+    example: Example, swapped: bool, known: Mapping[str, ReferenceLogps]
+) -> Example:
+    reference = known.get(example.id)
+    if reference is None:
+        raise UserError(f"pair {example.id} has no reference log-probs; {FIX}")
     pair = (example.chosen, example.rejected)
-    of_tokens, *sides = known[example.id]
-    if of_tokens != tokens_hash(*(reversed(pair) if turned else pair)):
+    if reference.tokens != tokens_hash(*(reversed(pair) if swapped else pair)):
         raise UserError(
             f"the reference log-probs of pair {example.id} are of other tokens; does the chat "
-            "template depend on the day? remove the run's reference/ folder"
+            f"template depend on the day? {FIX}"
         )
-    chosen, rejected = reversed(sides) if turned else sides
+    sides = (reference.chosen, reference.rejected)
+    chosen, rejected = reversed(sides) if swapped else sides
     return replace(example, reference_chosen=chosen, reference_rejected=rejected)
-
-
-def load_references(folders: Iterable[Path], wanted: set[str]) -> dict[str, Reference]:
-    """Reference log-probs of the pairs `wanted` by id, from folders as reference.py makes them."""
-    found: dict[str, Reference] = {}
-    for folder in folders:
-        for file in sorted(folder.glob("*.parquet")):
-            table = pq.read_table(file)
-            chosen, rejected = (_ragged(table[side]) for side in ("chosen", "rejected"))
-            ids, tokens = table["id"].to_pylist(), table["tokens"].to_pylist()
-            for i, (id_, hashed) in enumerate(zip(ids, tokens, strict=True)):
-                if id_ in wanted and hashed is not None:
-                    found[id_] = (hashed, chosen[i], rejected[i])
-    return found
-
-
-def _ragged(column: Any) -> list[np.ndarray]:
-    """A column of lists of fp32 as views of one array."""
-    joined = column.combine_chunks()
-    offsets = joined.offsets.to_numpy()
-    return np.split(joined.values.to_numpy(), offsets[1:-1])
 
 
 def tokens_hash(chosen: Encoded, rejected: Encoded) -> str:

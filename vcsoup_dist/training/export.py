@@ -35,13 +35,13 @@ def export_policy(
 ) -> None:
     """Write a checkpoint into the directory `output` as a model, its weights as `dtype`.
 
-    companions: a directory with its config and tokenizer; dtype: as in the recipe; expected: what
-    the model has, name -> full shape of parameters and persistent buffers, tied ones under their
+    companions: a directory with its config and tokenizer; dtype: as in the recipe; expected: the
+    model's tensors, name -> full shape of parameters and persistent buffers, tied ones under their
     first name; group: where ranks wait for each other, None for the default group.
 
     Called by all ranks together. Tied weights are written once, under their first name, as
-    transformers does. Goes on after a kill. UserError where the checkpoint, or what was written,
-    is not exactly what the model has.
+    transformers does. Resumes after a kill. UserError where the checkpoint, or what was written,
+    does not hold exactly the model's tensors.
     """
     plan = plan_merge(
         [checkpoint],
@@ -50,12 +50,8 @@ def export_policy(
         dtype=DTYPES[dtype],
         companions=companions,
     )
-    require_tensors(
-        plan.sources[0].layout,
-        expected,
-        checkpoint,
-        "remove that folder to go on from the one before",
-    )
+    fix = "remove that folder to resume from the one before"
+    require_tensors(plan.sources[0].layout, expected, checkpoint, fix)
     where = placement(plan, checkpoint.with_name("export"), inside=False)
     written = write_soups(
         plan,
@@ -72,28 +68,32 @@ def export_policy(
         # Ranks of other nodes may have seen each other's journals too late.
         if not written.finished and not finish(plan, where, overwrite=True, card=False):
             raise UserError(f"{where.work}: a rank has not written its share; run it again")
-        # The manifest last: while it is here a run that was killed goes on with the rest.
-        for file in sorted(where.out.iterdir()):
-            if file.name != MANIFEST_NAME:
-                file.replace(output / file.name)
-        try:
-            require_tensors(read_layout(output), expected, output, "run it again to write it anew")
-        except UserError:
-            for file in output.glob("*.safetensors*"):
-                file.unlink()
-            shutil.rmtree(where.out)
-            raise
-        (where.out / MANIFEST_NAME).replace(output / MANIFEST_NAME)
-        shutil.rmtree(where.out)
+        _move(where.out, output, expected)
     dist.barrier(group=group)
 
 
+def _move(written: Path, output: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Move a written model to `output`, the manifest last: while it is missing, this is redone."""
+    for file in sorted(written.iterdir()):
+        if file.name != MANIFEST_NAME:
+            file.replace(output / file.name)
+    try:
+        require_tensors(read_layout(output), expected, output, "run it again to rewrite it")
+    except UserError:
+        for file in output.glob("*.safetensors*"):
+            file.unlink()
+        shutil.rmtree(written)
+        raise
+    (written / MANIFEST_NAME).replace(output / MANIFEST_NAME)
+    shutil.rmtree(written)
+
+
 def require_tensors(
-    layout: Layout, expected: Mapping[str, tuple[int, ...]], where: Path, mend: str
+    layout: Layout, expected: Mapping[str, tuple[int, ...]], where: Path, fix: str
 ) -> None:
     """UserError where a checkpoint does not hold exactly the model's tensors, none of them empty.
 
-    expected: as for `export_policy`; mend: the end of the error's line.
+    expected: as for `export_policy`; fix: the end of the error's line.
     """
     missing, extra = expected.keys() - layout.keys(), layout.keys() - expected.keys()
     wrong = [
@@ -104,12 +104,12 @@ def require_tensors(
     empty = [name for name in expected if name in layout and not math.prod(layout[name].shape)]
     faults = [
         *(f"lacks {name!r}" for name in sorted(missing)),
-        *(f"holds {name!r}, which the model has not" for name in sorted(extra)),
+        *(f"holds {name!r}, which the model lacks" for name in sorted(extra)),
         *wrong,
         *(f"{name!r} is empty" for name in empty),
     ]
     if faults:
         more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
         raise UserError(
-            f"{where}: is not the model that was trained: {', '.join(faults[:3])}{more}; {mend}"
+            f"{where}: is not the model that was trained: {', '.join(faults[:3])}{more}; {fix}"
         )

@@ -1,8 +1,7 @@
-"""How much of a device's peak a step used: MFU (Chowdhery et al. 2022, PaLM, appendix B).
+"""Floating-point operations of a step, for its MFU (Chowdhery et al. 2022, PaLM, appendix B).
 
 Counted are the multiplications and additions that the model and the loss need, once forward and
-twice backward: not what gradient checkpointing computes again, and a prompt that two answers share
-once, as it is computed.
+twice backward: a shared prompt once, and not what gradient checkpointing recomputes.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 
 from vcsoup_dist.forward.answers import AnswerPack
+from vcsoup_dist.progress import log
+from vcsoup_dist.training.job import Job
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -34,10 +35,28 @@ PEAK_TFLOPS = {
 }
 
 
-def peak_tflops(given: float | None, dtype: str) -> float | None:
-    """Peak of one device, as the recipe says or by its name; None where neither is known."""
-    if given is not None or dtype != "bf16" or not torch.cuda.is_available():
-        return given
+def flop_counter(
+    job: Job, config: Any, shapes: Mapping[str, tuple[int, ...]]
+) -> FlopCounter | None:
+    """A counter for the model of a job; None where the peak or the architecture is not known.
+
+    config: the model's; shapes: of its parameters by name.
+    """
+    peak = job.launch.peak_tflops or _known_peak(job.training.dtype)
+    experts = any("experts" in name for name in shapes)  # of which a token uses a few
+    if peak is None or experts:
+        return None
+    try:
+        return FlopCounter(config, shapes, peak * 1e12)
+    except AttributeError as error:
+        log.warning("no MFU: this architecture's config lacks what it needs (%s)", error)
+        return None
+
+
+def _known_peak(dtype: str) -> float | None:
+    """TFLOP/s of this device by its name."""
+    if dtype != "bf16" or not torch.cuda.is_available():
+        return None
     name = torch.cuda.get_device_name()
     return next((peak for known, peak in PEAK_TFLOPS.items() if known in name), None)
 
@@ -45,11 +64,12 @@ def peak_tflops(given: float | None, dtype: str) -> float | None:
 class FlopCounter:
     """Floating-point operations of a training step on one rank's packs."""
 
-    def __init__(self, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """config: the model's; shapes: of its parameters by name.
+    def __init__(self, config: Any, shapes: Mapping[str, tuple[int, ...]], peak: float) -> None:
+        """config: the model's; shapes: of its parameters by name; peak: of a device, per second.
 
-        Raises AttributeError where the config does not say what is needed.
+        Raises AttributeError where the config lacks what is needed.
         """
+        self.peak = peak
         config = config.get_text_config()
         sizes = {name: math.prod(shape) for name, shape in shapes.items() if len(shape) > 1}
         outside = ("embed", "lm_head", "wte.weight", "wpe.weight")

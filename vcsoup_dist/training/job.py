@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from vcsoup_dist.files import write_atomically
 from vcsoup_dist.recipe import Launch, Training
-
-SUMMARY = "training.json"
-"""Of a finished policy, what rank 0 writes last."""
+from vcsoup_dist.records.json_record import read_record, write_record
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,8 @@ class PolicyTask:
 class Job:
     """One launch of ranks: all of `references`, or one policy."""
 
+    VERSION: ClassVar[int] = 1
+
     model: str
     revision: str | None
     deepspeed_config: str
@@ -59,24 +58,9 @@ class Job:
 
     def write(self, path: Path) -> None:
         """Write the job for the ranks to read."""
-        content = asdict(self) | {
-            "training": self.training.model_dump(mode="json"),
-            "launch": self.launch.model_dump(mode="json"),
-        }
-        write_atomically(path, json.dumps(content, indent=1))
+        write_record(path, self)
 
-    @staticmethod
-    def read(path: Path) -> Job:
+    @classmethod
+    def read(cls, path: Path) -> Job:
         """Read what `write` wrote."""
-        content = json.loads(path.read_text())
-        policy = content["policy"]
-        return Job(
-            content["model"],
-            content["revision"],
-            content["deepspeed_config"],
-            Training.model_validate(content["training"]),
-            Launch.model_validate(content["launch"]),
-            [ReferenceTask(**task) for task in content["references"]],
-            PolicyTask(**policy) if policy else None,
-            content["swap_folder"],
-        )
+        return read_record(path, cls)

@@ -4,6 +4,9 @@ Symbols: pi the policy, ref the reference theta_0, y_w the chosen answer, y_l th
 log pi(y) is the sum over an answer's tokens, |y| their number, and
 
     h = (log pi(y_w) - log ref(y_w)) - (log pi(y_l) - log ref(y_l)).
+
+To add an objective: write its function here, give it a row in `OBJECTIVES`, and add its name to
+`Objective` in recipe/training.py (and to `WITHOUT_REFERENCE`, where it reads no reference).
 """
 
 from __future__ import annotations
@@ -93,27 +96,40 @@ def sft(pairs: PairLogps, training: Training) -> torch.Tensor:
     return -pairs.chosen
 
 
-LOSSES: dict[Objective, Callable[[PairLogps, Training], torch.Tensor]] = {
-    "dpo": dpo,
-    "robust": robust,
-    "hinge": hinge,
-    "ipo": ipo,
-    "simpo": simpo,
-    "sft": sft,
-}
+Rewards = tuple[torch.Tensor, torch.Tensor]
 
 
-def rewards(pairs: PairLogps, training: Training) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the objective takes for the rewards [P] of chosen and rejected: beta log pi / ref, and
-    for SimPO beta times the mean log-prob of a token."""
-    if training.objective == "simpo":
-        chosen, rejected = (
-            pairs.chosen / pairs.chosen_tokens,
-            pairs.rejected / pairs.rejected_tokens,
-        )
-    else:
-        chosen, rejected = pairs.ratio_chosen, pairs.ratio_rejected
+def reference_rewards(pairs: PairLogps, training: Training) -> Rewards:
+    """beta log pi(y) / ref(y) of chosen and rejected, each [P]."""
+    return training.beta * pairs.ratio_chosen, training.beta * pairs.ratio_rejected
+
+
+def token_rewards(pairs: PairLogps, training: Training) -> Rewards:
+    """beta log pi(y) / |y| of chosen and rejected, each [P]."""
+    chosen, rejected = pairs.chosen / pairs.chosen_tokens, pairs.rejected / pairs.rejected_tokens
     return training.beta * chosen, training.beta * rejected
+
+
+@dataclass(frozen=True)
+class ObjectiveSpec:
+    """A row of `OBJECTIVES`."""
+
+    loss: Callable[[PairLogps, Training], torch.Tensor]
+    """Loss [P] of each pair."""
+    rewards: Callable[[PairLogps, Training], Rewards] = reference_rewards
+    """The implicit rewards that the objective pulls apart; the metrics show them."""
+    of_pairs: bool = True
+    """Whether it reads rejected answers and is a mean over pairs; else over chosen tokens."""
+
+
+OBJECTIVES: dict[Objective, ObjectiveSpec] = {
+    "dpo": ObjectiveSpec(dpo),
+    "robust": ObjectiveSpec(robust),
+    "hinge": ObjectiveSpec(hinge),
+    "ipo": ObjectiveSpec(ipo),
+    "simpo": ObjectiveSpec(simpo, rewards=token_rewards),
+    "sft": ObjectiveSpec(sft, of_pairs=False),
+}
 
 
 def step_loss(
@@ -123,14 +139,15 @@ def step_loss(
     step_pairs: int,
     step_chosen_tokens: int,
 ) -> torch.Tensor:
-    """What each of P pairs adds to the loss of its step, [P]: their sum over all ranks is the loss.
+    """Each pair's part [P] of its step's loss, which is their sum over all ranks.
 
-    The mean over the step's pairs of weight times loss, and `sft_weight` times the mean over the
-    step's chosen answer tokens of their negative log-likelihood, which no weight changes; SFT is
-    that mean alone, weighted.
+    The loss is the mean over the step's pairs of weight times loss, plus `sft_weight` times the
+    mean over the step's chosen answer tokens of their negative log-likelihood, which no weight
+    changes. SFT is that mean alone, weighted.
     """
-    losses = weights * LOSSES[training.objective](pairs, training)
-    if training.objective == "sft":
+    objective = OBJECTIVES[training.objective]
+    losses = weights * objective.loss(pairs, training)
+    if not objective.of_pairs:
         return losses / step_chosen_tokens
     added = training.sft_weight * sft(pairs, training) / step_chosen_tokens
     return losses / step_pairs + added

@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _user_error(error: BaseException) -> UserError | None:
-    """The line for a person, where it is one who can fix it."""
+    """The line for a person, where a person can fix it."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
@@ -54,7 +54,7 @@ def _user_error(error: BaseException) -> UserError | None:
 
 
 def _report_traceback() -> None:
-    """Leave the traceback for the launcher, which shows that of the rank that failed first."""
+    """Write the traceback for the launcher, which shows that of the rank that failed first."""
     text = traceback.format_exc()
     try:
         (Path(os.environ["VCSOUP_LOGS"]) / f"rank-{os.environ['RANK']}.traceback").write_text(text)
@@ -63,7 +63,7 @@ def _report_traceback() -> None:
 
 
 def run(job_file: Path) -> bool:
-    """Join the other ranks and do the job's tasks; False where it was asked to stop first."""
+    """Join the other ranks and run the job's tasks; False where stopped on request first."""
     import torch
 
     from vcsoup_dist.training.distributed import barrier, start_distributed
@@ -82,48 +82,42 @@ def run(job_file: Path) -> bool:
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     start_distributed()
-    done = do(job, stop)
+    done = run_tasks(job, stop)
     barrier()
     torch.distributed.destroy_process_group()
     return done
 
 
-def do(job: Job, stop: StopRequest) -> bool:
-    """The job's tasks, once the ranks have joined; False where it was asked to stop first."""
+def run_tasks(job: Job, stop: StopRequest) -> bool:
+    """Run the job's tasks, once the ranks have joined; False where stopped on request first."""
     from vcsoup_dist.training.base_checks.tokenizer import open_tokenizer
     from vcsoup_dist.training.checkpoint import find_checkpoint
     from vcsoup_dist.training.distributed import control_group
     from vcsoup_dist.training.engine import start_engine
     from vcsoup_dist.training.loop import train_policy
     from vcsoup_dist.training.reference import compute_reference
+    from vcsoup_dist.training.runtime import Runtime
     from vcsoup_dist.training.start_checks import check_forward
     from vcsoup_dist.training.watchdog import Watchdog
 
     watchdog = Watchdog(job.launch.hang_minutes)
-    empty_swap_folder(job)  # a killed run's files would be taken for this one's
-    found = find_checkpoint(Path(job.policy.scratch), control_group()) if job.policy else None
-    engine = start_engine(
-        job,
-        train=job.policy is not None,
-        universal=found is not None and found.universal is not None,
-    )
-    tokenizer = open_tokenizer(job.model, job.revision)
-    if job.policy:
-        done = train_policy(
-            engine, tokenizer, job.training, job.launch, job.policy, found, stop, watchdog
-        )
+    empty_swap_folder(job)  # DeepSpeed would read a killed run's files
+    task = job.policy
+    checkpoint = find_checkpoint(Path(task.scratch), control_group()) if task else None
+    universal = checkpoint is not None and checkpoint.universal is not None
+    engine = start_engine(job, train=task is not None, universal=universal)
+    runtime = Runtime(job, engine, open_tokenizer(job.model, job.revision), stop, watchdog)
+    if task:
+        done = train_policy(runtime, task, checkpoint)
     else:
-        check_forward(engine, tokenizer, job.training)
-        done = all(
-            compute_reference(engine, tokenizer, job.training, task, stop, watchdog)
-            for task in job.references
-        )
+        check_forward(runtime)
+        done = all(compute_reference(runtime, each) for each in job.references)
     empty_swap_folder(job)
     return done
 
 
 def empty_swap_folder(job: Job) -> None:
-    """Remove what lies on this node's disk for DeepSpeed. Called by all ranks together."""
+    """Remove DeepSpeed's swap files from this node. Called by all ranks together."""
     from vcsoup_dist.training.distributed import barrier
 
     if job.swap_folder is None:

@@ -1,4 +1,9 @@
-"""What must hold before the first step: the model's log-probs are its own, and its reference's."""
+"""Checks on the ranks before the first step.
+
+- `check_forward`: our log-probs are those of the model's own logits.
+- `check_start`: the policy is its reference, token by token, and the first loss is the objective's.
+- `chance_warning`: without a reference, the base knows more than chance.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +18,20 @@ import torch.distributed as dist
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.forward.answers import pack_answers, pack_pairs
 from vcsoup_dist.forward.template import Encoded
-from vcsoup_dist.recipe import Training
+from vcsoup_dist.recipe import WITHOUT_REFERENCE, Training
 from vcsoup_dist.training.batches import micro_batches
 from vcsoup_dist.training.distributed import gather_to_all, local_device
 from vcsoup_dist.training.examples import Example
-from vcsoup_dist.training.objectives import LOSSES, PairLogps
-from vcsoup_dist.training.step import Trainer
+from vcsoup_dist.training.objectives import OBJECTIVES, PairLogps
+from vcsoup_dist.training.runtime import Runtime
 
-# Largest per-token |policy - reference| in nats at the start, by dtype: only rounding may differ,
-# since a pack of other neighbours takes other kernels.
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.5}
-# The same of the mean over all tokens, and of the drift: rounding has no direction.
+"""Largest per-token |policy - reference| in nats, by dtype. Only rounding may differ: another pack
+takes other kernels."""
 MEAN_TOLERANCE = {"fp32": 1e-4, "bf16": 0.1}
-DRIFT = {"fp32": 1e-5, "bf16": 0.01}
-
+"""The same of the mean over all tokens."""
+DRIFT_TOLERANCE = {"fp32": 1e-5, "bf16": 0.01}
+"""Of the mean drift per token: rounding has no direction."""
 
 REASONS = (
     "Either the reference/ folder of this run is of another model (remove it), or the model is "
@@ -34,12 +39,13 @@ REASONS = (
 )
 
 
-def check_forward(engine: Any, tokenizer: Any, training: Training) -> None:
+def check_forward(runtime: Runtime) -> None:
     """Compare our log-probs of a few tokens with those of the model's own logits.
 
-    Called by all ranks together. Raises UserError where they differ by more than rounding: the
-    architecture then does something to its logits that is not known here.
+    Called by all ranks together. UserError where they differ by more than rounding: the
+    architecture then transforms its logits in a way that `forward` does not know.
     """
+    engine, dtype, tokenizer = runtime.engine, runtime.training.dtype, runtime.tokenizer
     ids = tokenizer("The quick brown fox jumps over the lazy dog.", add_special_tokens=False)
     few = [token for token in ids["input_ids"] if token is not None][:16]
     few = few if len(few) > 1 else [0, 1]
@@ -49,17 +55,17 @@ def check_forward(engine: Any, tokenizer: Any, training: Training) -> None:
         ours, theirs = engine(answers), engine(answers, by_itself=True)
     if not bool(torch.isfinite(theirs).all()):
         raise UserError(_not_finite(engine.module.model))
-    apart = float((ours - theirs).abs().max())
-    if not apart <= TOLERANCE[training.dtype]:
+    difference = float((ours - theirs).abs().max())
+    if not difference <= TOLERANCE[dtype]:
         raise UserError(
-            f"{type(engine.module.model).__name__}: log-probs differ by {apart:.3g} nats from "
-            "those of its own logits, to which it does something that is not known here; it is "
-            "not supported"
+            f"{type(engine.module.model).__name__}: log-probs differ by {difference:.3g} nats "
+            "from those of its own logits, which it transforms in an unknown way; it is not "
+            "supported"
         )
 
 
 def _not_finite(model: Any) -> str:
-    """Which tensors of a model, however sharded, make its log-probs NaN. Of all ranks together."""
+    """Which tensors of a sharded model make its log-probs NaN. Called by all ranks together."""
     mine = [
         name
         for name, parameter in model.named_parameters()
@@ -76,42 +82,42 @@ def _not_finite(model: Any) -> str:
     )
 
 
-def check_start(trainer: Trainer, batch: Sequence[Example]) -> float:
+def check_start(runtime: Runtime, batch: Sequence[Example]) -> float:
     """Largest per-token |policy - reference| over the first step's pairs, in nats.
 
-    Called by all ranks together. Raises UserError where it is more than rounding: the reference is
-    then of another model, template or data, which the loss alone would hardly show. So it is where
-    the differences are small but agree, and the first loss is not the one of the objective.
+    Called by all ranks together. UserError where it is more than rounding: the reference is then of
+    another model, template or data, which the loss alone would hardly show. UserError also where
+    the differences are small but agree, so that the first loss is not the objective's.
     """
-    training = trainer.training
+    training = runtime.training
     plan = micro_batches(
         [each.tokens for each in batch], dist.get_world_size(), training.tokens_per_batch
     )
     worst = 0.0
-    found: list[Drift] = []
+    mine: list[Drift] = []
     # In training mode, so that what is random then is found too.
-    trainer.engine.train()
+    runtime.engine.train()
     for indices in plan[dist.get_rank()]:
-        trainer.watchdog.alive()
+        runtime.watchdog.alive()
         part = [batch[i] for i in indices or [0]]
         answers = pack_pairs([(each.chosen, each.rejected) for each in part], local_device())
         with torch.no_grad():
-            policy = trainer.engine(answers).cpu()
+            policy = runtime.engine(answers).cpu()
         sides = [side for each in part for side in (each.reference_chosen, each.reference_rejected)]
         reference = torch.from_numpy(np.concatenate([side for side in sides if side is not None]))
-        apart = float((policy - reference).abs().max())
-        worst = max(worst, apart if math.isfinite(apart) else math.inf)
+        difference = float((policy - reference).abs().max())
+        worst = max(worst, difference if math.isfinite(difference) else math.inf)
         if indices:
             lengths = [each.answer_length for pair in part for each in (pair.chosen, pair.rejected)]
-            found += drifts(policy.double(), reference.double(), lengths, training)
-    trainer.watchdog.rest()
+            mine += drifts(policy.double(), reference.double(), lengths, training)
+    runtime.watchdog.rest()
     worst = max(gather_to_all(worst))
     if not worst <= TOLERANCE[training.dtype]:
         raise UserError(
             f"the policy is not its reference at the start: log-probs of a token differ by "
             f"{worst:.3g} nats. {REASONS}"
         )
-    if fault := first_loss_fault([d for share in gather_to_all(found) for d in share], training):
+    if fault := first_loss_fault([d for share in gather_to_all(mine) for d in share], training):
         raise UserError(f"the policy is not its reference at the start: {fault}. {REASONS}")
     return worst
 
@@ -123,7 +129,7 @@ class Drift(NamedTuple):
     absolute: float
     """Sum over the tokens of |policy - reference|."""
     h: float
-    """Log-ratio of chosen minus that of rejected: 0 where policy and reference are one."""
+    """Log-ratio of chosen minus that of rejected: 0 where policy and reference agree."""
     loss: float
     theory: float
     """The loss at h = 0, which the objective and its settings alone decide."""
@@ -145,7 +151,7 @@ def drifts(
 
     def losses(logps: torch.Tensor) -> torch.Tensor:
         pairs = PairLogps(logps[even], logps[odd], ref[even], ref[odd], tokens[even], tokens[odd])
-        return LOSSES[training.objective](pairs, training)
+        return OBJECTIVES[training.objective].loss(pairs, training)
 
     h = (pi - ref)[even] - (pi - ref)[odd]
     columns = (
@@ -158,20 +164,20 @@ def drifts(
     return [Drift(int(row[0]), *row[1:]) for row in torch.stack(columns, 1).tolist()]
 
 
-def first_loss_fault(found: Sequence[Drift], training: Training) -> str | None:
+def first_loss_fault(pairs: Sequence[Drift], training: Training) -> str | None:
     """What is wrong with the first loss; None where it is the objective's but for rounding."""
-    if not found:
+    if not pairs:
         return None
-    tokens = sum(each.tokens for each in found)
-    mean = sum(each.absolute for each in found) / tokens
-    h = np.array([each.h for each in found])
+    tokens = sum(each.tokens for each in pairs)
+    mean = sum(each.absolute for each in pairs) / tokens
+    h = np.array([each.h for each in pairs])
     drift = abs(float(h.mean()))
     noise = 3 * float(h.std()) / math.sqrt(len(h))
-    allowed = DRIFT[training.dtype] * tokens / len(h) + noise
+    allowed = DRIFT_TOLERANCE[training.dtype] * tokens / len(h) + noise
     if mean <= MEAN_TOLERANCE[training.dtype] and drift <= allowed:
         return None
     loss, theory = (
-        sum(getattr(each, name) for each in found) / len(found) for name in ("loss", "theory")
+        sum(getattr(each, name) for each in pairs) / len(pairs) for name in ("loss", "theory")
     )
     return (
         f"the first loss is {loss:.4f}, where {training.objective} starts at {theory:.4f}; "
@@ -182,13 +188,11 @@ def first_loss_fault(found: Sequence[Drift], training: Training) -> str | None:
 def chance_warning(
     measured: Mapping[str, float], training: Training, vocabulary: int
 ) -> str | None:
-    """What to say of a first step without a reference whose model knows no more than chance."""
-    if training.objective == "sft":
-        nats = measured["loss"]
-    elif training.objective == "simpo":
-        nats = -measured["chosen_reward"] / training.beta
-    else:
+    """A warning where a first step without a reference shows a model that knows only chance."""
+    if training.objective not in WITHOUT_REFERENCE:
         return None
+    of_pairs = OBJECTIVES[training.objective].of_pairs
+    nats = -measured["chosen_reward"] / training.beta if of_pairs else measured["loss"]
     if nats < 0.98 * math.log(vocabulary):
         return None
     return (
