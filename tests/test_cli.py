@@ -161,7 +161,7 @@ def test_a_missing_model_or_data_file_is_named_by_its_key(folder):
     assert "vcsoup: values.long.data.path: no such file: pairs.jsonl" in printed
     (folder / "base" / "config.json").unlink()
     printed = vcsoup("check", "recipe.yaml", folder=folder, code=2)
-    assert "vcsoup: model: base is no model directory (it has no config.json)" in printed
+    assert "vcsoup: model: base is not a model directory (it has no config.json)" in printed
 
 
 def test_a_second_interrupt_while_python_shuts_down_ends_with_130_too(tmp_path):

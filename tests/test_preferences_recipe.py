@@ -141,7 +141,7 @@ MISTAKES = {
     ),
     "pairs of others": ({"pairs_of": ["kind"], "preferred_by": "x"}, "takes other values' pairs"),
     "missing packed file": ({"path": "data/none.jsonl.zst"}, "path: no such file: data/none"),
-    "another kind": ({"path": "judge.py"}, "path: judge.py is no .jsonl, .*; convert it"),
+    "another kind": ({"path": "judge.py"}, "path: judge.py is not a .jsonl, .*; convert it"),
     "missing heldout": ({"path": "p.jsonl", "heldout": "test"}, "heldout: no such file: test"),
     "missing heldout path": (
         {"path": "base", "heldout": "./none"},

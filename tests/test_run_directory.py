@@ -181,7 +181,7 @@ def test_a_run_of_another_recipe_of_that_name_is_in_nobodys_way(world, monkeypat
 def test_a_folder_that_is_no_run_directory_says_so(world):
     with pytest.raises(UserError, match="project: a folder that does not say where its recipe"):
         find_run(world / "project")
-    with pytest.raises(UserError, match="base: a folder, but no run directory"):
+    with pytest.raises(UserError, match="base: a folder, but not a run directory"):
         find_run(world / "base")
 
 

@@ -40,7 +40,7 @@ def recipe(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("option", "line"),
     [
-        ("gpu: 8", "`gpu` is no option of sbatch; did you mean `gpus`?"),
+        ("gpu: 8", "`gpu` is not an option of sbatch; did you mean `gpus`?"),
         ("ntask-per-node: 8", "did you mean `ntasks-per-node`?"),
         ("cpus-per-taks: 8", "did you mean `cpus-per-task`?"),
         ("acount: us", "did you mean `account`?"),
@@ -132,7 +132,7 @@ def test_check_looks_at_the_site_file(recipe, tmp_path, monkeypatch):
     assert done.exit_code == 0 and "would have 4 GPUs and 2 ranks" in " ".join(done.output.split())
     site.write_text("stages: {train: {gpu: 8}}\n")
     done = CliRunner().invoke(app, ["check", str(file)])
-    assert "stages.train: `gpu` is no option of sbatch" in str(done.exception)
+    assert "stages.train: `gpu` is not an option of sbatch" in str(done.exception)
 
 
 @pytest.mark.parametrize(

@@ -369,8 +369,11 @@ def test_a_suspect_waits_until_its_actor_has_nothing_else(tmp_path, cluster):
 @pytest.mark.parametrize(
     ("actors", "message"),
     [
-        ({"resources_per_actor": {"CPU": 1}}, "`CPU` is no custom resource; give `cpus_per_actor`"),
-        ({"resources_per_actor": {"memory": 1e9}}, "`memory` is no custom resource"),
+        (
+            {"resources_per_actor": {"CPU": 1}},
+            "`CPU` is not a custom resource; give `cpus_per_actor`",
+        ),
+        ({"resources_per_actor": {"memory": 1e9}}, "`memory` is not a custom resource"),
         ({"cpus_per_actor": 0.00001}, "Ray counts in steps of 0.0001"),
         ({"gpus_per_actor": 1.5}, "less than or equal to 1"),
     ],

@@ -157,7 +157,7 @@ def test_the_run_directory_of_another_recipe_is_refused(tmp_path):
 
 def test_a_folder_with_other_things_is_no_run_directory(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(UserError, match="not empty and no run directory"):
+    with pytest.raises(UserError, match="not empty and not a run directory"):
         Workspace.open(tmp_path, RECIPE)
 
 

@@ -147,7 +147,7 @@ class Workspace:
                 not each.name.startswith(".recipe.yaml") for each in root.iterdir()
             ):
                 raise UserError(
-                    f"{root}: not empty and no run directory; choose another with --run-dir"
+                    f"{root}: not empty and not a run directory; choose another with --run-dir"
                 )
         except OSError as error:
             raise UserError(f"{root}: cannot read the run directory: {error.strerror}") from error

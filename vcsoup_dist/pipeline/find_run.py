@@ -62,7 +62,7 @@ def _root_of(argument: Path) -> Path | None:
             f"{argument}: a folder that does not say where its recipe came from (it has no {NAME}):"
             f" give the recipe itself, and --run-dir {argument} where that is its run directory"
         )
-    raise UserError(f"{argument}: a folder, but no run directory: it has no recipe.yaml")
+    raise UserError(f"{argument}: a folder, but not a run directory: it has no recipe.yaml")
 
 
 def _copied(root: Path) -> Recipe:
@@ -85,7 +85,7 @@ def _default_root(recipe_file: Path, recipe: Recipe) -> Path:
         for other in _elsewhere(recipe_file.resolve(), recipe):
             raise UserError(
                 f"{other}: a run directory of this recipe, while there is none beside the recipe: "
-                f"give --run-dir {other} to go on with it, move it to {root}, or give --run-dir "
+                f"give --run-dir {other} to resume it, move it to {root}, or give --run-dir "
                 f"{root} for a new one"
             )
     return root

@@ -25,7 +25,7 @@ def find_model(
         found = describe(local)
         if not found.holds:
             raise UserError(f"{key}: {found.line}")
-        raise UserError(f"{key}: {reference} is no model directory (it has no config.json)")
+        raise UserError(f"{key}: {reference} is not a model directory (it has no config.json)")
     return located
 
 
@@ -38,7 +38,9 @@ def find_data(
     if local is None and known:
         raise UserError(f"{key}: no such file: {reference}")
     if local is not None and local.is_file() and not known:
-        raise UserError(f"{key}: {reference} is no {', '.join(ENDINGS)}; {conversion(local)}")
+        raise UserError(
+            f"{key}: {reference} is not a {', '.join(ENDINGS)} file; {conversion(local)}"
+        )
     return locate(reference, local, revision, "dataset", key, hashes)
 
 

@@ -38,7 +38,7 @@ class Data(Section):
     limit: int | None = Field(None, ge=1)
     """Use the first so many training pairs only."""
     pairs_of: list[str] | None = Field(None, min_length=1)
-    """Instead of `path`: the pairs of these values, each pair turned round where this value's own
+    """Instead of `path`: the pairs of these values, each pair swapped where this value's own
     reward prefers the rejected answer (ties are dropped)."""
 
     @model_validator(mode="after")

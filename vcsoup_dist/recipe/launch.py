@@ -23,7 +23,7 @@ class Launch(Section):
     """OMP_NUM_THREADS of every rank and actor; on a CPU it decides the last bits of a result."""
     max_minutes: float | None = Field(None, gt=0, le=1e6)
     """Training saves and stops so long after the command's start, but not before a step is done;
-    the same command goes on."""
+    the same command resumes."""
     hang_minutes: float = Field(30, gt=0, le=1e6)
     """A micro-batch that takes longer ends the run, with every rank's stack in its logs."""
     peak_tflops: float | None = Field(None, gt=0)
@@ -37,11 +37,11 @@ class Launch(Section):
     slurm: dict[JobName, SbatchOptions] = {}
     """Options of `sbatch` for the job of each stage, by their long names, such as
     `train: {nodes: 2, ntasks-per-node: 8, gpus-per-node: 8, time: "24:00:00"}`. They go before the
-    site file's (docs/slurm.md), and those before what follows from the recipe: room for its ranks
-    and actors on one node."""
+    site file's (docs/slurm.md), and those before what follows from the recipe: what its ranks
+    and actors need on one node."""
     policies_at_once: int | None = Field(None, ge=1)
     """At most so many policies are trained at a time by `vcsoup submit`, each with checkpoints on
-    the disk. Absent: as Slurm has room."""
+    the disk. Absent: as many as Slurm starts."""
     merge_ranks: int = Field(1, ge=1)
     """Jobs of one array that share the merging, in `vcsoup submit`."""
 

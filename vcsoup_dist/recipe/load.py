@@ -85,7 +85,7 @@ def _overridden(file: YamlFile, override: str) -> YamlFile:
     for i, key in enumerate(keys[:-1]):
         below = section.get(key)
         if below is not None and not isinstance(below, dict):
-            raise UserError(f"{where}: `{dotted(keys[: i + 1])}` is no section of keys")
+            raise UserError(f"{where}: `{dotted(keys[: i + 1])}` is not a section of keys")
         section[key] = section = dict(below or {})
     section[keys[-1]] = value.content[""]
     kept = {path: each for path, each in file.written.items() if path[: len(keys)] != keys}
@@ -94,7 +94,7 @@ def _overridden(file: YamlFile, override: str) -> YamlFile:
 
 
 def _not_as_written(raw: Any, read: Any, file: YamlFile, path: KeyPath) -> Iterator[str]:
-    """Where a number was made of something else, which pydantic does: `yes` is no 1."""
+    """Where a number was made of something else, which pydantic does: `yes` is not 1."""
     if isinstance(raw, dict) and isinstance(read, dict):
         for key, value in raw.items():
             yield from _not_as_written(value, read.get(key), file, (*path, key))

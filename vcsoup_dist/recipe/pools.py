@@ -48,7 +48,7 @@ class ActorPool(Section):
     def _custom_resources(cls, resources: dict[str, float]) -> dict[str, float]:
         for name in resources:
             if name in RESERVED_RESOURCES:
-                raise ValueError(f"`{name}` is no custom resource; {RESERVED_RESOURCES[name]}")
+                raise ValueError(f"`{name}` is not a custom resource; {RESERVED_RESOURCES[name]}")
         return resources
 
 

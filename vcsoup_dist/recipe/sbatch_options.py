@@ -79,7 +79,7 @@ def _check_name(name: object) -> None:
         return
     close = difflib.get_close_matches(name, [*KNOWN, *RESERVED], n=1, cutoff=ALIKE)
     if meant := MEANT.get(name) or next(iter(close), None):
-        raise ValueError(f"`{name}` is no option of sbatch; did you mean `{meant}`?")
+        raise ValueError(f"`{name}` is not an option of sbatch; did you mean `{meant}`?")
 
 
 def is_known(name: str) -> bool:

@@ -46,7 +46,7 @@ class Training(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this global norm."""
     pairs_per_step: int = Field(64, ge=1)
-    """Pairs of one optimizer step over all ranks. Each step has so many: the last one goes on into
+    """Pairs of one optimizer step over all ranks. Each step has so many: the last one reaches into
     the next pass, and of fewer pairs each is taken several times, which the log then says."""
     epochs: float = Field(1.0, gt=0, le=1e6)
     """Passes over the value's pairs. With `equal_steps` the pairs *before* filtering are counted,

@@ -113,7 +113,7 @@ def _text(path: Path, called: str) -> str:
     if content.startswith(LFS_POINTER):
         raise UserError(f"{path}: a Git LFS pointer, not the {called} itself; run `git lfs pull`")
     if len(content) > MOST_BYTES:
-        raise UserError(f"{path}: more than {MOST_BYTES // 1024} KiB; that is no {called}")
+        raise UserError(f"{path}: more than {MOST_BYTES // 1024} KiB; that is not a {called}")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{path}: UTF-16; save it as UTF-8")
     try:
