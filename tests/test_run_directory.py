@@ -153,7 +153,7 @@ def test_a_run_elsewhere_is_told_instead_of_beginning_anew(world, monkeypatch):
     assert find_run(recipe_file, here).root == here
     shutil.move(here, world / "project" / "out")
     opened(recipe_file, world / "project" / "out")
-    with pytest.raises(UserError, match=f"give --run-dir {world / 'project' / 'out'} to go on"):
+    with pytest.raises(UserError, match=f"give --run-dir {world / 'project' / 'out'} to resume it"):
         find_run(recipe_file)
     opened(recipe_file, beside)
     assert find_run(recipe_file).root == beside
