@@ -279,7 +279,7 @@ def test_a_full_disk_is_one_line_and_with_more_room_the_same_command_goes_on(
     said = process.communicate()[1].splitlines()
     assert process.returncode == 2
     assert said[-1].startswith(f"vcsoup: {disk.resolve()}/out.partial/soups/")
-    assert "No space left on device while writing; make room" in said[-1]
+    assert "cannot be written: No space left on device; nothing is lost: make room" in said[-1]
     assert not any(line.startswith(("vcsoup:", "Traceback")) for line in said[:-1])
     small_disk(SOUPS * total * 2)
     assert kept(vcsoup(*command, folder=tmp_path)) > 0
@@ -314,7 +314,7 @@ def test_a_disk_that_is_full_at_any_moment_is_one_line(small_disk, tmp_path, mon
         assert files_of(out) == clean
         shutil.rmtree(out)
     assert files_of(out) == clean
-    places = {line.partition(": No space")[0] for line in said}
+    places = {line.partition(": cannot be written: No space")[0] for line in said}
     assert places >= {
         "OUT.partial",
         "OUT.partial/soups/soup_0.30_0.70/model.safetensors",

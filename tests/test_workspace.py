@@ -81,10 +81,11 @@ def test_a_changed_product_takes_the_old_ones_place(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from vcsoup_dist.workspace import Workspace, Product, hold_while_working
+from vcsoup_dist.locks import share_until_exit
+from vcsoup_dist.workspace import Workspace, Product
 workspace = Workspace(Path(sys.argv[1]))
 if sys.argv[2] == "worker":
-    hold_while_working(workspace.root / "locks" / "base.workers")
+    share_until_exit(workspace.root / "locks" / "base.workers")
     print("held", flush=True); time.sleep(60)
 with workspace.publishing(Product("base", "read", {"rows": 3})):
     print("held", flush=True); time.sleep(60)
@@ -223,8 +224,8 @@ def test_a_file_that_is_not_there_is_named_by_its_key():
 FORK = """
 import os, sys, time
 from pathlib import Path
-from vcsoup_dist.workspace import hold_while_working
-hold_while_working(Path(sys.argv[1]))
+from vcsoup_dist.locks import share_until_exit
+share_until_exit(Path(sys.argv[1]))
 if os.fork() == 0:
     print(os.getpid(), flush=True)
 time.sleep(600)

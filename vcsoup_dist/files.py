@@ -1,4 +1,7 @@
-"""Writing files so that a kill at any instant leaves the old state or the new one."""
+"""Writing files so that a kill at any instant leaves the old state or the new one.
+
+And what a disk that takes no more is called.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,63 @@ import ctypes
 import errno
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from vcsoup_dist.errors import UserError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+WRITE_ERRORS = (*DISK_FULL, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors of a disk that a person can fix."""
 
 # Of renameat2(2), which Python's os module lacks.
 _AT_FDCWD = -100
 _EXCHANGE = 2
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write aside, fsync, rename: a reader sees the old file or the new one."""
-    # A pid alone may be taken on another node, or in a container beside this one.
+def write_error(error: BaseException, what: object = "") -> UserError | None:
+    """The line for one of WRITE_ERRORS, None for any other error.
+
+    what: what could not be written; by default the error's file.
+    """
+    if not isinstance(error, OSError) or error.errno not in WRITE_ERRORS:
+        return None
+    subject = str(what or error.filename or "the disk")
+    file = f" ({error.filename})" if error.filename and str(error.filename) != subject else ""
+    advice = "make room" if error.errno in DISK_FULL else "fix this"
+    return UserError(
+        f"{subject}: cannot be written: {os.strerror(error.errno)}{file}; nothing is lost:"
+        f" {advice}, then run the same command to resume"
+    )
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a file to write; then fsync it and rename it to `path`.
+
+    A reader sees the old file or the new one. What a failed block wrote is removed.
+    """
+    # A pid alone may be taken on another node, or in a container of this one.
     aside = path.with_name(f".{path.name}.{os.getpid()}{secrets.randbelow(10**9):09}")
-    with open(aside, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        yield aside
+        sync(aside)
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old content or the new one."""
+    with replacing(path) as aside:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Remove what `write_atomically` left below a folder when its process was killed."""
+    """Remove what `replacing` left below a folder when its process was killed."""
     for path in folder.rglob(".*"):
         if path.is_file() and path.suffix[1:].isdigit():
             path.unlink()

@@ -11,35 +11,39 @@ A product is published by one rename, so a reader sees all of it or nothing.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import shutil
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.files import remove_leftovers, sync, sync_tree, write_atomically
+from vcsoup_dist.files import remove_leftovers, sync, sync_tree, write_atomically, write_error
 from vcsoup_dist.identity import Located
-from vcsoup_dist.processes import close_in_forks, pids_with_open
+from vcsoup_dist.locks import (
+    EXCLUSIVE,
+    SHARED,
+    exclusive,
+    is_locked,
+    sign,
+    signature,
+    try_lock,
+    wait_for_lock,
+)
+from vcsoup_dist.processes import pids_with_open
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe.origin import note_origin
 from vcsoup_dist.recipe.yaml_file import read_yaml
 
 log = logging.getLogger("vcsoup")
-
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 WORKERS_TIMEOUT = 60.0  # seconds; ranks and actors of a killed run die well within this
 
@@ -98,7 +102,7 @@ class Draft:
     scratch: Path
     """What is thrown away by `vcsoup clean`."""
     workers_lock: Path
-    """Every rank and actor that writes to `output` holds this: see `hold_while_working`."""
+    """Every rank and actor that writes to `output` holds this: see `share_until_exit`."""
 
 
 class Workspace:
@@ -184,7 +188,9 @@ class Workspace:
     def draft(self, product: Product) -> Draft:
         """Where the product is made, or would be."""
         work = self.root / "work" / product.name
-        return Draft(product, work / "output", work / "scratch", self._lock(product, "workers"))
+        return Draft(
+            product, work / "output", work / "scratch", self._lock(product.name, "workers")
+        )
 
     @contextmanager
     def publishing(
@@ -206,13 +212,7 @@ class Workspace:
                     # While nobody else can be in it.
                     shutil.rmtree(draft.scratch.parent, ignore_errors=True)
             except OSError as error:
-                if error.errno not in DISK_ERRORS:
-                    raise
-                where = f" ({error.filename})" if error.filename else ""
-                raise UserError(
-                    f"{product.name}: cannot be written: {error.strerror}{where}; nothing is lost, "
-                    "mend it and run the same command again"
-                ) from error
+                raise write_error(error, product.name) or error from error
 
     @contextmanager
     def sharing(self, products: Sequence[Product]) -> Iterator[list[Draft]]:
@@ -225,22 +225,13 @@ class Workspace:
         locks = self.root / "locks"
         locks.mkdir(exist_ok=True)
         with ExitStack() as stack:
-            with open(locks / "sharing", "a") as door:  # one enters at a time
-                fcntl.flock(door, fcntl.LOCK_EX)
+            with exclusive(locks / "sharing"):  # one enters at a time
                 drafts = [stack.enter_context(self._share(product)) for product in products]
             yield [draft for draft in drafts if draft is not None]
 
     def is_being_made(self, name: str) -> bool:
         """Whether a writer, or a worker of one, holds the product of that name."""
-        for kind in ("writer", "workers"):
-            path = self.root / "locks" / f"{name.replace('/', '.')}.{kind}"
-            if path.exists():
-                # In another user's run directory only the writer can be seen.
-                mine = os.access(path, os.W_OK)
-                with open(path, "a" if mine else "r") as lock:
-                    if not _locked(lock, fcntl.LOCK_EX if mine else fcntl.LOCK_SH):
-                        return True
-        return False
+        return any(is_locked(self._lock(name, kind)) for kind in ("writer", "workers"))
 
     def _publish(self, draft: Draft) -> None:
         product = draft.product
@@ -286,74 +277,54 @@ class Workspace:
         draft.scratch.mkdir(exist_ok=True)
         return draft
 
-    def _lock(self, product: Product, kind: str) -> Path:
-        return self.root / "locks" / f"{product.name.replace('/', '.')}.{kind}"
+    def _lock(self, name: str, kind: str) -> Path:
+        return self.root / "locks" / f"{name.replace('/', '.')}.{kind}"
 
     @contextmanager
     def _alone(self, product: Product, wait: bool) -> Iterator[None]:
         """One writer: an exclusive lock, after the workers of a killed writer are gone."""
         (self.root / "locks").mkdir(exist_ok=True)
-        with open(self._lock(product, "writer"), "a+") as writer:
-            if not _locked(writer, fcntl.LOCK_EX, GLANCE):
+        with open(self._lock(product.name, "writer"), "a+") as writer:
+            if not try_lock(writer, EXCLUSIVE, GLANCE):
                 busy = _busy(product, writer)
                 if not wait:
                     raise UserError(busy)
                 log.info("waiting: %s", busy)
-                fcntl.flock(writer, fcntl.LOCK_EX)
-            _sign(writer)
-            _wait_for_workers(self._lock(product, "workers"), product)
+                wait_for_lock(writer, EXCLUSIVE)
+            sign(writer)
+            _wait_for_workers(self._lock(product.name, "workers"), product)
             yield
 
     @contextmanager
     def _share(self, product: Product) -> Iterator[Draft | None]:
         """A share of the writer's lock, and the draft unless the product is made."""
-        with open(self._lock(product, "writer"), "a+") as writer:
-            if not _locked(writer, fcntl.LOCK_SH, GLANCE):
+        with open(self._lock(product.name, "writer"), "a+") as writer:
+            if not try_lock(writer, SHARED, GLANCE):
                 raise UserError(_busy(product, writer))
             draft = None
             if not self.is_made(product):
                 if not self._is_drafted(product):
-                    if not _locked(writer, fcntl.LOCK_EX, GLANCE):
+                    if not try_lock(writer, EXCLUSIVE, GLANCE):
                         raise UserError(
                             f"{_busy(product, writer)}, from something else than the recipe says"
                             " now; wait for it, or end it"
                         )
-                    _wait_for_workers(self._lock(product, "workers"), product)
+                    _wait_for_workers(self._lock(product.name, "workers"), product)
                 draft = self._prepare(product)
-            _sign(writer)
-            if not _locked(writer, fcntl.LOCK_SH):  # somebody came between the two locks
+            sign(writer)
+            if not try_lock(writer, SHARED):  # somebody came between the two locks
                 raise UserError(_busy(product, writer))
             yield draft
 
 
-def _locked(file: Any, kind: int, patience: float = 0.0) -> bool:
-    """Take an flock(2) of `kind`; False where somebody is in the way for `patience` seconds."""
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.01)
-
-
-def _sign(lock: Any) -> None:
-    lock.truncate(0)
-    lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
-    lock.flush()
-
-
-def _busy(product: Product, lock: Any) -> str:
-    lock.seek(0)
-    return f"{product.name} is being made by another process ({lock.read().strip()})"
+def _busy(product: Product, lock: IO[str]) -> str:
+    return f"{product.name} is being made by another process ({signature(lock)})"
 
 
 def _wait_for_workers(path: Path, product: Product) -> None:
     deadline = time.monotonic() + WORKERS_TIMEOUT
     with open(path, "a") as lock:
-        while not _locked(lock, fcntl.LOCK_EX):
+        while not try_lock(lock, EXCLUSIVE):
             if time.monotonic() > deadline:
                 pids = ", ".join(str(pid) for pid in pids_with_open(path))
                 who = f"pid {pids}" if pids else "none to be seen on this machine"
@@ -362,10 +333,3 @@ def _wait_for_workers(path: Path, product: Product) -> None:
                     f"{WORKERS_TIMEOUT:.0f} s ({who}); end them first"
                 )
             time.sleep(0.1)
-
-
-def hold_while_working(workers_lock: Path) -> None:
-    """Take a rank's or actor's share of a product's lock until the process ends."""
-    handle = os.open(workers_lock, os.O_RDWR)
-    fcntl.flock(handle, fcntl.LOCK_SH)
-    close_in_forks(handle)

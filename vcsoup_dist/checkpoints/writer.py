@@ -24,9 +24,7 @@ from numpy.typing import NDArray
 from vcsoup_dist.checkpoints.direct_io import PAGE, open_direct
 from vcsoup_dist.checkpoints.layout import DTYPE_BITS, tensor_bytes
 from vcsoup_dist.checkpoints.model_files import INDEX_NAME, SINGLE_NAME
-from vcsoup_dist.errors import UserError
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+from vcsoup_dist.files import DISK_FULL, write_error
 
 TensorMeta = tuple[str, str, tuple[int, ...]]
 """name, dtype (safetensors' name), shape"""
@@ -169,7 +167,7 @@ class ShardFile:
         try:
             os.fsync(self._cached)
         except OSError as error:
-            raise _explained(error, self.path) from error
+            raise write_error(error, self.path) or error from error
 
     def close(self) -> None:
         """fsync and close; ValueError if fewer bytes were written than the file holds."""
@@ -196,7 +194,7 @@ class ShardFile:
             if _fallocate(self._cached, size) != 0 and ctypes.get_errno() in DISK_FULL:
                 raise OSError(ctypes.get_errno(), "")
         except OSError as error:
-            raise _explained(error, self.path) from error
+            raise write_error(error, self.path) or error from error
 
     def _write_to(self, descriptor: int, position: int, data: memoryview) -> None:
         while data:
@@ -207,7 +205,7 @@ class ShardFile:
                 if error.errno == errno.EINVAL and descriptor == self._direct:
                     descriptor = self._cached  # a device of larger blocks
                     continue
-                raise _explained(error, self.path) from error
+                raise write_error(error, self.path) or error from error
             data, position = data[done:], position + done
 
     def __enter__(self) -> ShardFile:
@@ -248,12 +246,3 @@ def _fallocate(descriptor: int, size: int) -> int:
         return 0
     function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     return int(function(descriptor, 0, 0, size)) if size else 0
-
-
-def _explained(error: OSError, path: Path) -> Exception:
-    if error.errno in DISK_FULL:
-        return UserError(
-            f"{path}: {os.strerror(error.errno)} while writing; make room and run the same command"
-            " again, it goes on from here"
-        )
-    return error

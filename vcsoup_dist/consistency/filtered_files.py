@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 from vcsoup_dist.consistency.blocks import Block, Ids, ids_as_numbers, read_ids, read_rewards
 from vcsoup_dist.consistency.candidates import Measure, measured
 from vcsoup_dist.consistency.gaps import consistency, norm
-from vcsoup_dist.files import sync
+from vcsoup_dist.files import replacing
 from vcsoup_dist.scoring.pair_files import MESSAGES
 
 Mask = NDArray[np.bool_]
@@ -66,8 +64,8 @@ def write_part(task: PartFile) -> None:
     """Write a part's pairs in their order, aside at first; a file that is there is complete."""
     if task.file.exists():
         return
-    aside = task.file.with_name(f".{task.file.name}.{secrets.randbits(63)}")
-    with pq.ParquetWriter(aside, filtered_schema(task.part.values)) as writer:
+    schema = filtered_schema(task.part.values)
+    with replacing(task.file) as aside, pq.ParquetWriter(aside, schema) as writer:
         held: list[pa.Table] = []
         for table in filtered_tables(task.part):
             held.append(table)
@@ -76,8 +74,6 @@ def write_part(task: PartFile) -> None:
                 held.clear()
         if held:
             writer.write_table(pa.concat_tables(held))
-    sync(aside)
-    os.replace(aside, task.file)
 
 
 def write_heldout(path: Path, parts: Sequence[Part]) -> None:

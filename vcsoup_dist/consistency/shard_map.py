@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.locks import share_until_exit
 from vcsoup_dist.processes import die_with_parent
 from vcsoup_dist.recipe import Launch
-from vcsoup_dist.workspace import hold_while_working
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -83,7 +83,7 @@ _held: set[Path] = set()  # by this worker process, which Ray uses for many task
 def _task(function: Callable[[Item], Result], item: Item, workers_lock: Path | None) -> Result:
     die_with_parent(int(os.environ["RAY_RAYLET_PID"]))
     if workers_lock is not None and workers_lock not in _held:
-        hold_while_working(workers_lock)
+        share_until_exit(workers_lock)
         _held.add(workers_lock)
     return function(item)
 

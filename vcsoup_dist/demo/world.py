@@ -8,7 +8,6 @@ world.json                           written last: the version of what is here
 
 from __future__ import annotations
 
-import fcntl
 import json
 import random
 import shutil
@@ -18,6 +17,7 @@ from typing import Any
 
 from vcsoup_dist.demo.pairs import VALUES, draw_pairs, write_pairs
 from vcsoup_dist.files import sync_tree, write_atomically
+from vcsoup_dist.locks import exclusive
 
 VERSION = 1  # raised when anything below would come out differently
 SEED = 0
@@ -30,15 +30,14 @@ def make_world(folder: Path, on_progress: Callable[[str], None]) -> None:
     """Make the world below `folder`, or return at once where it is there.
 
     The same bytes each time on the same versions of PyTorch and the same machine. Killed, the next
-    call goes on with what is finished.
+    call resumes after what is finished.
     """
     marker = folder / "world.json"
     content = json.dumps({"version": VERSION, "seed": SEED}) + "\n"
     if marker.exists() and marker.read_text() == content:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a second call waits here, and then finds the marker
+    with exclusive(folder / ".lock"):  # a second call waits here, and then finds the marker
         if not (marker.exists() and marker.read_text() == content):
             _make(folder, content, on_progress)
             write_atomically(marker, content)

@@ -22,13 +22,13 @@ from vcsoup_dist.evaluation.prompts import Prompt
 from vcsoup_dist.files import write_atomically
 from vcsoup_dist.identity import Located
 from vcsoup_dist.launch.placement import check_room
+from vcsoup_dist.locks import share_until_exit
 from vcsoup_dist.processes import die_on_sigterm, die_with_parent
 from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Evaluation
 from vcsoup_dist.scoring.actor_errors import is_out_of_memory, mendable
 from vcsoup_dist.scoring.rewards import Reward, Text, load_reward, score_all
 from vcsoup_dist.souping.virtual import load_soup, reweight
-from vcsoup_dist.workspace import hold_while_working
 
 LESS = "lower evaluation.batch or scoring.tokens_per_batch, or give it more memory"
 ATTEMPTS = 3  # at one soup, when its actors die; the last one alone
@@ -82,7 +82,7 @@ class EvaluationActor:
 
     def evaluate(self, task: EvaluationTask, prompts: Sequence[Prompt]) -> tuple[int, int]:
         """Write the answers and their rewards; how many there are, and how many did not end."""
-        hold_while_working(task.workers_lock)
+        share_until_exit(task.workers_lock)
         self._load(task.model)
         answers = generate_answers(self.model, self.tokenizer, prompts, self.settings)
         if self.policies is None:

@@ -15,7 +15,6 @@ Only `vcsoup status` reads it; what is made is decided by the products alone.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -30,6 +29,7 @@ from pydantic import TypeAdapter
 
 from vcsoup_dist.errors import Preempted, UserError, reason_of
 from vcsoup_dist.files import write_atomically
+from vcsoup_dist.locks import EXCLUSIVE, is_locked_by_process, lock_for_process, wait_for_lock
 from vcsoup_dist.progress import log
 from vcsoup_dist.workspace import Product
 
@@ -157,7 +157,7 @@ def _count(root: Path) -> int | None:
     try:
         (root / COUNT).parent.mkdir(parents=True, exist_ok=True)
         with open(root / COUNT, "a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            wait_for_lock(file, EXCLUSIVE)
             file.seek(0)
             # A byte for each, which a kill or a full disk cannot leave half done.
             number = len(file.read()) + 1
@@ -190,14 +190,14 @@ def _execution(stage: str, products: Sequence[Product]) -> Execution:
 def _begin(file: Path, execution: Execution) -> IO[str] | None:
     """Write the file and hold its lock; None where that cannot be done.
 
-    A lock of lockf's, which a child does not inherit: a child may live on.
+    No child may hold it: a child may outlive this process.
     """
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     with contextlib.ExitStack() as stack:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             held = stack.enter_context(open(aside, "w"))
-            fcntl.lockf(held, fcntl.LOCK_EX)  # goes with the file to its name
+            lock_for_process(held)  # stays with the file when that is renamed
             held.write(_json(execution))
             held.flush()
             os.replace(aside, file)
@@ -212,9 +212,7 @@ def _read(file: Path) -> Execution:
     with open(file) as opened:
         content = json.load(opened)
         if content["ended"] is None:
-            try:
-                fcntl.lockf(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):  # POSIX leaves open which of them it is
+            if is_locked_by_process(opened):
                 content["running"] = True
             else:  # it may have ended since it was opened
                 content = json.loads(file.read_text())

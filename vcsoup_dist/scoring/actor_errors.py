@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.workspace import DISK_ERRORS
+from vcsoup_dist.files import write_error
 
 
 def mendable(cause: BaseException, what: str) -> UserError | None:
@@ -11,15 +11,7 @@ def mendable(cause: BaseException, what: str) -> UserError | None:
 
     `what`: what the actor was at.
     """
-    if isinstance(cause, UserError):
-        return cause
-    if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
-        where = f" ({cause.filename})" if cause.filename else ""
-        return UserError(
-            f"{what}: cannot be written: {cause.strerror}{where}; nothing is lost, mend it and "
-            "run the same command again"
-        )
-    return None
+    return cause if isinstance(cause, UserError) else write_error(cause, what)
 
 
 def is_out_of_memory(cause: BaseException) -> bool:

@@ -14,20 +14,21 @@ from typing import Any
 import numpy as np
 
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.files import WRITE_ERRORS
 from vcsoup_dist.forward.answer_text import DROPPED
 from vcsoup_dist.identity import Located
+from vcsoup_dist.locks import share_until_exit
 from vcsoup_dist.processes import die_on_sigterm, die_with_parent
 from vcsoup_dist.recipe import CallableReward, ClassifierReward
 from vcsoup_dist.scoring.overdue import this_process
 from vcsoup_dist.scoring.pair_files import PairSlice, read_slice
 from vcsoup_dist.scoring.rewards import Reward, Scored, Text, load_reward
 from vcsoup_dist.scoring.score_files import ScoreShard, write_scores
-from vcsoup_dist.workspace import DISK_ERRORS, hold_while_working
 
 PAUSES = (1.0, 5.0, 15.0)  # seconds before another try to load what a file system failed to give
 WILL_NOT_PASS = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
-    *DISK_ERRORS,
+    *WRITE_ERRORS,
 )
 
 
@@ -127,7 +128,7 @@ class ScoringActor:
         """Write the scores of one shard; encode the following one meanwhile."""
         for output in task.outputs:
             if output.workers_lock not in self.held:
-                hold_while_working(output.workers_lock)
+                share_until_exit(output.workers_lock)
                 self.held.add(output.workers_lock)
         ids, encoded = self._encoding(task).result()
         if following is not None:

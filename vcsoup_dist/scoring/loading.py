@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from vcsoup_dist.errors import UserError, is_stop, reason_of
 from vcsoup_dist.forward.dry_load import Shapes, dry_load
 from vcsoup_dist.forward.template import choose_template
 from vcsoup_dist.identity import Located
+from vcsoup_dist.locks import exclusive
 from vcsoup_dist.recipe import ClassifierReward
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -151,8 +151,7 @@ def _alone_with_code(trusted: bool) -> Iterator[None]:
 
     cache = Path(dynamic_module_utils.HF_MODULES_CACHE)
     cache.mkdir(parents=True, exist_ok=True)
-    with open(cache / ".vcsoup.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive(cache / ".vcsoup.lock"):
         yield
 
 

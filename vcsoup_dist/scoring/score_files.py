@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vcsoup_dist.files import sync, write_atomically
+from vcsoup_dist.files import replacing, write_atomically
 
 Array = NDArray[np.float64]
 
@@ -62,18 +60,14 @@ def score_name(index: int, heldout: bool = False) -> str:
 
 
 def write_scores(path: Path, shard: ScoreShard) -> None:
-    """Write aside, fsync, rename."""
+    """Write the file as one; a reader sees all of it or nothing."""
     failures = [shard.failures.get(i) for i in range(len(shard.ids))]
     columns = [shard.ids, shard.chosen, shard.rejected, pa.array(failures, pa.string())]
     table = pa.Table.from_arrays(columns, schema=SCHEMA)
     counts = (shard.truncated, shard.truncated_responses, shard.equal_pairs)
     metadata = {key: str(count).encode() for key, count in zip(COUNTS, counts, strict=True)}
-    # Not our pid: two machines may have the same one, and write the same shard after a lost link.
-    aside = path.with_name(f".{path.name}.{secrets.randbits(63)}")
-    pq.write_table(table.replace_schema_metadata(metadata), aside)
-    sync(aside)
-    os.replace(aside, path)
-    sync(path.parent)
+    with replacing(path) as aside:
+        pq.write_table(table.replace_schema_metadata(metadata), aside)
 
 
 def read_scores(path: Path) -> ScoreShard:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import shlex
 import sys
 import time
@@ -21,6 +20,7 @@ from vcsoup_dist.launch.slurm_queue import (
     queued_jobs,
     submit_job,
 )
+from vcsoup_dist.locks import exclusive
 from vcsoup_dist.pipeline.graph import to_make
 from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe
@@ -349,8 +349,7 @@ def _alone(workspace: Workspace) -> Iterator[None]:
     """One `vcsoup submit` of a run directory at a time; the others wait."""
     locks = workspace.root / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    with open(locks / "submit", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive(locks / "submit"):
         yield
 
 

@@ -24,10 +24,9 @@ import torch
 import torch.distributed as dist
 
 from vcsoup_dist.checkpoints.deepspeed_files import COMPLETE
-from vcsoup_dist.checkpoints.writer import DISK_FULL
 from vcsoup_dist.checkpoints.zero3 import WRAPPED_AS
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.files import sync, sync_tree, write_atomically
+from vcsoup_dist.files import DISK_FULL, sync, sync_tree, write_atomically
 from vcsoup_dist.progress import log
 from vcsoup_dist.training.universal_checkpoint import begin, convert
 

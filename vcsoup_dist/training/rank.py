@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vcsoup_dist.errors import EXIT_PREEMPTED, UserError
+from vcsoup_dist.files import write_error
 from vcsoup_dist.launch.rank_logs import report_user_error
 from vcsoup_dist.processes import die_with_parent
 from vcsoup_dist.progress import log_to_terminal
-from vcsoup_dist.workspace import DISK_ERRORS
 
 if TYPE_CHECKING:
     from vcsoup_dist.training.job import Job
@@ -45,12 +45,7 @@ def main() -> None:
 
 def _user_error(error: BaseException) -> UserError | None:
     """The line for a person, where a person can fix it."""
-    if isinstance(error, UserError):
-        return error
-    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        where = f" ({error.filename})" if error.filename else ""
-        return UserError(f"{error.strerror}{where}; fix it and run the command again")
-    return None
+    return error if isinstance(error, UserError) else write_error(error)
 
 
 def _report_traceback() -> None:
@@ -66,17 +61,17 @@ def run(job_file: Path) -> bool:
     """Join the other ranks and run the job's tasks; False where stopped on request first."""
     import torch
 
+    from vcsoup_dist.locks import share_until_exit
     from vcsoup_dist.training.distributed import barrier, start_distributed
     from vcsoup_dist.training.job import Job
     from vcsoup_dist.training.stopping import StopRequest
-    from vcsoup_dist.workspace import hold_while_working
 
     job = Job.read(job_file)
     stop = StopRequest(job.launch.max_minutes)
     locks = [task.workers_lock for task in job.references]
     locks += [job.policy.workers_lock] if job.policy else []
     for lock in locks:
-        hold_while_working(Path(lock))
+        share_until_exit(Path(lock))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     # The same bits every time; on a GPU attention's backward pass has no such kernel.
     torch.use_deterministic_algorithms(not torch.cuda.is_available())

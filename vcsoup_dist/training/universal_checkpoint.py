@@ -22,7 +22,7 @@ import torch
 
 from vcsoup_dist.checkpoints.deepspeed_files import COMPLETE
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.files import remove_leftovers, sync, sync_tree, write_atomically
+from vcsoup_dist.files import remove_leftovers, replacing, sync, sync_tree, write_atomically
 
 STATES = ("fp32", "exp_avg", "exp_avg_sq")
 POLL = 0.1  # seconds
@@ -201,11 +201,9 @@ def _write_parameter(found: _Partitions, name: str, folder: Path) -> None:
 
 
 def _save(content: Any, path: Path) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(content, aside)
-    sync(aside)
-    os.replace(aside, path)
+    with replacing(path) as aside:
+        torch.save(content, aside)
 
 
 def _link(file: Path, folder: Path) -> None:

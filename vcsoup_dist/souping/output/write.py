@@ -17,8 +17,8 @@ import numpy as np
 
 from vcsoup_dist.checkpoints.layout import DTYPE_BITS
 from vcsoup_dist.checkpoints.reader import MAX_OPEN
-from vcsoup_dist.checkpoints.writer import DISK_FULL
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.files import DISK_FULL, write_error
 from vcsoup_dist.progress import log, progress
 from vcsoup_dist.souping.chunks import Chunk, cut_chunks, deal_shards
 from vcsoup_dist.souping.fingerprints import files_of, require_unchanged
@@ -359,7 +359,4 @@ def _disk_full_is_said(work: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        raise UserError(
-            f"{work}: {error.strerror} while writing; make room and run the same command again,"
-            " it goes on from here"
-        ) from error
+        raise write_error(error, work) or error from error
