@@ -75,7 +75,7 @@ MISSING = {
 @pytest.mark.parametrize("change, line", MISSING.values(), ids=MISSING.keys())
 def test_weights_that_would_start_at_random_are_named(copy, change, line):
     change_tensors(copy, change)
-    with pytest.raises(UserError, match="its files lack .*, which would start at random") as found:
+    with pytest.raises(UserError, match="its files lack .*, which would be random") as found:
         check(copy)
     assert line in str(found.value)
 
@@ -168,7 +168,7 @@ def test_every_name_that_transformers_knows_counts_as_there(tmp_path, config):
 QUANTISED = {
     "gptq": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised weights"),
     "fp8": ({"quantization_config": {"quant_method": "fp8"}}, "quantised weights"),
-    "no method": ({"quantization_config": {}}, r"a quantization_config \(of no method\)"),
+    "no method": ({"quantization_config": {}}, r"a quantization_config \(without a method\)"),
     "dtype": ({"dtype": "float8_e4m3fn"}, "says dtype: float8_e4m3fn"),
 }
 
@@ -197,13 +197,13 @@ def test_a_config_that_says_no_quantisation_or_another_dtype_is_fine(copy):
 CONFIGS = {
     "a list": ("[1, 2]", "JSON is no object"),
     "half": ('{"model_type": ', "JSON cannot be read"),
-    "empty": ("{}", "is missing, or says nothing"),
+    "empty": ("{}", "is missing or empty"),
     "no type": ('{"hidden_size": 8}', "names no model_type"),
-    "a type of a list": ('{"model_type": ["llama"]}', "is not known to transformers"),
-    "a misspelt type": ('{"model_type": "lama"}', "'lama' is not known to transformers"),
+    "a type of a list": ('{"model_type": ["llama"]}', "is unknown to transformers"),
+    "a misspelt type": ('{"model_type": "lama"}', "'lama' is unknown to transformers"),
     "code of its own": (
         '{"model_type": "x", "auto_map": {"AutoModelForCausalLM": "x.X"}}',
-        "comes with Python code of its own, which training does not run",
+        "comes with its own Python code, which training does not run",
     ),
     "text for a number": ('{"model_type": "llama", "num_hidden_layers": "2"}', "is wrong: "),
     "encoder and decoder": ('{"model_type": "t5"}', "t5 is an encoder with a decoder"),

@@ -37,7 +37,7 @@ def pack_answers(encoded: Sequence[Encoded], device: torch.device | str = "cpu")
 def pack_pairs(
     pairs: Sequence[tuple[Encoded, Encoded]], device: torch.device | str = "cpu"
 ) -> AnswerPack:
-    """Lay pairs end to end, first and second in turn; what a pair's two begin with stands once.
+    """Lay pairs end to end, first and second in turn; a pair's common prefix is laid down once.
 
     For preference pairs that is the prompt: its hidden states serve both answers, and gradients of
     both flow into them.
@@ -82,7 +82,7 @@ def _pack(
 class AnswerLogps(torch.nn.Module):
     """Wraps a transformers causal model; its forward returns fp32 log-probs of answer tokens.
 
-    The whole computation lies inside one forward, as ZeRO-3 needs. The wrapped model keeps its
+    The whole computation is one forward, as ZeRO-3 needs. The wrapped model keeps its
     parameters and their names (below `model.`), but its head becomes a `LogprobHead`.
     """
 
@@ -91,15 +91,15 @@ class AnswerLogps(torch.nn.Module):
         transform = head_transform(model.config)
         head = model.get_output_embeddings()
         if not isinstance(head, torch.nn.Linear):
-            raise UserError(f"{type(model).__name__}: its output head is no linear layer")
+            raise UserError(f"{type(model).__name__}: its output head is not a linear layer")
         model.set_output_embeddings(LogprobHead(head, transform))
         self.model = model
 
     def forward(self, answers: AnswerPack, by_itself: bool = False) -> torch.Tensor:
         """Log-prob [A] of every answer token.
 
-        by_itself: from the logits that the model makes of its own accord, all of them at once. It
-        is slow and large, and shows whether this class knows all that the model does to them.
+        by_itself: from all of the model's own logits; slow and large, to check that this class
+        transforms them as the model does.
         """
         if by_itself:
             logits = self.model(**pack_arguments(answers.pack)).logits[0, answers.predictors]

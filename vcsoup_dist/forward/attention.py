@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from vcsoup_dist.errors import UserError
 
-# transformers takes every name with "flash" in it for one of its own.
+# transformers reserves every name with "flash" in it.
 NAMES = {
     "segments": "vcsoup_segments",
     "torch_varlen": "vcsoup_torch_varlen",
@@ -31,8 +31,8 @@ def choose_attention(
 ) -> str:
     """Name of the attention implementation to load a model with, for `wanted` in the recipe.
 
-    config: the model's; some architectures need what not every kernel has. Raises UserError where a
-    kernel is asked for that this machine, dtype or architecture does not go with.
+    config: the model's; some architectures need what not every kernel has. UserError where the
+    kernel does not support this machine, dtype or architecture.
     """
     register_kernels()
     if config is not None:
@@ -224,10 +224,10 @@ def _gather_keys(
 
 
 def _refuse(mask: torch.Tensor | None, kwargs: dict[str, Any]) -> None:
-    """Whatever changes scores or visibility and is not computed here must not be ignored."""
+    """UserError for whatever changes scores or visibility and is not computed here."""
     if not {"cu_seq_lens_q", "cu_seq_lens_k", "key_index"} <= kwargs.keys():
         raise UserError(
-            "this architecture does not pass cu_seq_lens_q on to its attention, so packed "
+            "this architecture does not pass cu_seq_lens_q to its attention, so packed "
             "sequences would see each other; it is not supported"
         )
     if kwargs.get("s_aux") is not None:

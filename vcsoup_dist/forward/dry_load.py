@@ -1,6 +1,6 @@
-"""What a load would find: transformers loads shapes alone, under all the names that it knows.
+"""Loading shapes alone by transformers, which shows what a load would lack.
 
-So tied weights, older names and fused experts count exactly as in a real load.
+Tied weights, older names and fused experts count exactly as in a real load.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
 def dry_load(model: Any, source: Source) -> tuple[list[str], list[str], Shapes]:
     """Names that the files lack, names that the model lacks, and shapes that differ.
 
-    model: on the meta device; source: opened `as_stored`. UserError where its tensors make up no
-    such model at all.
+    model: on the meta device; source: opened `as_stored`. UserError where its tensors do not form
+    such a model.
     """
     layout = {
         **source.layout,

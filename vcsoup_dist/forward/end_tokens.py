@@ -11,27 +11,26 @@ SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cuto
 
 
 def end_tokens(tokenizer: Any, generation_config: Any) -> list[int]:
-    """Every token at which generation stops, without repeats: the generation config's first."""
+    """Every token at which generation stops, each once, the generation config's first."""
     try:
         template = template_end(tokenizer)
-    except RefusedByTemplate:  # said where the pairs are read
+    except RefusedByTemplate:  # reported where the pairs are read
         template = None
     found = [*configured_ends(generation_config), tokenizer.eos_token_id, template]
     return list(dict.fromkeys(token for token in found if token is not None))
 
 
 def configured_ends(generation_config: Any) -> list[int]:
-    """The end tokens of a generation config, which has one, several or none."""
+    """The end tokens of a generation config: none, one or several."""
     ends = getattr(generation_config, "eos_token_id", None)
     return list(ends) if isinstance(ends, list | tuple) else [] if ends is None else [ends]
 
 
 def settle_sampling(generation_config: Any) -> str | None:
-    """Set `do_sample` where values of sampling stand without it; the first such value.
+    """Set `do_sample` where sampling values are given without it; returns the first such value.
 
-    transformers reads such a generation config and refuses to save it, as it has come with public
-    models. ValueError where it contradicts itself, as by
-    `do_sample: false`.
+    transformers reads such a generation config, as some public models have it, and refuses to save
+    it. ValueError where it contradicts itself, as by `do_sample: false`.
     """
     try:
         generation_config.validate(strict=True)
@@ -49,7 +48,7 @@ def template_end(tokenizer: Any) -> int | None:
     """The token by which the chat template ends an assistant's turn; None where none does.
 
     The first special token after the answer: white space and a second token may follow. Raises
-    RefusedByTemplate where the template takes no plain question and answer.
+    RefusedByTemplate where the template refuses a plain question and answer.
     """
     if tokenizer.chat_template is None:
         return None

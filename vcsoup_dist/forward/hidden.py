@@ -11,7 +11,7 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.forward.packing import Pack
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
-"""Others, such as linear or chunked attention, would let packed sequences see each other."""
+"""In others, such as linear or chunked attention, packed sequences would see each other."""
 
 
 def can_pack(model: Any) -> bool:
@@ -27,8 +27,8 @@ def can_pack(model: Any) -> bool:
 def longest_together(config: Any) -> int | None:
     """Tokens up to which sequences of a model may share a forward; None where all may.
 
-    transformers takes frequencies of rotary positions (RoPE) of the types `longrope` and `dynamic`
-    from the largest position in a forward: beyond this length a sequence changes its neighbours.
+    For RoPE of the types `longrope` and `dynamic` transformers takes frequencies from the largest
+    position in a forward: beyond this length a sequence changes the others in its pack.
     """
     config = config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
@@ -47,7 +47,7 @@ def hidden_states(model: Any, pack: Pack) -> torch.Tensor:
     """Last hidden states [T, H] of every token of a pack, by the model's decoder alone."""
     if not can_pack(model):
         raise UserError(
-            f"{type(model).__name__} is no decoder with a replaceable attention kernel in every "
+            f"{type(model).__name__} is not a decoder with a replaceable attention kernel in every "
             "layer; packed sequences are not possible"
         )
     hidden = model.base_model(**pack_arguments(pack)).last_hidden_state[0]
@@ -56,7 +56,7 @@ def hidden_states(model: Any, pack: Pack) -> torch.Tensor:
 
 
 def pack_arguments(pack: Pack) -> dict[str, Any]:
-    """What a transformers decoder is called with, for its kernel to see the segments."""
+    """Arguments of a transformers decoder that pass the segments to its kernel."""
     # An all-ones mask, or a cache, would silently let the sequences see each other.
     return {
         "input_ids": pack.input_ids,

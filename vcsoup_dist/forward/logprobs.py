@@ -30,7 +30,7 @@ class Transform:
 def head_transform(config: Any) -> Transform:
     """A model's own, by its config: Gemma-2's soft cap, Granite's and Cohere's scales.
 
-    Raises UserError where the config names one that is not known here.
+    UserError where the config names an unknown one.
     """
     config = config.get_text_config()
     for key in ("output_multiplier", "lm_head_multiplier"):

@@ -16,9 +16,9 @@ Ids = Sequence[int] | np.ndarray
 class Pack:
     """S sequences in one row of T tokens.
 
-    The tokens of sequence s that stand in the row are its *segment*, `cu_seqlens[s]` to
+    The tokens of sequence s in the row are its *segment*, `cu_seqlens[s]` to
     `cu_seqlens[s + 1]`. A sequence that shares a prefix with one before it has only the rest of its
-    tokens there; what its tokens attend to is the prefix and the segment.
+    tokens there, which attend to the prefix and the segment.
     """
 
     input_ids: torch.Tensor
@@ -26,21 +26,21 @@ class Pack:
     position_ids: torch.Tensor
     """[1, T] int64; position in its sequence, the prefix included."""
     cu_seqlens: torch.Tensor
-    """[S + 1] int32: where the segments lie."""
+    """[S + 1] int32: bounds of the segments."""
     max_seqlen: int
     """Tokens of the longest segment."""
     keys: torch.Tensor | None
     """[K] int64: the row's positions that sequence after sequence attends to, prefixes included;
     None where no prefix is shared, and every segment attends to itself."""
     cu_seqlens_k: torch.Tensor
-    """[S + 1] int32: where a sequence's part of `keys` lies."""
+    """[S + 1] int32: bounds of each sequence's part of `keys`."""
     max_seqlen_k: int
     """Tokens of the longest sequence."""
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A sequence that goes on from the first `shared` tokens of the sequence `of`."""
+    """A sequence that continues the first `shared` tokens of the sequence `of`."""
 
     ids: Ids
     """All its tokens, those of the prefix included."""
@@ -56,7 +56,7 @@ def pack(sequences: Sequence[Ids], device: torch.device | str = "cpu") -> Pack:
 
 
 def pack_branches(branches: Sequence[Branch], device: torch.device | str = "cpu") -> Pack:
-    """Lay sequences end to end, of those that share a prefix only what comes after it."""
+    """Lay sequences end to end; of those that share a prefix only the rest."""
     own = [np.asarray(each.ids)[each.shared :] for each in branches]
     lengths = [len(part) for part in own]
     ends = np.cumsum([0, *lengths])
@@ -81,7 +81,7 @@ def pack_branches(branches: Sequence[Branch], device: torch.device | str = "cpu"
 
 
 def to_device(array: np.ndarray, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
-    """A small array as a tensor there, without waiting for what a GPU is doing."""
+    """A small array as a tensor on a device, without waiting for the GPU."""
     tensor = torch.from_numpy(array).to(dtype)
     if torch.device(device).type == "cuda":
         tensor = tensor.pin_memory()
@@ -94,11 +94,11 @@ def _prefix(branch: Branch, ends: np.ndarray) -> np.ndarray:
 
 
 def common_prefix(first: Ids, second: Ids) -> int:
-    """Tokens that two sequences begin with alike; one less where that would be all of `second`."""
+    """Length of the common prefix; one less where that would be all of `second`."""
     count = min(len(first), len(second))
     different = np.flatnonzero(np.asarray(first)[:count] != np.asarray(second)[:count])
-    alike = int(different[0]) if len(different) else count
-    return min(alike, len(second) - 1)
+    common = int(different[0]) if len(different) else count
+    return min(common, len(second) - 1)
 
 
 def budget_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Neighbouring sequences that begin alike, so that a pack holds what they share once."""
+"""Groups of consecutive sequences with a common prefix, which a pack holds once."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from vcsoup_dist.forward.packing import Branch, Ids, common_prefix
 
 LEAST_SHARED = 8
-"""Tokens; for fewer, attention over an own and a shared part costs more than they do."""
+"""Tokens; computing fewer again is cheaper than attention over two parts."""
 
 
 @dataclass(frozen=True)
 class PrefixGroup:
-    """Consecutive sequences, all but the first of which go on from a part of the first."""
+    """Consecutive sequences, all of which begin with a part of the first."""
 
     first: int
     """Its index."""
@@ -31,8 +31,8 @@ class PrefixGroup:
 def prefix_groups(sequences: Sequence[Ids], tokens_per_batch: int) -> list[PrefixGroup]:
     """Groups in the order of the sequences, none of several with more than `tokens_per_batch`.
 
-    A sequence joins where it shares enough with the group's first, and no less than with its own
-    follower: else a beginning that all have, such as a system prompt, would hide what pairs share.
+    A sequence joins where it shares enough with the group's first, and no less than with the
+    sequence after it: else a prefix of all, such as a system prompt, would hide that of pairs.
     """
     groups: list[PrefixGroup] = []
     for i, ids in enumerate(sequences):

@@ -1,4 +1,4 @@
-"""Text to tokens by a model's chat template, once, so that no BOS is doubled."""
+"""Text to tokens by a model's chat template, in one pass, so that no BOS is doubled."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Message = Mapping[str, str]
 # evaluation see different prompts.
 DATE = "26 Jul 2024"
 
-MOST_SPECIAL = 16  # tokens that a template puts round an empty answer
+MOST_SPECIAL = 16  # tokens that a template puts around an empty answer
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class RefusedByTemplate(UserError):
 def choose_template(tokenizer: Any, name: str | None, key: str) -> None:
     """Let a tokenizer use its chat template `name`, or its only or default one where None.
 
-    key: of the recipe, where `name` is from. Raises UserError naming the tokenizer and the
-    templates that it has.
+    key: the recipe's, which gave `name`. UserError with the tokenizer and its templates.
     """
     template, owner = tokenizer.chat_template, tokenizer.name_or_path
     if not isinstance(template, dict):
@@ -94,7 +93,7 @@ def encode_answer(
     while start < min(len(prompt_ids), len(ids)) and prompt_ids[start] == ids[start]:
         start += 1
     if start == 0:
-        # The first token has nothing before it that could predict it.
+        # No token comes before the first that could predict it.
         raise UserError(
             f"{tokenizer.name_or_path}: the chat template gives prompt and answer no common start"
         )
@@ -108,7 +107,7 @@ def _render(tokenizer: Any, messages: Sequence[Message], **options: Any) -> Any:
     template = tokenizer.chat_template
     if not isinstance(template, str):
         raise UserError(
-            f"{name}: its chat template is a {type(template).__name__} and no text; give the model "
+            f"{name}: its chat template is a {type(template).__name__}, not text; give the model "
             "directory a chat_template.jinja"
         )
     if not comes_to_an_end(template):
@@ -116,7 +115,7 @@ def _render(tokenizer: Any, messages: Sequence[Message], **options: Any) -> Any:
             f"{name}: its chat template takes too much time or memory for a short conversation, or "
             "never ends; give the model directory another chat_template.jinja"
         )
-    if "strftime_now" in template:  # today's date, by a function of its own
+    if "strftime_now" in template:  # a function for today's date
         template = "{%- macro strftime_now(format) -%}" + DATE + "{%- endmacro -%}" + template
     try:
         return tokenizer.apply_chat_template(
@@ -155,18 +154,18 @@ def encode_pair(
 ) -> tuple[Encoded, Encoded] | Unusable:
     """Both answers of a preference pair after the same prompt tokens.
 
-    Where one is longer than `max_length`, the prompt's start after a BOS is cut from both alike;
-    the pair is unusable where that is not wanted, or leaves no prompt token before an answer. No
-    answer is ever cut. An answer of special tokens and white space alone is none, and one whose
-    tokens lack a part of its text is cut by the template. Raises UserError where the chat template
-    is not prefix-stable.
+    Where one is longer than `max_length`, the same part of the prompt's start after a BOS is cut
+    from both; without `truncate_prompt`, or where no prompt token would be left before an answer,
+    the pair is unusable. No answer is ever cut. An answer of special tokens and white space alone
+    counts as empty, one whose tokens lack a part of its text as cut by the template. UserError
+    where the chat template is not prefix-stable.
     """
     try:
         prompt_ids = encode_prompt(tokenizer, prompt)
         encoded = [
             encode_answer(tokenizer, prompt, prompt_ids, each) for each in (chosen, rejected)
         ]
-    except RefusedByTemplate:  # roles that it does not know, or not in that order
+    except RefusedByTemplate:  # unknown roles, or another order
         return Unusable.REFUSED
     pair = []
     for answer, each in zip((chosen, rejected), encoded, strict=True):
@@ -191,7 +190,7 @@ def encode_pair(
 
 
 def _check_prefix(tokenizer: Any, prompt: Sequence[Message], answer: str) -> None:
-    """The prompt's tokens are no prefix: only a merge across the boundary may be the reason."""
+    """UserError where the prompt's text is not a prefix; a token may merge across the boundary."""
     conversation = [*prompt, {"role": "assistant", "content": answer}]
     asked, whole = (
         _render(tokenizer, messages, tokenize=False, add_generation_prompt=generate)
@@ -205,8 +204,8 @@ def _check_prefix(tokenizer: Any, prompt: Sequence[Message], answer: str) -> Non
         raise UserError(
             f"{tokenizer.name_or_path}: the chat template is not prefix-stable: with an answer the "
             f"prompt reads {whole[shared : shared + 40]!r} where without it it reads "
-            f"{asked[shared : shared + 40]!r}, so what the answer is cannot be told; change the "
-            "template"
+            f"{asked[shared : shared + 40]!r}, so where the answer begins is not defined; change "
+            "the template"
         )
 
 
@@ -214,5 +213,5 @@ def _is_empty(tokenizer: Any, encoded: Encoded) -> bool:
     if encoded.answer_length > MOST_SPECIAL:
         return False
     text = tokenizer.decode(list(encoded.ids[encoded.start :]), skip_special_tokens=True)
-    # Templates of reasoning models put these round nothing.
+    # Templates of reasoning models add these to an empty answer.
     return not text.replace("<think>", "").replace("</think>", "").strip()

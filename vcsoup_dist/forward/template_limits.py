@@ -1,7 +1,7 @@
-"""Whether a chat template comes to an end: a program of loops that came with a model.
+"""Whether a chat template, a program that comes with a model, terminates.
 
-Jinja's sandbox bounds one `range`, and neither loops in loops nor how long a text grows. What is
-not plainly harmless is tried in a process that may use few seconds and little memory.
+Jinja's sandbox bounds one `range`, but neither nested loops nor the length of a text. A template
+that is not plainly harmless is tried in a process with little time and memory.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 SECONDS, BYTES = 2, 1 << 29
-"""Of processor time and of memory, for a few conversations that need milliseconds."""
+"""Processor time and memory for a few conversations, which need milliseconds."""
 WALL_SECONDS = 8
 ENDLESS = 3
-"""Exit code of a template that wants more memory."""
+"""Exit code of a template that needs more memory."""
 
 HARMLESS: tuple[type[nodes.Node], ...] = (
     *(nodes.Template, nodes.Output, nodes.TemplateData, nodes.Const, nodes.Name, nodes.Operand),
@@ -35,17 +35,17 @@ HARMLESS: tuple[type[nodes.Node], ...] = (
 FILTERS = {"trim", "length", "count", "upper", "lower", "first", "last", "tojson", "string", "e"}
 CALLS = {"raise_exception", "strftime_now", "strip", "lstrip", "rstrip", "split", "startswith"}
 CALLS |= {"endswith", "upper", "lower", "items", "keys", "get"}
-MOST_LOOPS = 2  # one in the other
+MOST_LOOPS = 2  # nested
 MOST_ASSIGNMENTS = 20  # `x = x ~ x` so many times makes a million characters of one
 
 
 class _Generation(Extension):
-    """transformers' tag round what an assistant says."""
+    """transformers' tag around an assistant's turn."""
 
     tags = {"generation"}
 
     def parse(self, parser: Any) -> list[nodes.Node]:
-        """What stands between the tags."""
+        """The nodes between the tags."""
         next(parser.stream)
         body: list[nodes.Node] = parser.parse_statements(["name:endgeneration"], drop_needle=True)
         return body
@@ -53,9 +53,9 @@ class _Generation(Extension):
 
 @lru_cache
 def comes_to_an_end(template: str) -> bool:
-    """Whether a chat template renders conversations in a little time and memory.
+    """Whether a chat template renders conversations in little time and memory.
 
-    True also of one that fails in some other way, which rendering it says.
+    True also of one that fails in another way, which shows when it is rendered.
     """
     try:
         if _is_harmless(_environment().parse(template)):
@@ -80,14 +80,14 @@ def comes_to_an_end(template: str) -> bool:
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """As transformers has it."""
+    """As in transformers."""
     return ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
 
 
 def _is_harmless(template: nodes.Template) -> bool:
-    """Whether the time that a template takes is surely small, from its shape alone."""
+    """Whether the nodes of a template alone show that it takes little time."""
 
     def check(node: nodes.Node, loops: int) -> bool:
         loops += isinstance(node, nodes.For)
@@ -116,7 +116,7 @@ def _conversations() -> list[list[dict[str, str]]]:
 
 
 def _try(template: str) -> int:
-    """Render some conversations within the limits; the exit code of this process."""
+    """Render some conversations within the limits; returns the exit code of this process."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))

@@ -9,7 +9,7 @@ import numpy as np
 
 
 def step_pairs(pairs: int, pairs_per_step: int, seed: int, step: int) -> list[int]:
-    """Indices of the pairs of optimizer step `step` (from 0), from the seed and the step alone.
+    """Indices of the pairs of optimizer step `step` (from 0), a function of the seed and the step.
 
     The steps walk through one permutation of all `pairs` per epoch, end to end.
     """
@@ -26,9 +26,9 @@ def micro_batches(costs: Sequence[int], ranks: int, tokens_per_batch: int) -> li
     """Cut a step into micro-batches: result[rank][m] lists positions in `costs` (tokens per pair).
 
     Every rank gets the same number, as few as the budget allows (a pair that alone exceeds it is a
-    micro-batch of its own), since under ZeRO-3 a rank with fewer forwards would leave the others
-    waiting for ever. They are filled evenly, and those that run at the same time are alike, since
-    the slowest rank sets the pace. An empty list is a micro-batch of no pair, which its rank must
+    micro-batch of its own), since under ZeRO-3 a rank with fewer forwards would block the others.
+    They are filled evenly, and those that run at the same time have similar sizes, since the
+    slowest rank sets the pace. An empty list is a micro-batch without pairs, which its rank must
     still run.
     """
     halves = sum(cost > tokens_per_batch / 2 for cost in costs)  # of which no two fit together
@@ -48,7 +48,7 @@ def micro_batches(costs: Sequence[int], ranks: int, tokens_per_batch: int) -> li
 
 
 def _deal(costs: Sequence[int], count: int) -> tuple[list[list[int]], list[int]]:
-    """Deal out the pairs, the dearest first, each to the least loaded of `count` batches."""
+    """Deal out the pairs, the costliest first, each to the least loaded of `count` batches."""
     batches: list[list[int]] = [[] for _ in range(count)]
     loads = [0] * count
     queue = [(0, number) for number in range(count)]

@@ -15,9 +15,9 @@ FOLDERS = (Path(__file__).parents[2] / "ds_configs", Path(__file__).parents[1] /
 
 Keys = tuple[str, ...]
 
-# Steps are cut into micro-batches by token budget and the learning rate is the trainer's, so
-# DeepSpeed must not count or schedule anything.
-NOT_TO_SAY = {
+# Token budgets cut steps into micro-batches and the trainer sets the learning rate, so DeepSpeed
+# must neither count nor schedule.
+FORBIDDEN = {
     "train_batch_size": "training.pairs_per_step and training.tokens_per_batch set the batch",
     "scheduler": "training.schedule and training.warmup_ratio set the learning rate",
 }
@@ -33,9 +33,9 @@ def find_deepspeed_config(recipe: Recipe) -> Path:
     for folder in FOLDERS:
         if (folder / f"{name}.json").exists():
             return folder / f"{name}.json"
-    known = sorted({path.stem for folder in FOLDERS for path in folder.glob("*.json")})
+    known = ", ".join(sorted({path.stem for each in FOLDERS for path in each.glob("*.json")}))
     raise UserError(
-        f"training.deepspeed: `{name}` is no file and none of ds_configs/ ({', '.join(known)})"
+        f"training.deepspeed: `{name}` is neither a file nor one of ds_configs/ ({known})"
     )
 
 
@@ -44,14 +44,14 @@ def fill_deepspeed_config(
 ) -> dict[str, Any]:
     """Read a configuration and fill in every "auto".
 
-    ranks_per_node: what a hierarchical partitioning of "auto" comes to; LOCAL_WORLD_SIZE in a
-    rank. nvme_folder: instead of `training.nvme_path`, where that is relative to the recipe.
+    ranks_per_node: the value of a hierarchical partitioning of "auto"; LOCAL_WORLD_SIZE in a rank.
+    nvme_folder: instead of `training.nvme_path`, where that is relative to the recipe.
 
-    Raises UserError where the file contradicts the recipe, says what is not its to say, or
-    leaves something "auto" that nothing fills in.
+    UserError where the file contradicts the recipe, has a forbidden key, or leaves something
+    "auto" that nothing fills in.
     """
     config = _read(path)
-    for key, instead in NOT_TO_SAY.items():
+    for key, instead in FORBIDDEN.items():
         if key in config:
             raise UserError(f"{path}: remove `{key}`: {instead}")
     for key in ALWAYS_ONE:
@@ -82,16 +82,16 @@ def fill_deepspeed_config(
 
 
 def forward_only(config: dict[str, Any]) -> dict[str, Any]:
-    """A filled configuration for ranks that compute log-probs and train nothing.
+    """A filled configuration for ranks that only compute log-probs.
 
-    ZeRO-2 cannot be without an optimizer; its weights lie whole on every rank, as in ZeRO-0.
+    ZeRO-2 needs an optimizer; its weights are whole on every rank, as in ZeRO-0.
     """
     config = {key: value for key, value in config.items() if key != "optimizer"}
     zero = dict(config["zero_optimization"])
     zero.pop("offload_optimizer", None)
     if zero["stage"] == 2:
         zero = {"stage": 0}
-        # Without ZeRO there is no mixed precision of gradients to choose.
+        # Without ZeRO DeepSpeed refuses a precision of gradients.
         config.pop("data_types", None)
     return config | {"zero_optimization": zero}
 
@@ -113,7 +113,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _decided_by(training: Training) -> dict[Keys, Any]:
-    """What the recipe alone decides."""
+    """Keys that the recipe alone decides."""
     return {
         ("bf16", "enabled"): training.dtype == "bf16",
         ("optimizer", "params", "lr"): training.learning_rate,
@@ -149,11 +149,11 @@ def _fill_nvme_paths(path: Path, zero: dict[str, Any], folder: Path | str | None
         if offload.get("nvme_path", "auto") != "auto":
             raise UserError(
                 f'{path}: offload_{states}.nvme_path must be "auto"; the recipe\'s '
-                "training.nvme_path says where, and every policy gets a folder of its own there"
+                "training.nvme_path says where, and every policy gets its own folder there"
             )
         if folder is None:
             raise UserError(
-                f"{path}: keeps the {states}'s states on NVMe; say in which folder by the "
+                f"{path}: keeps the {states}'s states on NVMe; give a folder by the "
                 "recipe's training.nvme_path"
             )
         offload["nvme_path"] = str(folder)

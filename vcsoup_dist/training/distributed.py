@@ -1,4 +1,4 @@
-"""This rank among the others."""
+"""Joining the other ranks, and collectives on small objects."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ T = TypeVar("T")
 
 _control: Any = None
 
-PATIENCE = timedelta(days=7)
-"""How long ranks wait for each other, while one converts a checkpoint or writes a model."""
+TIMEOUT = timedelta(days=7)
+"""Of a collective: ranks wait while one converts a checkpoint or writes a model."""
 
 
 def local_device() -> torch.device:
@@ -27,14 +27,14 @@ def local_device() -> torch.device:
 
 
 def start_distributed() -> None:
-    """Join the other ranks: NCCL on GPUs, gloo on CPUs, and gloo for what is no tensor."""
+    """Join the other ranks: NCCL on GPUs, gloo on CPUs and for objects."""
     global _control
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
-    # Serves DeepSpeed's tensor-parallel inference alone, but is compiled at the first start, and
-    # a kill in mid-compile leaves a lock file that the next start waits on for ever.
+    # Only DeepSpeed's tensor-parallel inference uses it, but it is compiled at the first start, and
+    # a kill during that leaves a lock file that blocks every later start.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     device = local_device()
     if device.type == "cuda":
@@ -46,26 +46,26 @@ def start_distributed() -> None:
                 "in the environment to train on the CPU"
             )
         torch.cuda.set_device(device)
-    # How long a collective may take is the watchdog's to say, which knows where each rank is.
+    # The watchdog limits collectives: it knows what each rank is doing.
     deepspeed.init_distributed(
-        dist_backend="nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE, verbose=False
+        dist_backend="nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT, verbose=False
     )
-    _control = dist.new_group(backend="gloo", timeout=PATIENCE)
+    _control = dist.new_group(backend="gloo", timeout=TIMEOUT)
 
 
 def control_group() -> Any:
-    """The gloo group of all ranks: objects, flags and long waits go through it, never tensors."""
+    """The gloo group of all ranks, for objects, flags and long waits."""
     assert _control is not None, "start_distributed comes first"
     return _control
 
 
 def barrier() -> None:
-    """Wait for all ranks, for hours if need be."""
+    """Wait for all ranks, for hours where needed."""
     dist.barrier(group=control_group())
 
 
 def is_first() -> bool:
-    """Whether this is rank 0, which speaks and writes for all."""
+    """Whether this is rank 0, which logs and writes for all."""
     return dist.get_rank() == 0
 
 

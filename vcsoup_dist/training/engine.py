@@ -26,8 +26,8 @@ def start_engine(job: Job, *, train: bool, universal: bool = False) -> Any:
     """DeepSpeed engine around `AnswerLogps(theta_0)`.
 
     Under ZeRO-3 weights are loaded straight into their partitions. Dropout is off: a policy must
-    equal its reference at the start. Without `train` there is no optimizer; `universal`: the engine
-    is to load a universal checkpoint.
+    equal its reference at the start. train: with an optimizer; universal: to load a universal
+    checkpoint.
     """
     import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
@@ -48,20 +48,20 @@ def start_engine(job: Job, *, train: bool, universal: bool = False) -> Any:
     model_config = open_config(job.model, job.revision)
     check_architecture(model_config, training.max_length)
     attention = choose_attention(training.attention, local_device(), dtype, model_config)
-    # from_pretrained partitions each tensor as it is read while this object lives.
+    # While this object exists, from_pretrained partitions each tensor as it is read.
     sharding = HfDeepSpeedConfig(config)
     model = _load(job, dtype, attention)
     del sharding
     switch_off_dropout(model)
     model.config.use_cache = False
     if train and training.gradient_checkpointing:
-        # Without dropout there is no random state to bring back.
+        # Without dropout there is no random state to restore.
         model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     wrapped = AnswerLogps(model)
     parameters = {"model_parameters": wrapped.parameters()} if train else {}
     try:
         engine, *_ = deepspeed.initialize(model=wrapped, config=config, **parameters)
-    except (AssertionError, ValueError, TypeError) as error:  # what its configuration checks raise
+    except (AssertionError, ValueError, TypeError) as error:  # its checks of the configuration
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{job.deepspeed_config}: DeepSpeed refuses it: {reason}") from error
     if is_first():
@@ -80,7 +80,7 @@ def start_engine(job: Job, *, train: bool, universal: bool = False) -> Any:
 
 
 def _load(job: Job, dtype: torch.dtype, attention: str) -> Any:
-    """theta_0; UserError naming it where its files cannot be loaded, or lack weights."""
+    """Load theta_0; UserError where its files cannot be loaded, or lack weights."""
     from transformers import AutoModelForCausalLM
 
     try:
@@ -101,9 +101,9 @@ def _load(job: Job, dtype: torch.dtype, attention: str) -> Any:
 
 
 def switch_off_dropout(model: Any) -> None:
-    """Set all that is random in training to 0, in modules and in what their forward reads.
+    """Set every dropout and jitter to 0, in modules and in the attributes that their forward reads.
 
-    `check_start` finds what goes by another name.
+    `check_start` finds those of other names.
     """
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -116,7 +116,7 @@ def switch_off_dropout(model: Any) -> None:
 def full_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
     """Shapes of the model's parameters and persistent buffers by name, however they are sharded.
 
-    Tied ones are there once, under their first name.
+    Tied ones occur once, under their first name.
     """
     model = engine.module.model
     shapes = {
@@ -129,11 +129,10 @@ def full_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
 
 
 def save_companions(engine: Any, tokenizer: Any, folder: Path) -> None:
-    """Config, generation config, tokenizer and chat template beside the weights.
+    """Write config, generation config, tokenizer and chat template.
 
-    The generation config names every end token, so that who serves the policy stops as evaluation
-    does. What else a local base has for those who serve it (licence, processors, a
-    `tokenizer.model`) goes along.
+    The generation config names every end token, so that a server of the policy stops as evaluation
+    does. A local base's other files (licence, processors, a `tokenizer.model`) are copied.
     """
     folder.mkdir(exist_ok=True)
     model = engine.module.model

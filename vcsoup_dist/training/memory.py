@@ -1,8 +1,8 @@
-"""How much memory a training run will need, before it starts.
+"""Estimates of the memory that a training run needs.
 
-Model states are DeepSpeed's own estimates (`estimate_zero*_model_states_mem_needs`); what those
-leave out (other widths than 16 bits, NVMe, hierarchical partitioning, buffers, activations) is
-added by the formulas below. `python -m vcsoup_dist.training.memory` prints the tables of
+Model states are DeepSpeed's own estimates (`estimate_zero*_model_states_mem_needs`). The formulas
+below add what those leave out: other widths than 16 bits, NVMe, hierarchical partitioning, buffers
+and activations. `python -m vcsoup_dist.training.memory` prints the tables of
 ds_configs/README.md.
 """
 
@@ -23,7 +23,7 @@ from vcsoup_dist.recipe import Training
 from vcsoup_dist.training.deepspeed_config import FOLDERS, device_of, fill_deepspeed_config
 
 GIB = 2**30
-HOST_FACTOR = 1.5  # DeepSpeed's `additional_buffer_factor`, its own default
+HOST_FACTOR = 1.5  # the default of DeepSpeed's `additional_buffer_factor`
 ADAM_BYTES = 12  # fp32 master weight and two moments, per parameter
 GRADIENT_BYTES = 4  # fp32, per parameter
 LOGITS = 1 << 26  # computed at a time; forward/logprobs.py
@@ -31,7 +31,7 @@ LOGITS = 1 << 26  # computed at a time; forward/logprobs.py
 
 @dataclass(frozen=True)
 class Decoder:
-    """What decides the activations of a dense decoder with gated feed-forward layers."""
+    """Sizes of a dense decoder with gated feed-forward layers, for its activations."""
 
     layers: int
     hidden: int
@@ -43,7 +43,7 @@ class Decoder:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """A model as far as its memory goes."""
+    """Sizes of a model that decide its memory."""
 
     parameters: int
     largest_layer: int
@@ -54,7 +54,7 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Estimated peaks in bytes. Without GPUs a rank's part lies in host memory too."""
+    """Estimated peaks in bytes. Without GPUs a rank's part is in host memory too."""
 
     states: int
     """Per GPU: weights, gradients and optimizer states."""
@@ -71,7 +71,7 @@ class TrainingMemory:
 
     @property
     def gpu(self) -> int:
-        """Per GPU at the most."""
+        """Peak per GPU."""
         return self.states + self.buffers + max(self.activations or 0, self.step)
 
 
@@ -96,7 +96,7 @@ def estimate_memory(
             checkpointing=training.gradient_checkpointing,
             offload=training.activation_offload,
         )
-    # The step needs the gradients of a group once more, and a tensor for Adam's denominator.
+    # The step copies a group's gradients, and needs a tensor for Adam's denominator.
     group = min(share, zero["sub_group_size"]) if "sub_group_size" in zero else share
     step = 2 * GRADIENT_BYTES * group
     if device_of(dict(config), "optimizer") != "none":
@@ -119,7 +119,7 @@ def _states(
     zero = config["zero_optimization"]
     parameters, ranks = size.parameters, ranks_per_node * nodes
     offload = {states: device_of(dict(config), states) for states in ("param", "optimizer")}
-    # Both reckon with 16-bit weights; `wider` is what fp32 ones take besides.
+    # Both assume 16-bit weights; `wider` is what fp32 ones add.
     wider = width - 2
     if zero["stage"] == 2:
         host, gpu = zero2(
@@ -141,7 +141,7 @@ def _states(
         gpu += wider * parameters / ranks
     else:
         host += wider * parameters / nodes * HOST_FACTOR
-        if offload["optimizer"] == "none":  # DeepSpeed's estimator does not know this case
+        if offload["optimizer"] == "none":  # DeepSpeed's estimator lacks this case
             gpu -= 2 * parameters / ranks
             host += 2 * parameters / nodes * HOST_FACTOR
     nvme = 0.0
@@ -161,7 +161,7 @@ def _states(
 
 
 def _buffers(size: ModelSize, zero: Mapping[str, Any], width: int, ranks: int) -> int:
-    """Bytes per GPU that DeepSpeed's estimators leave out, at the most."""
+    """At most so many bytes per GPU that DeepSpeed's estimators leave out."""
     buckets = zero.get("reduce_bucket_size", 500_000_000) * (2 if zero.get("overlap_comm") else 1)
     total = min(buckets, 2 * size.parameters) * width
     if zero["stage"] == 3:
@@ -177,16 +177,16 @@ def _buffers(size: ModelSize, zero: Mapping[str, Any], width: int, ranks: int) -
 def activation_bytes(
     decoder: Decoder, tokens: int, width: int, *, checkpointing: bool, offload: bool
 ) -> tuple[int, int]:
-    """Bytes per GPU, and per rank in host memory, at the most of a micro-batch of `tokens`.
+    """Peak bytes per GPU, and per rank in host memory, of a micro-batch of `tokens`.
 
     width: bytes of an activation. With hidden size H, intermediate size I and width of the keys K,
-    what a layer keeps of a token for its backward pass is 8 H + width (6 H + 2 K + 4 I): per norm
-    the input in fp32, the normed and the scaled state (4 H + 2 width H, twice); queries and
-    attention's output (2 width H); keys and values (2 width K); gate, its activation, the other
-    branch and their product (4 width I). Attention matrices are never kept. With checkpointing
-    only each layer's input (width H) is, and one layer's at a time besides. Offloaded
-    is what waits for its backward pass, not the layer that runs. The head adds its logits, a
-    chunk at a time, and its gradient in fp32; it runs while no layer does.
+    a layer keeps 8 H + width (6 H + 2 K + 4 I) of a token for its backward pass: per norm the input
+    in fp32, the normed and the scaled state (4 H + 2 width H, twice); queries and attention's
+    output (2 width H); keys and values (2 width K); gate, its activation, the other branch and
+    their product (4 width I). Attention matrices are never kept. With checkpointing each layer
+    keeps only its input (width H), and the running layer all. Offloading moves what waits for its
+    backward pass, not the running layer. The head adds its logits, a chunk at a time, and its
+    gradient in fp32; no layer runs meanwhile.
     """
     layer = tokens * (
         8 * decoder.hidden
@@ -216,8 +216,8 @@ def model_size(folder: Path) -> ModelSize:
 def count_parameters(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[int, int]:
     """All parameters, and those of the largest layer; shapes: names and shapes of the tensors.
 
-    A layer is what shares a name up to its first number ("model.layers.7."), or one tensor such
-    as the embedding or the head.
+    A layer is all tensors with the same name up to its first number ("model.layers.7."), or one
+    tensor such as the embedding or the head.
     """
     layers: dict[str, int] = {}
     for name, shape in shapes:
@@ -254,7 +254,7 @@ def has_gpu() -> bool:
 
 
 def can_use_nvme() -> bool:
-    """Whether DeepSpeed finds what it builds its asynchronous file access from."""
+    """Whether DeepSpeed can build its asynchronous file access."""
     _deepspeed_estimators()
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
@@ -263,7 +263,7 @@ def can_use_nvme() -> bool:
 
 def _deepspeed_estimators() -> tuple[Callable[..., Any], Callable[..., Any]]:
     if not has_gpu():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found none
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 

@@ -1,12 +1,12 @@
-"""What a step was like: one line of JSON and TensorBoard points per step, by rank 0.
+"""Metrics of every step: a line of JSON and TensorBoard points, by rank 0.
 
 `metrics.jsonl` has, per optimizer step from 0:
 
     loss                the objective's, over the step's pairs (SFT: per answer token)
     chosen_reward, rejected_reward, margin, accuracy
                         beta log pi/ref of the answers, their difference, and how often it is > 0
-    kl_estimate         mean of log pi/ref over both answers, in nats per answer: KL(pi || ref) as
-                        far as the answers are what the policy would say
+    kl_estimate         mean of log pi/ref over both answers, in nats per answer: KL(pi || ref) if
+                        the policy had sampled them
     grad_norm           before clipping, over all ranks
     learning_rate
     step_seconds
@@ -32,7 +32,7 @@ from vcsoup_dist.errors import UserError
 class MetricsLog:
     """Appends to `metrics.jsonl`, TensorBoard event files and, where a project is named, to W&B.
 
-    Closed by `with`. A resumed run drops the lines of steps that it takes again.
+    A context manager. A resumed run drops the lines of steps that it takes again.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class MetricsLog:
 def lacks_wandb(project: str | None) -> str:
     """What is missing for a project of W&B; empty where nothing is.
 
-    A folder `wandb` of former runs, which Python takes for a package, is none.
+    Python takes a folder `wandb` of former runs for a package, which does not count.
     """
     found = importlib.util.find_spec("wandb") if project is not None else None
     if project is None or (found is not None and found.origin is not None):
@@ -87,7 +87,7 @@ def lacks_wandb(project: str | None) -> str:
 
 
 def _start_wandb(project: str, folder: Path, name: str, first_step: int) -> Any:
-    """A W&B run; a resumed training goes on with that of its beginning."""
+    """A W&B run; a resumed training continues its first one."""
     try:
         import wandb
     except ImportError as error:

@@ -11,16 +11,16 @@ SMALLEST = 1 << 18  # elements; smaller tensors are not worth a copy
 
 
 def is_offloaded(tensor: torch.Tensor) -> bool:
-    """Whether a tensor that autograd keeps is an activation worth moving: no weight, and large."""
+    """Whether a tensor that autograd keeps is a large activation, not a weight."""
     base = tensor if tensor._base is None else tensor._base
     return not base.is_leaf and tensor.is_floating_point() and tensor.numel() >= SMALLEST
 
 
 def offload_activations(wanted: bool) -> AbstractContextManager[Any]:
-    """While this is open, what autograd keeps on a GPU for the backward pass moves to host memory.
+    """A context in which tensors that autograd keeps for the backward pass move to host memory.
 
     With gradient checkpointing that is each layer's input. PyTorch's own `save_on_cpu` would copy
-    weights too, which under ZeRO-3 are gathered anew for the backward pass anyway.
+    weights too, which under ZeRO-3 are gathered again for the backward pass anyway.
     """
     if not wanted:
         return nullcontext()

@@ -1,4 +1,4 @@
-"""A preference pair in a base's tokens, or why it is none."""
+"""A preference pair in tokens, or the reason why it is unusable."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from vcsoup_dist.forward.template import (
 from vcsoup_dist.recipe import Training
 
 BY_TEMPLATE = (Unusable.REFUSED, Unusable.CUT)
-"""What a change of the chat template, and not of the pairs, can put right."""
+"""What another chat template, and not other pairs, would fix."""
 
 
 @dataclass(frozen=True)
 class PairTokens:
-    """Both answers in tokens, or the kind of pair that cannot be trained on."""
+    """Both answers in tokens, or why the pair cannot be trained on."""
 
     pair: tuple[Encoded, Encoded] | Unusable
     reason: str | None = None
-    """In a sentence, where the chat template does not take the pair."""
+    """In a sentence, where the chat template refuses the pair."""
 
 
 def pair_in_tokens(
@@ -36,7 +36,7 @@ def pair_in_tokens(
     rejected: str,
     training: Training,
 ) -> PairTokens:
-    """One pair as the trainer takes it. Whatever the template does to it costs this pair alone."""
+    """One pair as the trainer reads it; an error of the template costs this pair alone."""
     try:
         pair = encode_pair(
             tokenizer,
@@ -60,7 +60,7 @@ def pair_in_tokens(
 
 
 def _refusal(tokenizer: Any, prompt: Sequence[Mapping[str, str]], answers: Sequence[str]) -> str:
-    """What the chat template says against a pair."""
+    """The chat template's reason to refuse a pair."""
     try:
         prompt_ids = encode_prompt(tokenizer, prompt)
         for answer in answers:

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 def main() -> None:
     """Run the job's references, or its policy; exits with `EXIT_PREEMPTED` when asked to stop."""
     die_with_parent(int(os.environ["VCSOUP_LAUNCHER"]))
-    # A rename in PyTorch that DeepSpeed has not followed yet, once per call.
+    # DeepSpeed uses a renamed function of PyTorch, which warns on every call.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     level = logging.INFO if os.environ["RANK"] == "0" else logging.WARNING
     log_to_terminal(level)
-    # DeepSpeed says at INFO what the project says in one line.
+    # DeepSpeed logs at INFO what the project logs in one line.
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     try:
         done = run(Path(sys.argv[1]))

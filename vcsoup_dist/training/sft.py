@@ -1,4 +1,4 @@
-"""theta_0: the recipe's model, or what a supervised stage makes of it."""
+"""theta_0: the recipe's model, or that model after SFT."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from vcsoup_dist.recipe import Recipe, Sft, Training
 from vcsoup_dist.workspace import Product, Workspace
 
 OF_PAIRS = {"beta", "label_smoothing", "simpo_margin", "sft_weight", "pair_weights"}
-"""Settings of losses over pairs: theta_0 is the same whatever they are."""
+"""Settings of losses over pairs, which do not affect theta_0."""
 
 
 def sft_training(recipe: Recipe) -> Training:
-    """SFT with the keys of `sft`, and those of `training` for all that it has no key for.
+    """Settings of SFT: the keys of `sft`, and of `training` where `sft` has none.
 
     `epochs` counts the answers that fit into `max_length`, whatever `training.equal_steps` says:
-    there is no filter yet for methods to differ by.
+    before the filter all methods have the same pairs.
     """
     settings = recipe.training.model_dump(exclude=OF_PAIRS) | (recipe.sft or Sft()).model_dump()
     return Training.model_validate(settings | {"objective": "sft", "equal_steps": False})

@@ -18,7 +18,7 @@ from vcsoup_dist.training.distributed import any_rank
 
 
 class StopRequest:
-    """Whether this process was asked to stop since it was made.
+    """Whether this process was asked to stop since this object was made.
 
     `max_minutes` count from VCSOUP_BEGAN in the environment, in seconds of the epoch: where a
     launcher has set it, the command's start.
@@ -41,8 +41,8 @@ class StopRequest:
     def on_any_rank(self, worked: bool) -> bool:
         """Whether any rank was asked to stop or has used up its time. Called by all together.
 
-        worked: whether anything was done yet that is worth saving. Only then does the clock count:
-        a run that is requeued again and again must get on.
+        worked: whether there is work to save. Only then does the clock count: a run that is
+        requeued again and again must make progress.
         """
         late = self._deadline is not None and worked and time.time() > self._deadline
         return any_rank(self._signal is not None or late)

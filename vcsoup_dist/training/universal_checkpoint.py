@@ -31,7 +31,7 @@ _SHARDED = {"base_optimizer_state", "param_slice_mappings", "single_partition_of
 
 
 class _Fragment(NamedTuple):
-    """Some of a parameter's elements: where they lie in a rank's flat tensors."""
+    """A range of a parameter's elements in a rank's flat tensors."""
 
     rank: int
     group: int
@@ -47,14 +47,14 @@ class _Partitions:
     """[ranks][groups] -> the flat tensors of `STATES`, and `step`."""
     shapes: Mapping[str, torch.Size]
     fragments: Mapping[str, Sequence[_Fragment]]
-    """Parameter -> where its elements lie, in order."""
+    """Parameter -> ranges of its elements, in order."""
     common: Mapping[str, Any]
-    """What is the same on all ranks."""
+    """State that is the same on all ranks."""
     stage: int
 
 
 def begin(output: Path) -> None:
-    """Forget which ranks of a killed run had done their share of `output`, not what they did."""
+    """Remove a killed run's marks of finished ranks below `output`, but not their work."""
     for mark in output.with_name(output.name + ".partial").glob("done-*-of-*"):
         mark.unlink()
 
@@ -63,8 +63,8 @@ def convert(checkpoint: Path, output: Path, rank: int, world_size: int) -> None:
     """Make `output`, the universal form of a checkpoint of ZeRO-2 or -3.
 
     Called by all ranks together, after one of them has called `begin`; each does its share and
-    waits for the others by looking at the disk, so that no timeout of a collective ends a long
-    conversion. Written aside, marked complete, renamed; after a kill, any number of ranks go on.
+    waits for the others by polling the disk, so that no timeout of a collective ends a long
+    conversion. Written aside, marked complete, renamed; any number of ranks resume it after a kill.
     UserError for a checkpoint that has no such form.
     """
     if (output / COMPLETE).is_file():
@@ -93,15 +93,15 @@ def convert(checkpoint: Path, output: Path, rank: int, world_size: int) -> None:
 
 
 def _open(checkpoint: Path) -> _Partitions:
-    # weights_only: no code of the file runs, but for these classes of DeepSpeed.
+    # weights_only: the file runs no code but these classes of DeepSpeed.
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
     if (checkpoint / "offloaded_tensors").is_dir():
         raise UserError(
-            f"{checkpoint}: holds an optimizer that lies on NVMe, which another number of ranks"
-            " cannot take over; set launch.ranks back to what it was"
+            f"{checkpoint}: its optimizer is on NVMe, which another number of ranks cannot"
+            " load; set launch.ranks back to what it was"
         )
     allowed = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
     model_file = _model_states(checkpoint)
@@ -140,7 +140,7 @@ def _stage_3(model: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> _
     for group, names in enumerate(model["param_shapes"]):
         start = 0
         for name, shape in names.items():
-            # Each rank's part is as long, so that the last ones' may end in padding.
+            # All ranks' parts have the same length; the last may end in padding.
             part = math.ceil(shape.numel() / ranks)
             held = [min(part, max(0, shape.numel() - rank * part)) for rank in range(ranks)]
             shapes[name] = shape
@@ -184,7 +184,7 @@ def _steps(flat: Mapping[str, Any]) -> dict[str, Any]:
 def _write_parameter(found: _Partitions, name: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for state in STATES:
-        if (folder / f"{state}.pt").is_file():  # a run that was killed had got so far
+        if (folder / f"{state}.pt").is_file():  # written by a killed run
             continue
         parts = [
             found.flats[each.rank][each.group][state].narrow(0, each.start, each.numel)
@@ -217,7 +217,7 @@ def _link(file: Path, folder: Path) -> None:
 
 
 def _model_states(checkpoint: Path) -> Path:
-    """The file of model states that DeepSpeed reads beside a universal checkpoint."""
+    """The file of model states that DeepSpeed reads with a universal checkpoint."""
     for name in ("zero_pp_rank_0_mp_rank_00_model_states.pt", "mp_rank_00_model_states.pt"):
         if (checkpoint / name).is_file():
             return checkpoint / name
@@ -231,7 +231,7 @@ def _rank(file: Path) -> int:
 def _cannot(error: Exception) -> str:
     reason = " ".join(str(error).split())[:120]
     return (
-        f"cannot be taken over by another number of ranks ({type(error).__name__}: {reason});"
+        f"cannot be converted for another number of ranks ({type(error).__name__}: {reason});"
         " set launch.ranks back to what it was, or remove that folder"
     )
 

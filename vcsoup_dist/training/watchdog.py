@@ -1,4 +1,4 @@
-"""Ending a rank that hangs: its stack into `rank-<r>.stack` in the log folder, then exit."""
+"""A watchdog that ends a hanging rank and leaves its stack in the log folder."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def stack_file(logs: Path, rank: int | str) -> Path:
 class Watchdog:
     """Ends the process when it has not called `alive` for so many minutes.
 
-    A thread of the interpreter's own in C does it, so that it also works where every thread of
-    Python waits in a collective. All ranks hang where one does, so all stacks are dumped.
+    The interpreter does it in a C thread, which also works while every Python thread waits in a
+    collective. All ranks hang where one does, so all dump their stacks.
     """
 
     def __init__(self, minutes: float) -> None:
@@ -27,9 +27,9 @@ class Watchdog:
         )
 
     def alive(self) -> None:
-        """Begin to count anew."""
+        """Restart the count."""
         faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)
 
     def rest(self) -> None:
-        """Count no more until the next `alive`."""
+        """Stop the count until the next `alive`."""
         faulthandler.cancel_dump_traceback_later()

@@ -1,4 +1,4 @@
-"""A base before anything is loaded: whether its config and its architecture can be trained."""
+"""Whether a base's config and architecture can be trained, before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUANTISED = "so its weights are quantised; name the model in bf16 or fp32"
 
 
 def open_config(source: str, revision: str | None) -> Any:
-    """The config of a base; UserError naming `source` where transformers cannot make one of it.
+    """The config of a base; UserError where transformers cannot read it.
 
     No code that comes with a model is run.
     """
@@ -22,12 +22,12 @@ def open_config(source: str, revision: str | None) -> Any:
 
     try:
         settings, _ = PretrainedConfig.get_config_dict(source, revision=revision)
-    except Exception as error:  # no JSON, no object, no file
+    except Exception as error:  # not JSON, not an object, or no file
         raise UserError(f"{source}: its config.json cannot be read: {reason_of(error)}") from error
     if not isinstance(settings, dict):
-        raise UserError(f"{source}: its config.json is no JSON object")
+        raise UserError(f"{source}: its config.json is not a JSON object")
     if not settings:
-        raise UserError(f"{source}: its config.json is missing, or says nothing")
+        raise UserError(f"{source}: its config.json is missing or empty")
     _refuse_quantised(source, settings)
     kind = settings.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
@@ -68,8 +68,8 @@ def check_architecture(config: Any, max_length: int) -> Any:
         if text is not config:
             raise UserError(_of_several_parts(source, kind))
         raise UserError(
-            f"{source}: {type(model).__name__} is no decoder with a replaceable attention kernel "
-            "in every layer, so it cannot be trained on packs"
+            f"{source}: {type(model).__name__} is not a decoder with a replaceable attention "
+            "kernel in every layer, so it cannot be trained on packs"
         )
     limit = longest_together(config)
     if limit is not None and max_length > limit:
@@ -87,7 +87,7 @@ def has_own_code(config: Any) -> bool:
 
 def _of_several_parts(source: str, kind: str) -> str:
     return (
-        f"{source}: {kind} has other parts than text; save its text model as a folder of its own "
+        f"{source}: {kind} has other parts than text; save its text model in a separate folder "
         "and name that"
     )
 
@@ -96,15 +96,15 @@ def _unknown(kind: Any, settings: dict[str, Any]) -> str:
     from transformers import __version__
 
     if kind is None:
-        return "its config.json names no model_type, so what the weights are of is not known"
+        return "its config.json names no model_type, so the architecture of its weights is unknown"
     if settings.get("auto_map"):
         return (
-            f"model type {kind!r} comes with Python code of its own, which training does not run; "
+            f"model type {kind!r} comes with its own Python code, which training does not run; "
             f"transformers {__version__} has no such type"
         )
     return (
-        f"model type {kind!r} is not known to transformers {__version__}; install a version that "
-        "knows it, or look for a spelling mistake in its config.json"
+        f"model type {kind!r} is unknown to transformers {__version__}; install a version that "
+        "knows it, or correct a spelling mistake in its config.json"
     )
 
 
@@ -116,9 +116,9 @@ def _refuse_quantised(source: str, settings: dict[str, Any]) -> None:
     for part in parts:
         for key in ("quantization_config", "compression_config"):
             if part.get(key) is not None:
-                said = part[key]
-                how = said.get("quant_method") if isinstance(said, dict) else None
+                section = part[key]
+                how = section.get("quant_method") if isinstance(section, dict) else None
                 raise UserError(
-                    f"{source}: its config.json has a {key} ({how or 'of no method'}), {QUANTISED},"
-                    " or remove the key where its weights are whole"
+                    f"{source}: its config.json has a {key} ({how or 'without a method'}), "
+                    f"{QUANTISED}, or remove the key where its weights are whole"
                 )

@@ -1,4 +1,4 @@
-"""A few real pairs under the chat template of a base, before ranks start."""
+"""The first pairs of every dataset under the chat template of a base."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRIED = 8
 
 
 class Texts(NamedTuple):
-    """A preference pair as it is in a file."""
+    """A preference pair as text."""
 
     id: str
     prompt: Sequence[Mapping[str, str]]
@@ -41,9 +41,9 @@ def first_texts(folder: Path) -> list[Texts]:
 def check_template(
     tokenizer: Any, dataset: str, pairs: Iterable[Texts], training: Training
 ) -> list[str]:
-    """What to warn of in the first pairs of a dataset under the chat template.
+    """Warnings about the first pairs of a dataset under the chat template.
 
-    Raises UserError, with the template's own reason, where it takes none of them.
+    UserError, with the template's own reason, where it takes none of them.
     """
     tried = list(islice(pairs, TRIED))
     warnings: list[str] = []

@@ -10,7 +10,7 @@ from vcsoup_dist.forward.template import RefusedByTemplate
 
 
 def open_generation_config(source: str, revision: str | None, config: Any) -> tuple[Any, list[str]]:
-    """The generation config of a base, or what follows from its config, and what to warn of.
+    """The generation config of a base, or the one that its config implies, and warnings.
 
     UserError where transformers would not save it with a policy.
     """
@@ -26,20 +26,20 @@ def open_generation_config(source: str, revision: str | None, config: Any) -> tu
             return GenerationConfig.from_model_config(config), []
         found = GenerationConfig.from_pretrained(source, revision=revision)
         sampling = settle_sampling(found)
-    except Exception as error:  # no JSON, or values that contradict each other
+    except Exception as error:  # not JSON, or contradictory values
         raise UserError(f"{source}: its {name} is wrong: {reason_of(error)}") from error
     ends = found.eos_token_id
     if not all(type(each) is int for each in (ends if isinstance(ends, list) else [ends or 0])):
         raise UserError(f"{source}: eos_token_id in its {name} is {ends!r}, not the ids of tokens")
-    said = [f"{source}: its {name} has {sampling}; policies will say do_sample: true"]
-    return found, said if sampling else []
+    warning = f"{source}: its {name} has {sampling}; policies will have do_sample: true"
+    return found, [warning] if sampling else []
 
 
 def end_warnings(source: str, tokenizer: Any, generation_config: Any) -> list[str]:
-    """Whether policies learn to end their answers, and others know when to stop."""
+    """Warnings where policies cannot learn to end answers, or stop where the base does not."""
     try:
         end = template_end(tokenizer)
-    except RefusedByTemplate:  # said where the pairs are read
+    except RefusedByTemplate:  # reported where the pairs are read
         return []
     if end is None:
         return [

@@ -14,7 +14,7 @@ STRETCHED = ("linear", "dynamic", "yarn")
 
 
 def context_length(config: Any) -> int | None:
-    """Positions that a model knows, those of a rotary scaling included; None where any number."""
+    """Positions of a model, with those of a rotary scaling; None where they are not limited."""
     config = config.get_text_config()
     known = getattr(config, "max_position_embeddings", None)
     if not isinstance(known, int) or known < 1:
@@ -36,7 +36,7 @@ def _stretched(rope: Mapping[str, Any], known: int) -> int:
 
 
 def check_lengths(config: Any, training: Training, evaluation: Evaluation | None) -> None:
-    """UserError where the recipe's lengths go beyond the model's positions, with all that do."""
+    """UserError with all lengths of the recipe that exceed the model's positions."""
     context, name = context_length(config), config.name_or_path
     if context is None:
         return
@@ -53,7 +53,7 @@ def check_lengths(config: Any, training: Training, evaluation: Evaluation | None
 
 
 def check_answer_lengths(context: int, evaluation: Evaluation, name: str) -> None:
-    """UserError where a prompt and its answer together go beyond a model's positions."""
+    """UserError where a prompt and its answer together exceed a model's positions."""
     if fault := _too_long_answers(context, evaluation, name):
         raise UserError(fault)
 

@@ -1,6 +1,6 @@
 """Whether the files of a base hold the weights of the model that its config.json describes.
 
-transformers loads what it finds and starts the rest at random.
+transformers loads the tensors that it finds and initialises the rest at random.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FLOATS = ("BF16", "F16", "F32", "F64")
 CHUNK = 1 << 20  # bytes
 SAMPLE = 1 << 19  # elements at each end of two tied tensors that are compared
 
-# What old or other programs store beside the weights, and no forward reads.
+# Tensors that some programs store with the weights, and no forward reads.
 UNREAD = re.compile(
     r"(inv_freq|masked_bias|position_ids|num_batches_tracked|_extra_state|attn\.bias"
     r"|attention\.bias)$"
@@ -31,23 +31,23 @@ HEADS = re.compile(r"^(score|classifier|classification_head|qa_outputs|reward_he
 
 
 def check_tensors(model: Any, folder: Path) -> list[str]:
-    """What to warn of in the weights files of a local base; UserError where they are not its model.
+    """Warnings about the weights files of a local base; UserError where they are not its model's.
 
     model: the transformers model of its config, on the meta device. Reads headers and a few
-    numbers: of tied weights that are there twice, and of each matrix until one is not 0.
+    numbers: of tied weights that are stored twice, and of each matrix until one is not 0.
     """
     source = open_source(folder, as_stored=True)
     missing, unexpected, shapes = dry_load(model, source)
     if shapes:
         raise UserError(f"{folder}: {_wrong_shapes(shapes)}")
     _check_dtypes(model, source, unexpected, folder)
-    foreign = [name for name in unexpected if _has_a_place(model, name)]
+    misplaced = [name for name in unexpected if _has_a_place(model, name)]
     if missing:
         raise UserError(f"{folder}: {_lacks(model, missing, unexpected)}")
-    if foreign:
+    if misplaced:
         raise UserError(
-            f"{folder}: its files hold {_some(foreign)}, for which {type(model).__name__} has no "
-            f"place{_layers(model, foreign)}; the weights are of another model than its "
+            f"{folder}: its files hold {_some(misplaced)}, for which {type(model).__name__} has no "
+            f"place{_layers(model, misplaced)}; the weights are of another model than its "
             "config.json describes"
         )
     if heads := [name for name in unexpected if HEADS.match(name)]:
@@ -82,7 +82,7 @@ def refuse_missing(source: str, model: Any, found: Mapping[str, Any]) -> None:
 
 def _check_dtypes(model: Any, source: Source, unexpected: Iterable[str], folder: Path) -> None:
     left_out = set(unexpected)
-    # Masks and counters, which no training changes.
+    # Masks and counters, which training does not change.
     allowed = dict.fromkeys(dict(model.named_buffers()), (*FLOATS, "I64", "BOOL"))
     packed = {
         spec.dtype
@@ -97,10 +97,10 @@ def _check_dtypes(model: Any, source: Source, unexpected: Iterable[str], folder:
 
 
 def _lacks(model: Any, missing: list[str], unexpected: list[str]) -> str:
-    """What files lack, and what is likely to be the reason."""
+    """What files lack, and the likely reason."""
     lacks = (
         f"its files lack {_some(missing)}, {len(missing)} of the {len(model.state_dict())} tensors "
-        f"of {type(model).__name__}, which would start at random"
+        f"of {type(model).__name__}, which would be random"
     )
     if prefix := _shared_prefix(missing, unexpected):
         return f"{lacks}; they have all names with `{prefix}` before them, remove it"
@@ -122,7 +122,7 @@ def _lacks(model: Any, missing: list[str], unexpected: list[str]) -> str:
 
 
 def _shared_prefix(missing: list[str], unexpected: list[str]) -> str | None:
-    """What stands before the missing names in the files."""
+    """The prefix that the missing names have in the files."""
     wanted = set(missing)
     for name in unexpected[:1]:
         for at in [i + 1 for i, letter in enumerate(name) if letter == "."]:
@@ -132,7 +132,7 @@ def _shared_prefix(missing: list[str], unexpected: list[str]) -> str | None:
 
 
 def _layers(model: Any, names: list[str]) -> str:
-    """Where the names are of whole layers at the end, how many the config says there are."""
+    """A remark where the names are whole layers at the end: the config's number, and the files'."""
     count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     numbers = {int(found[1]) for name in names if (found := re.search(r"\.(\d+)\.", name))}
     if count is None or not numbers or not all(re.search(r"\.\d+\.", name) for name in names):
@@ -147,7 +147,7 @@ def _layers(model: Any, names: list[str]) -> str:
 
 
 def _has_a_place(model: Any, name: str) -> bool:
-    """Whether a tensor that the model lacks is named as one of a part that it has."""
+    """Whether a tensor that the model lacks is named as if in a module that it has."""
     if UNREAD.search(name):
         return False
     modules = {each for each, _ in model.named_modules() if each}
@@ -169,7 +169,7 @@ def _wrong_shapes(shapes: Shapes) -> str:
 
 
 def _check_tied(model: Any, source: Source, folder: Path) -> None:
-    """UserError where weights are tied by the config and differ in the files."""
+    """UserError where the config ties weights that differ in the files."""
     for one, other in model.all_tied_weights_keys.items():
         specs = [source.layout.get(name) for name in (one, other)]
         if None in specs or specs[0] is specs[1]:
@@ -195,7 +195,7 @@ def _ends(spec: TensorSpec | None) -> torch.Tensor:
 
 
 def _is_zero(spec: TensorSpec) -> bool:
-    """Whether a matrix has no number but 0, read as far as the first other one."""
+    """Whether a matrix is all zeros; reads up to the first other number."""
     if len(spec.shape) < 2:
         return False
     with open(spec.file, "rb") as file:
@@ -210,7 +210,7 @@ def _is_zero(spec: TensorSpec) -> bool:
 
 
 def _in_one_dtype(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """All in the narrowest dtype of them: one may have been rounded."""
+    """All in their narrowest dtype: one may have been rounded."""
     narrowest = min((each.dtype for each in tensors), key=lambda dtype: dtype.itemsize)
     return [each.to(narrowest) for each in tensors]
 

@@ -1,4 +1,4 @@
-"""The tokenizer of a base: it loads, its ids have rows in the embedding, it has a chat template."""
+"""Whether a base's tokenizer loads, fits the embedding, and has a chat template."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 from vcsoup_dist.errors import UserError, reason_of
 
 PLACEHOLDERS = ("image_token", "audio_token", "video_token")
-"""Tokens of a tokenizer that a model's text part has no rows for, and no text contains."""
+"""Tokens that no text contains, and for which a model's text part has no rows."""
 
 
 def open_tokenizer(source: str, revision: str | None) -> Any:
-    """The tokenizer of a base; UserError naming it where there is none."""
+    """The tokenizer of a base; UserError where it cannot be loaded."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=False
         )
-    except Exception as error:  # files that are missing, or that its library refuses
+    except Exception as error:  # missing files, or those that its library refuses
         raise UserError(f"{source}: its tokenizer cannot be loaded: {reason_of(error)}") from error
     # Long texts are dropped or cut here, so this warning would be wrong.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
@@ -45,12 +45,12 @@ def check_vocabulary(config: Any, tokenizer: Any) -> None:
         raise UserError(
             f"{config.name_or_path}: its tokenizer has the id {id_} ({token!r}){more}, the "
             f"embedding {rows} rows (vocab_size); give it the tokenizer that the model was saved "
-            "with, or save it anew after model.resize_token_embeddings(len(tokenizer))"
+            "with, or save it again after model.resize_token_embeddings(len(tokenizer))"
         )
 
 
 def require_template(source: str, tokenizer: Any) -> None:
-    """UserError where no conversation at all can be encoded."""
+    """UserError where no conversation can be encoded."""
     template, fix = tokenizer.chat_template, "give the model directory a chat_template.jinja"
     if template is None:
         raise UserError(f"{source}: its tokenizer has no chat template; {fix}")
