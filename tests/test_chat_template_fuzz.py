@@ -158,7 +158,8 @@ def test_one_prompt_that_a_template_cannot_take_is_one_bad_row():
     bad = [{"role": "user", "content": "w5"}]
     with pytest.raises(RefusedByTemplate, match="refuses a prompt: TypeError"):
         encode_text(tokenizer, "chat_template", bad, ANSWER, None)
-    assert encode_pair(tokenizer, bad, ANSWER, OTHER, 64, False) == "refused by the chat template"
+    with pytest.raises(RefusedByTemplate, match="refuses a prompt: TypeError"):
+        encode_pair(tokenizer, bad, ANSWER, OTHER, 64, False)
     assert not encode_text(tokenizer, "chat_template", PROMPT, ANSWER, None).dropped
 
 

@@ -28,6 +28,7 @@ from vcsoup_dist.forward.logprobs import Transform
 from vcsoup_dist.forward.packing import budget_batches, pack
 from vcsoup_dist.forward.template import (
     Encoded,
+    RefusedByTemplate,
     Unusable,
     encode_answer,
     encode_pair,
@@ -177,7 +178,7 @@ def test_an_architecture_that_hides_the_segments_from_its_attention_is_refused()
         is_decoder=False,
     )
     model = transformers.BertLMHeadModel(config)
-    with pytest.raises(UserError, match="no decoder|linear"):
+    with pytest.raises(UserError, match="not a decoder|linear"):
         AnswerLogps(model)(pack_answers([Encoded([1, 2, 3], 1)]))
 
 
@@ -419,14 +420,15 @@ def test_a_cut_prompt_keeps_its_bos(tiny_model):
         assert short.ids[short.start :] == full.ids[full.start :]
 
 
-def test_a_pair_that_the_template_refuses_is_unusable(tiny_model):
+def test_a_pair_that_the_template_refuses_is_refused(tiny_model):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.chat_template = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
         + str(tokenizer.chat_template)
     )
     prompt = [{"role": "system", "content": "big"}, {"role": "user", "content": "the cat"}]
-    assert encode_pair(tokenizer, prompt, "yes", "no", 100, True) is Unusable.REFUSED
+    with pytest.raises(RefusedByTemplate, match="no system"):
+        encode_pair(tokenizer, prompt, "yes", "no", 100, True)
     assert not isinstance(encode_pair(tokenizer, prompt[1:], "yes", "no", 100, True), Unusable)
 
 

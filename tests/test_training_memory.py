@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,6 @@ from vcsoup_dist.recipe import Training
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.training.deepspeed_config import FOLDERS, fill_deepspeed_config
 from vcsoup_dist.training.memory import (
-    TABLE_SIZES,
     Decoder,
     ModelSize,
     TrainingMemory,
@@ -27,9 +27,12 @@ from vcsoup_dist.training.memory import (
     count_parameters,
     estimate_memory,
     model_size,
-    table,
 )
 from vcsoup_dist.workspace import Workspace
+
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
+
+from memory_table import TABLE_SIZES, table
 
 NAMES = [file.stem for file in sorted(FOLDERS[0].glob("*.json"))]
 SIZE = ModelSize(8_000_000_000, 500_000_000, Decoder(32, 4096, 14_336, 1024, 128_256))

@@ -26,7 +26,7 @@ from measuring import Usage, measure
 from train_trl_rank import TrlJob
 
 from vcsoup_dist.forward.answers import pair_tokens
-from vcsoup_dist.forward.template import DATE, encode_pair
+from vcsoup_dist.forward.template import DATE, RefusedByTemplate, Unusable, encode_pair
 from vcsoup_dist.identity import Located
 from vcsoup_dist.preferences.pair import Pair
 from vcsoup_dist.preferences.rows import read_pairs
@@ -421,9 +421,12 @@ def fitting_pairs(
                 readers.remove(reader)
             elif isinstance(pair, Pair) and pair.id not in seen:
                 seen.add(pair.id)
-                tokens = encode_pair(
-                    tokenizer, pair.prompt, pair.chosen, pair.rejected, max_length, False
-                )
+                try:
+                    tokens = encode_pair(
+                        tokenizer, pair.prompt, pair.chosen, pair.rejected, max_length, False
+                    )
+                except RefusedByTemplate:
+                    tokens = Unusable.REFUSED
                 if not isinstance(tokens, tuple):
                     passed_over += 1
                 elif len(pairs) < needed:

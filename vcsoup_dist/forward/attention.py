@@ -9,6 +9,8 @@ causality counts from the end, which is how FlashAttention aligns fewer queries 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -61,9 +63,8 @@ def register_kernels() -> None:
     """Make the kernels known to transformers by their `NAMES`."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAMES["segments"], segment_attention)
-    AttentionInterface.register(NAMES["torch_varlen"], torch_varlen_attention)
-    AttentionInterface.register(NAMES["flash_attn"], flash_attention)
+    for name, kernel in KERNELS.items():
+        AttentionInterface.register(NAMES[name], _for_transformers(kernel))
 
 
 def _widest_head(config: Any) -> int:
@@ -90,137 +91,141 @@ def _has_varlen() -> bool:
     return "window_size" in inspect.signature(varlen_attn).parameters
 
 
-def segment_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """SDPA over each sequence by itself.
+@dataclass(frozen=True)
+class _Call:
+    """Attention over the S sequences of a pack; keys and values have shared prefixes repeated."""
 
-    query: [1, heads, T, width]; key, value: [1, key heads, T, width]; returns [1, T, heads, width].
-    """
-    _refuse(attention_mask, kwargs)
-    key, value = _gather_keys(key, value, kwargs)
-    ends, ends_k = kwargs["cu_seq_lens_q"].tolist(), kwargs["cu_seq_lens_k"].tolist()
+    query: torch.Tensor
+    """[1, heads, T, width]."""
+    key: torch.Tensor
+    """[1, key heads, K, width]."""
+    value: torch.Tensor
+    """[1, key heads, K, value width]."""
+    bounds: tuple[torch.Tensor, torch.Tensor]
+    """[S + 1] int32: of each sequence's queries, and of its keys."""
+    longest: tuple[int, int]
+    """Queries and keys of the longest."""
+    scaling: float | None
+    dropout: float
+    window: int | None
+    softcap: float | None
+
+    def in_rows(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Query, key and value as [T, heads, width]; narrower values (latent attention) padded."""
+        padded = functional.pad(self.value, (0, self.query.shape[-1] - self.value.shape[-1]))
+        query, key, value = (each[0].transpose(0, 1) for each in (self.query, self.key, padded))
+        return query, key, value
+
+
+Kernel = Callable[[_Call], torch.Tensor]
+"""Returns [1, T, heads, width]."""
+
+
+def _for_transformers(kernel: Kernel) -> Callable[..., tuple[torch.Tensor, None]]:
+    """A kernel behind the signature by which transformers calls one."""
+
+    def attention(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        _refuse(attention_mask, kwargs)
+        index = kwargs["key_index"]
+        if index is not None:
+            key, value = key.index_select(2, index), value.index_select(2, index)
+        call = _Call(
+            query,
+            key,
+            value,
+            (kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"]),
+            (int(kwargs["max_length_q"]), int(kwargs["max_length_k"])),
+            scaling,
+            dropout,
+            sliding_window,
+            softcap,
+        )
+        return kernel(call), None
+
+    return attention
+
+
+def _segments(call: _Call) -> torch.Tensor:
+    """SDPA over each sequence by itself."""
+    ends, ends_k = (bounds.tolist() for bounds in call.bounds)
     outputs = []
     for s in range(len(ends) - 1):
-        queries = query[:, :, ends[s] : ends[s + 1]]
-        keys = key[:, :, ends_k[s] : ends_k[s + 1]]
-        values = value[:, :, ends_k[s] : ends_k[s + 1]]
-        window = sliding_window if sliding_window and sliding_window < keys.shape[2] else None
-        if softcap is not None:
-            visible = _visible(queries.shape[2], keys.shape[2], window, query.device)
-            outputs.append(_soft_capped(queries, keys, values, visible, scaling, softcap))
+        queries = call.query[:, :, ends[s] : ends[s + 1]]
+        keys = call.key[:, :, ends_k[s] : ends_k[s + 1]]
+        values = call.value[:, :, ends_k[s] : ends_k[s + 1]]
+        count, count_k = queries.shape[2], keys.shape[2]
+        window = call.window if call.window and call.window < count_k else None
+        if call.softcap is not None:
+            visible = _visible(count, count_k, window, queries.device)
+            outputs.append(_soft_capped(queries, keys, values, visible, call.scaling, call.softcap))
             continue
-        whole = queries.shape[2] == keys.shape[2] and window is None
+        whole = count == count_k and window is None
         outputs.append(
             functional.scaled_dot_product_attention(
                 queries,
                 keys,
                 values,
-                attn_mask=None
-                if whole
-                else _visible(queries.shape[2], keys.shape[2], window, query.device),
+                attn_mask=None if whole else _visible(count, count_k, window, queries.device),
                 is_causal=whole,
-                dropout_p=dropout,
-                scale=scaling,
-                enable_gqa=query.shape[1] != key.shape[1],
+                dropout_p=call.dropout,
+                scale=call.scaling,
+                enable_gqa=queries.shape[1] != keys.shape[1],
             )
         )
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
 
-def torch_varlen_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """PyTorch's variable-length FlashAttention; shapes as in `segment_attention`."""
+def _torch_varlen(call: _Call) -> torch.Tensor:
+    """PyTorch's variable-length FlashAttention."""
     from torch.nn.attention.varlen import varlen_attn
 
-    _refuse(attention_mask, kwargs)
-    key, value = _gather_keys(key, value, kwargs)
-    if dropout or softcap is not None:
+    if call.dropout or call.softcap is not None:
         raise UserError("attention `torch_varlen` has neither dropout nor soft-capped scores")
-    width = value.shape[-1]
     output = varlen_attn(
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        _widened(value, query)[0].transpose(0, 1),
-        kwargs["cu_seq_lens_q"],
-        kwargs["cu_seq_lens_k"],
-        int(kwargs["max_length_q"]),
-        int(kwargs["max_length_k"]),
-        scale=scaling,
-        window_size=(sliding_window - 1 if sliding_window else -1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        *call.in_rows(),
+        *call.bounds,
+        *call.longest,
+        scale=call.scaling,
+        window_size=(call.window - 1 if call.window else -1, 0),
+        enable_gqa=call.query.shape[1] != call.key.shape[1],
     )
     assert isinstance(output, torch.Tensor)
-    return output[None, ..., :width], None
+    return output[None, ..., : call.value.shape[-1]]
 
 
-def flash_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """The package flash-attn; shapes as in `segment_attention`."""
+def _flash_attn(call: _Call) -> torch.Tensor:
+    """The package flash-attn."""
     from flash_attn import flash_attn_varlen_func
 
-    _refuse(attention_mask, kwargs)
-    key, value = _gather_keys(key, value, kwargs)
-    width = value.shape[-1]
-    output = flash_attn_varlen_func(
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        _widened(value, query)[0].transpose(0, 1),
-        kwargs["cu_seq_lens_q"],
-        kwargs["cu_seq_lens_k"],
-        int(kwargs["max_length_q"]),
-        int(kwargs["max_length_k"]),
-        dropout_p=dropout,
-        softmax_scale=scaling,
+    output: torch.Tensor = flash_attn_varlen_func(
+        *call.in_rows(),
+        *call.bounds,
+        *call.longest,
+        dropout_p=call.dropout,
+        softmax_scale=call.scaling,
         causal=True,
-        window_size=(sliding_window - 1 if sliding_window else -1, 0 if sliding_window else -1),
-        softcap=softcap or 0.0,
+        window_size=(call.window - 1, 0) if call.window else (-1, -1),
+        softcap=call.softcap or 0.0,
     )
-    return output[None, ..., :width], None
+    return output[None, ..., : call.value.shape[-1]]
 
 
-def _widened(value: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-    """Values padded to the queries' width (latent attention has them narrower)."""
-    return functional.pad(value, (0, query.shape[-1] - value.shape[-1]))
-
-
-def _gather_keys(
-    key: torch.Tensor, value: torch.Tensor, kwargs: dict[str, Any]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values sequence by sequence, shared prefixes repeated."""
-    index = kwargs["key_index"]
-    if index is None:
-        return key, value
-    return key.index_select(2, index), value.index_select(2, index)
+KERNELS: dict[str, Kernel] = {
+    "segments": _segments,
+    "torch_varlen": _torch_varlen,
+    "flash_attn": _flash_attn,
+}
 
 
 def _refuse(mask: torch.Tensor | None, kwargs: dict[str, Any]) -> None:

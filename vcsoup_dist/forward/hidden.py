@@ -55,6 +55,11 @@ def hidden_states(model: Any, pack: Pack) -> torch.Tensor:
     return hidden
 
 
+def last_tokens(hidden: torch.Tensor, pack: Pack) -> torch.Tensor:
+    """Hidden state [S, H] of the last token of each sequence, whatever its id."""
+    return hidden[pack.cu_seqlens[1:].long() - 1]
+
+
 def pack_arguments(pack: Pack) -> dict[str, Any]:
     """Arguments of a transformers decoder that pass the segments to its kernel."""
     # An all-ones mask, or a cache, would silently let the sequences see each other.

@@ -157,34 +157,28 @@ def encode_pair(
     Where one is longer than `max_length`, the same part of the prompt's start after a BOS is cut
     from both; without `truncate_prompt`, or where no prompt token would be left before an answer,
     the pair is unusable. No answer is ever cut. An answer of special tokens and white space alone
-    counts as empty, one whose tokens lack a part of its text as cut by the template. UserError
-    where the chat template is not prefix-stable.
+    counts as empty, one whose tokens lack a part of its text as cut by the template. Raises
+    RefusedByTemplate, and UserError where the chat template is not prefix-stable.
     """
-    try:
-        prompt_ids = encode_prompt(tokenizer, prompt)
-        encoded = [
-            encode_answer(tokenizer, prompt, prompt_ids, each) for each in (chosen, rejected)
-        ]
-    except RefusedByTemplate:  # unknown roles, or another order
-        return Unusable.REFUSED
-    pair = []
-    for answer, each in zip((chosen, rejected), encoded, strict=True):
+    prompt_ids = encode_prompt(tokenizer, prompt)
+    answers = (chosen, rejected)
+    encoded = [encode_answer(tokenizer, prompt, prompt_ids, answer) for answer in answers]
+    for answer, each in zip(answers, encoded, strict=True):
         if each.start < len(prompt_ids):
             _check_prefix(tokenizer, prompt, answer)
         if _is_empty(tokenizer, each):
             return Unusable.EMPTY
         if not kept_answer(tokenizer, each.ids, each.start, answer):
             return Unusable.CUT
-        pair.append(each)
-    if pair[0].ids == pair[1].ids:
+    if encoded[0].ids == encoded[1].ids:
         return Unusable.SAME
-    surplus = max(0, *(len(each.ids) - max_length for each in pair))
+    surplus = max(0, *(len(each.ids) - max_length for each in encoded))
     first = int(prompt_ids[0] == tokenizer.bos_token_id)
-    if surplus and (not truncate_prompt or first + surplus >= min(each.start for each in pair)):
+    if surplus and (not truncate_prompt or first + surplus >= min(each.start for each in encoded)):
         return Unusable.TOO_LONG
     cut_chosen, cut_rejected = (
         Encoded([*each.ids[:first], *each.ids[first + surplus :]], each.start - surplus)
-        for each in pair
+        for each in encoded
     )
     return cut_chosen, cut_rejected
 

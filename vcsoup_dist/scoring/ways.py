@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from vcsoup_dist.errors import UserError, is_stop, reason_of
-from vcsoup_dist.forward.hidden import hidden_states
+from vcsoup_dist.forward.hidden import hidden_states, last_tokens
 from vcsoup_dist.forward.packing import budget_batches, pack_branches
-from vcsoup_dist.forward.pooling import last_tokens
 from vcsoup_dist.forward.prefix_groups import group_branches, prefix_groups
 from vcsoup_dist.scoring.heads import LOGITS, Outputs, read_heads
 from vcsoup_dist.scoring.texts import RewardText

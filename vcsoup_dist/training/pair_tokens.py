@@ -7,13 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.forward.template import (
-    Encoded,
-    Unusable,
-    encode_answer,
-    encode_pair,
-    encode_prompt,
-)
+from vcsoup_dist.forward.template import Encoded, Unusable, encode_pair
 from vcsoup_dist.recipe import Training
 
 BY_TEMPLATE = (Unusable.REFUSED, Unusable.CUT)
@@ -46,7 +40,7 @@ def pair_in_tokens(
             training.max_length,
             training.overlong == "truncate_prompt",
         )
-    except UserError as error:
+    except UserError as error:  # RefusedByTemplate too
         return PairTokens(Unusable.REFUSED, str(error))
     if pair is Unusable.CUT:
         return PairTokens(
@@ -54,17 +48,4 @@ def pair_in_tokens(
             f"{tokenizer.name_or_path}: its chat template drops part of an answer (such as all up "
             "to `</think>`); give the model directory another chat_template.jinja",
         )
-    if pair is Unusable.REFUSED:
-        return PairTokens(pair, _refusal(tokenizer, prompt, (chosen, rejected)))
     return PairTokens(pair)
-
-
-def _refusal(tokenizer: Any, prompt: Sequence[Mapping[str, str]], answers: Sequence[str]) -> str:
-    """The chat template's reason to refuse a pair."""
-    try:
-        prompt_ids = encode_prompt(tokenizer, prompt)
-        for answer in answers:
-            encode_answer(tokenizer, prompt, prompt_ids, answer)
-    except UserError as error:
-        return str(error)
-    return f"{tokenizer.name_or_path}: its chat template refuses it, but not each time"
