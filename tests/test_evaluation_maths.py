@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.report import fronts
-from vcsoup_dist.report.connectivity import barrier, find_edges, straight_line
-from vcsoup_dist.report.intervals import bootstrap_mean
-from vcsoup_dist.report.summary import Evaluated, pick_for, summarise
-from vcsoup_dist.report.summary_files import as_csv, as_json
+from vcsoup_dist.records.summary import Summary
+from vcsoup_dist.report.statistics import fronts
+from vcsoup_dist.report.statistics.connectivity import barrier, find_edges, straight_line
+from vcsoup_dist.report.statistics.evaluated import Evaluated
+from vcsoup_dist.report.statistics.intervals import bootstrap_mean
+from vcsoup_dist.report.statistics.summarise import pick_for, summarise
+from vcsoup_dist.report.tables import as_csv
 
 # Few distinct numbers, so that ties and duplicates are common.
 SMALL = st.integers(-3, 3).map(float)
@@ -206,7 +208,7 @@ def test_bootstrap_memory_does_not_grow_with_the_prompts(monkeypatch):
             sizes.append(size[0] * size[1])
             return self.rng.integers(n, size=size)
 
-    monkeypatch.setattr("vcsoup_dist.report.intervals.CHUNK", 5000)
+    monkeypatch.setattr("vcsoup_dist.report.statistics.intervals.CHUNK", 5000)
     monkeypatch.setattr(np.random, "default_rng", Counting)
     _, low, high = bootstrap_mean(samples, 103, 0.95, 0)
     assert max(sizes) <= 5000 and sum(sizes) == 103 * 1000
@@ -366,12 +368,21 @@ def test_a_value_without_a_policy_is_evaluated_but_has_no_weight():
     assert summary.front == (0, 1) and summary.edges == ()
 
 
-def test_the_summary_survives_json_without_nan(by_hand):
+def test_a_summary_comes_back_from_its_file_and_has_no_nan(by_hand, tmp_path):
     summary = summarise(by_hand, resamples=100, confidence=0.95)
-    plain = as_json(summary)
-    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
-    assert plain["rows"][0]["method"] is None
-    assert plain["methods"][0]["hypervolume_by_seed"].keys() == {"0", "1"}
+    summary.write(tmp_path)
+    assert Summary.read(tmp_path) == summary
+    text = (tmp_path / "summary.json").read_text()
+    assert json.loads(text)["methods"][0]["hypervolume_by_seed"].keys() == {"0", "1"}
+    assert "NaN" not in text and "Infinity" not in text
+
+
+def test_a_summary_of_another_version_is_refused(by_hand, tmp_path):
+    summarise(by_hand, resamples=100, confidence=0.95).write(tmp_path)
+    file = tmp_path / "summary.json"
+    file.write_text(file.read_text().replace('"version": 1', '"version": 0'))
+    with pytest.raises(UserError, match="has version 0, and this vcsoup_dist reads version 1"):
+        Summary.read(tmp_path)
 
 
 def test_the_csv_has_one_line_per_row_with_full_numbers(by_hand):
@@ -386,7 +397,7 @@ def test_the_csv_has_one_line_per_row_with_full_numbers(by_hand):
     assert [line["balanced"] for line in lines].count("1") == 1
 
 
-def test_a_reward_that_is_no_number_is_the_users_to_mend(by_hand):
+def test_a_reward_that_is_no_number_is_the_users_to_fix(by_hand):
     by_hand[3].rewards["harmless"][1] = np.nan
     with pytest.raises(UserError, match=r"a/0/half: .* `harmless` is nan .* number 2;"):
         summarise(by_hand, resamples=100, confidence=0.95)

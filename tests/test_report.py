@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vcsoup_dist.report import plots
+from vcsoup_dist.records.summary import Summary
 from vcsoup_dist.report.html import decimals_for, number, text
 from vcsoup_dist.report.page import CHAPTERS, render
 from vcsoup_dist.report.page_data import (
@@ -36,8 +36,10 @@ from vcsoup_dist.report.page_data import (
     Sample,
     Trained,
 )
-from vcsoup_dist.report.plot_labels import Label, place_labels
-from vcsoup_dist.report.summary import Evaluated, Summary, summarise
+from vcsoup_dist.report.plots import figures
+from vcsoup_dist.report.plots.labels import Label, place_labels
+from vcsoup_dist.report.statistics.evaluated import Evaluated
+from vcsoup_dist.report.statistics.summarise import summarise
 
 VOID = {"meta", "img"}
 DOT = base64.b64decode(
@@ -359,7 +361,7 @@ def chunks(png: bytes) -> list[bytes]:
     return names
 
 
-@pytest.mark.parametrize("draw", [plots.front_plot, plots.hypervolume_plot, plots.edge_plot])
+@pytest.mark.parametrize("draw", [figures.front_plot, figures.hypervolume_plot, figures.edge_plot])
 def test_plots_are_the_same_bytes_whatever_the_users_settings(summary, draw):
     first = draw(summary)
     assert not {b"tEXt", b"zTXt", b"iTXt", b"tIME"} & set(chunks(first))
@@ -372,7 +374,7 @@ def test_plots_are_the_same_bytes_whatever_the_users_settings(summary, draw):
 
 @pytest.mark.parametrize("values", [("a",), ("a", "b", "c")])
 def test_the_front_is_drawn_for_any_number_of_values(values):
-    image = Image.open(io.BytesIO(plots.front_plot(made_up(values=values, seeds=(0,)))))
+    image = Image.open(io.BytesIO(figures.front_plot(made_up(values=values, seeds=(0,)))))
     assert image.width == 1440
     assert len(image.convert("RGB").getcolors(1 << 24)) > 20
 
@@ -383,11 +385,11 @@ def test_plots_of_a_run_without_soups_or_differences():
     soup = Evaluated("soup", "m", 0, {"a": 1.0, "b": 0.0}, same)
     for evaluated in ([base], [base, soup], [soup]):
         summary = summarise(evaluated, resamples=100, confidence=0.9)
-        assert Image.open(io.BytesIO(plots.front_plot(summary))).width == 1440
-        assert Image.open(io.BytesIO(plots.hypervolume_plot(summary))).width == 1440
+        assert Image.open(io.BytesIO(figures.front_plot(summary))).width == 1440
+        assert Image.open(io.BytesIO(figures.hypervolume_plot(summary))).width == 1440
         Page(render(report_of(summary)))
         with pytest.raises(ValueError, match="no edge"):
-            plots.edge_plot(summary)
+            figures.edge_plot(summary)
 
 
 def test_labels_cover_neither_each_other_nor_marks_nor_lines():
@@ -413,7 +415,7 @@ def test_labels_cover_neither_each_other_nor_marks_nor_lines():
 
 def test_the_page_needs_no_plotting_library_and_no_framework():
     code = (
-        "import sys, vcsoup_dist.report.page, vcsoup_dist.report.summary_files\n"
+        "import sys, vcsoup_dist.report.page, vcsoup_dist.report.tables\n"
         "heavy = {'matplotlib', 'torch', 'ray', 'deepspeed', 'transformers'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )

@@ -8,7 +8,7 @@ import yaml
 from vcsoup_dist.identity import Hashes
 from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.recipe.load import load_recipe
-from vcsoup_dist.report.stage import commands_for
+from vcsoup_dist.report.facts import commands_for
 
 VALUE = {"data": {"path": "pairs.jsonl"}, "reward": {"callable": "rewards.py:length"}}
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 from rich.console import Console
 
+from vcsoup_dist.records.summary import Summary
+from vcsoup_dist.report.tables import headline
 from vcsoup_dist.workspace import Workspace
 
 
@@ -14,7 +14,6 @@ def show_result(workspace: Workspace) -> None:
     folder = workspace.root / "report"
     console = Console()
     print((folder / "table.txt").read_text().rstrip())
-    summary = json.loads((folder / "summary.json").read_text())
-    for line in summary["headline"]:
+    for line in headline(Summary.read(folder)):
         console.print(line, highlight=False)
     console.print(f"report: {folder / 'index.html'}", highlight=False)

@@ -103,7 +103,10 @@ ROWS = (
         "evaluate", f"{PRODUCTS}:evaluations", "vcsoup_dist.evaluation.stage:make", "evaluate",
         EVALUATE, format=2, disk=f"{COST}:evaluation_bytes",
     ),
-    Stage("report", f"{PRODUCTS}:reports", "vcsoup_dist.report.stage:make", "report", REPORT),
+    Stage(
+        "report", f"{PRODUCTS}:reports", "vcsoup_dist.report.stage:make", "report", REPORT,
+        format=2,
+    ),
 )  # fmt: skip
 
 STAGES = {stage.name: stage for stage in ROWS}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vcsoup_dist.report.summary import Summary
+from vcsoup_dist.records.summary import Summary
 
 
 @dataclass(frozen=True)
@@ -154,11 +154,11 @@ class ReportData:
     """Sentences that a reader must know before trusting the numbers; may be empty."""
     summary: Summary
     front_plot: bytes
-    """PNG of `plots.front_plot`."""
+    """PNG of `figures.front_plot`."""
     hypervolume_plot: bytes
-    """PNG of `plots.hypervolume_plot`."""
+    """PNG of `figures.hypervolume_plot`."""
     edge_plot: bytes | None
-    """PNG of `plots.edge_plot`; None where the summary has no edges."""
+    """PNG of `figures.edge_plot`; None where the summary has no edges."""
     pairs: Sequence[PairsRead]
     scores: Sequence[PairsScored]
     patterns: Sequence[Patterns]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vcsoup_dist.records.summary import Cell, MethodSummary, Row, Summary
 from vcsoup_dist.report.html import (
     Html,
     cell,
@@ -18,7 +19,6 @@ from vcsoup_dist.report.html import (
     tag,
     text,
 )
-from vcsoup_dist.report.summary import Cell, MethodSummary, Row, Summary
 
 
 def result(summary: Summary) -> Html:

@@ -7,37 +7,19 @@ what the straight line between the end points' rewards promises.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vcsoup_dist.records.summary import Edge
+
 Array = NDArray[np.float64]
 
-NO_WEIGHT = 1e-9  # a smaller weight takes no part in a soup
-ROUNDING = 1e-12  # a drop this small beside the rewards is their rounding
+NO_WEIGHT = 1e-9  # a soup has no part of a policy with a smaller weight
+ROUNDING = 1e-12  # relative to the rewards; a smaller drop is rounding
 
 Soup = tuple[Mapping[str, float], Mapping[str, float]]  # (lambda by axis, reward by value)
-
-
-@dataclass(frozen=True)
-class Edge:
-    """Rewards along the line from one policy to another of one method."""
-
-    method: str
-    start: str
-    """Value whose policy stands at position 0."""
-    end: str
-    """Value whose policy stands at position 1."""
-    positions: tuple[float, ...]
-    rewards: dict[str, tuple[float, ...]]
-    line: dict[str, tuple[float, ...]]
-    """The straight line between the end points' rewards, at the same positions."""
-    barrier: dict[str, float]
-    """Largest drop below the line, per value in the reward's units, >= 0."""
-    barrier_at: dict[str, float | None]
-    """Its position; None without a drop."""
 
 
 def straight_line(positions: ArrayLike, rewards: ArrayLike) -> Array:

@@ -3,103 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.report import fronts
-from vcsoup_dist.report.connectivity import Edge, find_edges
-from vcsoup_dist.report.evaluated import Evaluated, Shared, check_shared, same_soup
-from vcsoup_dist.report.intervals import bootstrap_mean
+from vcsoup_dist.records.summary import Cell, MethodSummary, Row, Scale, Summary
+from vcsoup_dist.report.statistics import fronts
+from vcsoup_dist.report.statistics.connectivity import find_edges
+from vcsoup_dist.report.statistics.evaluated import Evaluated, Shared, check_shared, same_soup
+from vcsoup_dist.report.statistics.intervals import bootstrap_mean
 
 BOOTSTRAP_SEED = 0  # one for all rows, so that all are resampled on the same prompts
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One row's reward of one value, in the reward's units, averaged over prompts and seeds."""
-
-    mean: float
-    low: float
-    """Bootstrap interval over the prompts, of the mean over the seeds."""
-    high: float
-    seed_spread: float | None
-    """Standard deviation (n - 1) of the seeds' means; None for one seed."""
-    scaled: float
-    """The mean on `Summary.scale`, 0 to 1."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method's soup of one lambda over all seeds; or theta_0, without method and weights."""
-
-    method: str | None
-    weights: dict[str, float] | None
-    names: tuple[str, ...]
-    """The evaluations that were averaged."""
-    seeds: tuple[int, ...]
-    cells: dict[str, Cell]
-    on_front: bool
-    """Among all rows."""
-    on_method_front: bool
-    """Among the rows of its method; False for theta_0."""
-    unfinished: float | None = None
-    """Share of the answers that did not end within the limit, mean over the seeds."""
-
-
-@dataclass(frozen=True)
-class MethodSummary:
-    """One method's soups together. Row numbers are indices into `Summary.rows`."""
-
-    method: str
-    rows: tuple[int, ...]
-    front: tuple[int, ...]
-    balanced: int
-    hypervolume: float
-    """Of scaled values above `Scale.reference_scaled`, mean over the seeds."""
-    hypervolume_spread: float | None
-    """Standard deviation (n - 1) over the seeds; None for one seed."""
-    hypervolume_by_seed: dict[int, float]
-    hypervolume_original: float
-    """Above `Scale.reference`, in the product of the rewards' units, mean over the seeds."""
-    mean_inner_product: float
-    """Of lambda with the scaled values; a value without a policy weighs 0."""
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How values are made comparable: min-max over every evaluation, theta_0 and seeds alike."""
-
-    low: dict[str, float]
-    """What becomes 0, in the reward's units."""
-    high: dict[str, float]
-    """What becomes 1."""
-    reference: dict[str, float]
-    """Hypervolume's reference point in the rewards' units."""
-    reference_scaled: dict[str, float]
-    """The reference point for scaled values."""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Everything the report says about rewards."""
-
-    values: tuple[str, ...]
-    axes: tuple[str, ...]
-    """Values with a policy: the order of the weights."""
-    prompts: int
-    resamples: int
-    confidence: float
-    scale: Scale
-    rows: tuple[Row, ...]
-    """theta_0 first, then by method, then by weights."""
-    methods: tuple[MethodSummary, ...]
-    front: tuple[int, ...]
-    """Of all rows, theta_0 included."""
-    balanced: int
-    """Among all rows, theta_0 included."""
-    edges: tuple[Edge, ...]
 
 
 def summarise(evaluated: Sequence[Evaluated], *, resamples: int, confidence: float) -> Summary:

@@ -98,5 +98,5 @@ def _check_rewards(one: Evaluated, value: str, prompts: int) -> None:
     if len(broken):
         raise UserError(
             f"{one.name}: the reward of `{value}` is {rewards[broken[0]]} for prompt number"
-            f" {broken[0] + 1}; mend the reward or name another one as `judge`"
+            f" {broken[0] + 1}; fix the reward or name another one as `judge`"
         )

@@ -6,10 +6,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from vcsoup_dist.report import fronts
+from vcsoup_dist.records.summary import Row, Summary
 from vcsoup_dist.report.method_styles import colour_of, marker_of
-from vcsoup_dist.report.plot_labels import Label, Point, place_labels
-from vcsoup_dist.report.summary import Row, Summary
+from vcsoup_dist.report.plots.labels import Label, Point, place_labels
+from vcsoup_dist.report.statistics import fronts
 
 INK = "#2b2f36"
 

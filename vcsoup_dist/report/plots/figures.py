@@ -18,9 +18,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from vcsoup_dist.report.front_panel import INK, draw_front
+from vcsoup_dist.records.summary import Summary
 from vcsoup_dist.report.method_styles import colour_of, marker_of
-from vcsoup_dist.report.summary import Summary
+from vcsoup_dist.report.plots.front_panel import INK, draw_front
 
 WIDTH = 7.2  # inches
 DPI = 200

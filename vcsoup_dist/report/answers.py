@@ -1,0 +1,85 @@
+"""From the answers of every evaluated model: its rewards, the prompts, and samples to read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vcsoup_dist.evaluation.prompts import choose_prompts, seen_in_training
+from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.records.summary import Summary
+from vcsoup_dist.report.page_data import Answer, Prompts, Sample
+from vcsoup_dist.report.statistics.evaluated import Evaluated
+from vcsoup_dist.report.tables import soup_label
+from vcsoup_dist.workspace import Product, Workspace
+
+
+def evaluations(recipe: Recipe, product: Product, tables: Mapping[str, Any]) -> list[Evaluated]:
+    """The rewards of every evaluated model; ValueError unless all answered the same prompts."""
+    axes = recipe.trained_values()
+    found = []
+    prompts = None
+    for each in product.inputs_of("evaluate"):
+        table = tables[each.name]
+        ids = table["prompt_id"].to_pylist()
+        if prompts not in (None, ids):
+            raise ValueError(f"{each.name} answers other prompts than the evaluation before it")
+        prompts = ids
+        weights = None if each.weights is None else dict(zip(axes, each.weights, strict=True))
+        rewards = {value: table[f"reward_{value}"].to_numpy() for value in recipe.values}
+        unfinished = 1 - float(np.mean(table["finished"].to_numpy(zero_copy_only=False)))
+        found.append(Evaluated(each.name, each.method, each.seed, weights, rewards, unfinished))
+    return found
+
+
+def prompt_counts(
+    recipe: Recipe, workspace: Workspace, product: Product, tables: Mapping[str, Any]
+) -> list[Prompts]:
+    """The evaluation prompts of each dataset."""
+    pairs = {str(each.dataset): workspace.need(each) for each in product.inputs_of("read")}
+    chosen = choose_prompts(pairs, recipe.evaluation.prompts)
+    answered = set(next(iter(tables.values()))["prompt_id"].to_pylist())
+    seen = seen_in_training(chosen, pairs)
+    found = []
+    for dataset in pairs:
+        own = [prompt for prompt in chosen if prompt.dataset == dataset]
+        trained = set(seen.get(dataset, []))
+        found.append(
+            Prompts(
+                dataset=dataset,
+                prompts=sum(prompt.id in answered for prompt in own),
+                left_out=sum(prompt.id not in answered for prompt in own),
+                in_training=[_text(each.messages) for each in chosen if each.id in trained],
+            )
+        )
+    return found
+
+
+def samples(recipe: Recipe, summary: Summary, tables: Mapping[str, Any]) -> list[Sample]:
+    """The first prompts, answered by theta_0, and by each method's policies and balanced soup."""
+    shown: dict[str, str] = {}
+    for index, row in enumerate(summary.rows):
+        vertex = row.weights is not None and max(row.weights.values()) == 1
+        balanced = any(method.balanced == index for method in summary.methods)
+        if row.method is None or vertex or balanced:
+            shown[row.names[0]] = soup_label(row) + (" (balanced)" if balanced else "")
+    found = []
+    first = next(iter(tables.values()))
+    # Prompts are ordered by dataset: take them from all over.
+    places = np.linspace(0, len(first), recipe.evaluation.samples, endpoint=False).astype(int)
+    for place in places:
+        answers = []
+        for name, label in shown.items():
+            row = tables[name].slice(int(place), 1).to_pylist()[0]
+            rewards = {value: row[f"reward_{value}"] for value in recipe.values}
+            answers.append(Answer(label, row["answer"], rewards))
+        found.append(Sample(_text(first["prompt"][int(place)].as_py()), answers))
+    return found
+
+
+def _text(messages: Sequence[Mapping[str, str]]) -> str:
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"{each['role']}: {each['content']}" for each in messages)

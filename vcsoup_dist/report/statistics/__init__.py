@@ -1,0 +1,1 @@
+"""Fronts, intervals, hypervolumes and connectivity, as pure functions of rewards."""
