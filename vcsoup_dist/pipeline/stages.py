@@ -36,7 +36,7 @@ class Stage:
 
     name: str
     products: str
-    """Function (graph) -> the products that a recipe asks of the stage: `pipeline.products`."""
+    """Function (graph) -> None that adds what a recipe asks of the stage: `pipeline.products`."""
     make: str
     """Function (recipe, workspace, products) -> None that makes those that are due."""
     command: str

@@ -72,7 +72,7 @@ else:
         Discriminator(
             _kind_of,
             custom_error_type="method_kind",
-            custom_error_message=f"is not a kind of method; the kinds are {', '.join(KINDS)}",
+            custom_error_message=f"give it a `kind`, one of {', '.join(KINDS)}",
         ),
     ]
 
