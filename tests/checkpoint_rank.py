@@ -1,6 +1,6 @@
 """A rank that trains tiny models for a few steps: `python -m checkpoint_rank JOB`.
 
-The job is JSON: scenarios, one after the other, each gone on with from its folder's newest
+The job is JSON: scenarios, one after the other, each resumed from its folder's newest
 checkpoint, whatever number of ranks wrote it.
 """
 
@@ -165,7 +165,7 @@ def export(engine: Any, scenario: Scenario, group: Any) -> None:
 
     folder = Path(scenario.folder)
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    newest = newest_checkpoint(folder)
+    newest = newest_checkpoint(folder).path
     out = folder / f"export-{ranks}"
     out.mkdir(exist_ok=True)
     if rank == 0:

@@ -180,7 +180,7 @@ def test_what_contradicts_the_recipe_is_refused(tmp_path, keys, value, line):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "3"])
-def test_a_file_that_is_no_json_object_is_refused(tmp_path, text):
+def test_a_file_that_is_not_a_json_object_is_refused(tmp_path, text):
     (tmp_path / "mine.json").write_text(text)
     with pytest.raises(UserError, match=r"mine.json: (not JSON|holds no JSON object)"):
         fill_deepspeed_config(tmp_path / "mine.json", TRAINING)

@@ -115,7 +115,7 @@ def test_zero2_says_what_is_read(world, tmp_path):
     assert "read as the model used them, not from the optimizer's fp32 masters" in said
 
 
-def test_a_checkpoint_beside_a_model_is_what_is_exported(world, tmp_path):
+def test_a_checkpoint_in_a_model_folder_is_exported(world, tmp_path):
     folder = tmp_path / "checkpoint-2"
     shutil.copytree(world / "base", folder)
     shutil.copytree(world / "whole", folder, dirs_exist_ok=True)

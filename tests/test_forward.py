@@ -143,11 +143,11 @@ def test_pairs_that_share_their_prompt_equal_plain_forwards_in_value_and_gradien
     model = eager_model(config)
     drawn = torch.randint(0, 50, (99,)).tolist()
     pairs = [
-        # Prompt of 8, then answers; answers that begin alike; boundaries of their own.
+        # Prompt of 8, then answers; answers with a common start; other boundaries.
         (Encoded(drawn[:14], 8), Encoded(drawn[:8] + drawn[20:29], 8)),
         (Encoded(drawn[30:44], 5), Encoded(drawn[30:38] + drawn[50:52], 5)),
         (Encoded(drawn[60:66], 4), Encoded(drawn[60:64] + drawn[70:80], 3)),
-        # Nothing alike; one the beginning of the other, both ways round.
+        # Nothing in common; one the beginning of the other, both ways round.
         (Encoded([1, 2, 3], 1), Encoded([4, 5, 6, 7], 2)),
         (Encoded(drawn[80:90], 2), Encoded(drawn[80:85], 2)),
         (Encoded(drawn[80:85], 2), Encoded(drawn[80:90], 2)),
@@ -247,7 +247,7 @@ def test_long_positions_too_are_refused_beyond_the_original_context():
         check_architecture(config, 33)
 
 
-def test_the_length_up_to_which_sequences_go_together_is_found_wherever_a_config_has_it():
+def test_the_longest_packed_sequence_is_read_from_any_place_in_a_config():
     plain = transformers.LlamaConfig(**SMALL, max_position_embeddings=64)
     assert longest_together(plain) is None
     assert longest_together(transformers.GPT2Config()) is None  # it has no rotary positions
@@ -440,7 +440,7 @@ def test_a_template_that_asks_for_todays_date_gets_a_fixed_one(tiny_model):
     assert text.startswith("26 Jul 2024 <|user|>")
 
 
-def test_an_empty_thought_is_no_answer(tiny_model):
+def test_an_empty_thought_is_an_empty_answer(tiny_model):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.add_tokens(["<think>", "</think>"])
     prompt = [{"role": "user", "content": "the cat"}]
@@ -497,7 +497,7 @@ def test_flash_attn_is_called_so_that_its_alignment_gives_shared_prompts(monkeyp
 
 
 @pytest.mark.parametrize("missing", ["bos_token", "eos_token", "pad_token"])
-def test_a_tokenizer_without_special_tokens_encodes_alike(tiny_model, missing):
+def test_a_tokenizer_without_special_tokens_encodes_the_same(tiny_model, missing):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
     prompt = [{"role": "user", "content": "the cat"}]
     expected = encode_pair(tokenizer, prompt, "a dog", "no", 100, True)

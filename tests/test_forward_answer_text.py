@@ -122,13 +122,13 @@ def is_kept(tokenizer: PreTrainedTokenizerFast, answer: str) -> bool:
         "an <|end|> in it",
     ],
 )
-def test_what_a_tokenizer_changes_by_itself_is_no_loss(tokenizer, content, answer):
+def test_changes_by_the_tokenizer_itself_do_not_count_as_dropped(tokenizer, content, answer):
     assert is_kept(with_template(tokenizer, content), answer)
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
 @pytest.mark.parametrize("name", LOSING)
-def test_what_a_template_leaves_out_is_found(tokenizer, name):
+def test_dropped_text_is_found(tokenizer, name):
     kept = is_kept(with_template(tokenizer, LOSING[name]), ANSWER)
     # A tokenizer without case reads the same text.
     assert kept == (name == "the case" and tokenizer is TOKENIZERS["word pieces"])

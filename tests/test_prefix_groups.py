@@ -1,4 +1,4 @@
-"""Neighbouring sequences that begin alike are packed with their common start once."""
+"""Consecutive sequences with a common prefix are packed with it once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SYSTEM = list(range(100, 100 + 2 * LEAST_SHARED))
     ),
     st.integers(1, 80),
 )
-def test_groups_hold_every_sequence_once_within_the_budget_and_share_what_is_alike(drawn, budget):
+def test_groups_hold_every_sequence_once_within_the_budget_and_share_common_prefixes(drawn, budget):
     # Sequences that begin with a part of one of four prompts.
     sequences = [[10 * prompt + 2] * length + rest for prompt, length, rest in drawn]
     groups = prefix_groups(sequences, budget)

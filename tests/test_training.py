@@ -56,7 +56,7 @@ def test_every_rank_runs_the_same_number_of_micro_batches_and_each_pair_once(cos
     assert max(loads) - min(loads) <= max(costs)
 
 
-def test_micro_batches_that_run_at_the_same_time_are_alike():
+def test_micro_batches_that_run_at_the_same_time_have_similar_sizes():
     """The slowest rank sets the pace: what a step takes is the sum of each round's longest."""
     draw = np.random.default_rng(0)
     costs = draw.integers(50, 1500, 64).tolist()
@@ -151,7 +151,7 @@ def test_a_missing_wandb_is_a_line(tmp_path, monkeypatch):
         MetricsLog(tmp_path, 0, "project", "policy")
 
 
-def test_a_resumed_run_goes_on_with_its_run_of_wandb_and_a_fresh_one_begins_another(
+def test_a_resumed_run_continues_its_wandb_run_and_a_fresh_one_starts_another(
     tmp_path, monkeypatch
 ):
     wandb = pytest.importorskip("wandb")

@@ -98,7 +98,7 @@ def test_a_config_of_another_model_is_refused_with_both_numbers(copy, changes, l
         check(copy)
 
 
-def test_tensors_of_another_model_are_refused_and_others_told(copy, tmp_path):
+def test_tensors_of_another_model_are_refused_and_unread_ones_warned_of(copy, tmp_path):
     base = shutil.copytree(copy, tmp_path / "other")
     bias = {"model.layers.0.self_attn.q_proj.bias": torch.ones(32)}
     change_tensors(copy, lambda held: held | bias)
@@ -314,7 +314,7 @@ def test_positions_are_those_of_the_config_and_of_its_scaling(config, positions)
     assert context_length(config) == positions
 
 
-def test_all_lengths_beyond_the_positions_are_told_at_once_with_what_fits(copy):
+def test_all_lengths_beyond_the_positions_are_one_error_with_what_fits(copy):
     change_json(copy / "config.json", max_position_embeddings=64)
     with pytest.raises(UserError) as found:
         check(copy, Training(max_length=65), Evaluation(max_prompt_tokens=40, max_new_tokens=30))
@@ -360,7 +360,7 @@ def test_sampling_values_without_do_sample_mean_sampling_and_that_is_said(copy):
     assert len(said) == 1 and "has temperature: 0.9 without do_sample" in said[0]
 
 
-def test_a_matrix_of_zeros_is_told_and_one_that_only_begins_with_them_is_not(copy):
+def test_a_matrix_of_zeros_is_warned_of_and_one_that_only_begins_with_them_is_not(copy):
     name = "model.layers.0.mlp.up_proj.weight"
     change_tensors(copy, lambda held: held | {name: torch.zeros_like(held[name])})
     (warning,) = check(copy)
@@ -371,7 +371,7 @@ def test_a_matrix_of_zeros_is_told_and_one_that_only_begins_with_them_is_not(cop
     assert check(copy) == []
 
 
-def test_what_is_no_model_is_named_by_its_kind(copy, tmp_path):
+def test_other_folders_than_models_are_named_by_their_kind(copy, tmp_path):
     (copy / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(UserError, match="holds a model and a LoRA adapter .* as well"):
         check(copy)

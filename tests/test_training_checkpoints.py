@@ -1,4 +1,4 @@
-"""Checkpoints of real DeepSpeed ranks (gloo): two write, three go on, one goes on from those."""
+"""Checkpoints of real DeepSpeed ranks (gloo): two write, three resume, one resumes from those."""
 
 from __future__ import annotations
 
@@ -154,9 +154,9 @@ def test_the_newest_stay_and_the_best(world):
     zero2 = [world.lay["zero2", ranks] for ranks in (2, 3, 1)]
     assert zero2 == [["2", "3"], ["6"], ["6", "9"]]
     folder = world.root / "zero2"
-    assert newest_checkpoint(folder) == folder / "step-00000009"
-    assert best_checkpoint(folder) == folder / "step-00000006"
-    assert best_checkpoint(world.root / "zero3-offload").name == "step-00000009"
+    assert newest_checkpoint(folder).path == folder / "step-00000009"
+    assert best_checkpoint(folder).path == folder / "step-00000006"
+    assert best_checkpoint(world.root / "zero3-offload").path.name == "step-00000009"
 
 
 @pytest.mark.parametrize("name", OF_TWO)
@@ -242,18 +242,18 @@ def test_an_export_of_another_model_is_refused_before_anything_is_written(world,
     out = finished / "out"
     out.mkdir()
     with pytest.raises(UserError, match=message):
-        export_policy(newest_checkpoint(finished), world.root / "tied", out, "fp32", expected)
+        export_policy(newest_checkpoint(finished).path, world.root / "tied", out, "fp32", expected)
     assert not any(out.iterdir())
 
 
-def test_a_damaged_export_is_refused_and_written_anew(world, finished):
-    checkpoint, companions = newest_checkpoint(finished), world.root / "tied"
+def test_a_damaged_export_is_refused_and_rewritten(world, finished):
+    checkpoint, auxiliary = newest_checkpoint(finished).path, world.root / "tied"
     expected = torch.load(finished / "tensors.pt")
     out = finished / "out"
     out.mkdir()
 
     def export() -> bytes:
-        export_policy(checkpoint, companions, out, "fp32", expected)
+        export_policy(checkpoint, auxiliary, out, "fp32", expected)
         return (out / "model.safetensors").read_bytes()
 
     whole = export()
@@ -267,7 +267,7 @@ def test_a_damaged_export_is_refused_and_written_anew(world, finished):
 
 
 def test_a_damaged_checkpoint_is_refused(finished):
-    newest = newest_checkpoint(finished)
+    newest = newest_checkpoint(finished).path
     (states,) = newest.glob("*optim_states.pt")
     whole = states.read_bytes()
     os.truncate(states, len(whole) - 1)

@@ -188,7 +188,7 @@ def test_three_ranks_train_on_two_pairs_with_one_held_out(tmp_path, tiny_model):
     for folder in (world.pairs, world.filtered):
         for file in folder.glob("*.parquet"):
             file.unlink()
-    kept = [world._turned(world.rows[0]), world._kept(world.rows[1])]
+    kept = [world._swapped(world.rows[0]), world._kept(world.rows[1])]
     held = [world._kept(world.rows[2])]
     plain = [pa.Table.from_pylist(part) for part in (world.rows[:2], world.rows[2:3])]
     pq.write_table(plain[0], world.pairs / "train-00000.parquet")

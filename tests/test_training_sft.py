@@ -1,4 +1,4 @@
-"""theta_0 made by a warm-up, by the commands that a user types, on two real ranks."""
+"""theta_0 made by SFT, by the commands that a user types, on two real ranks."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
     return AutoModelForCausalLM.from_pretrained(folder).state_dict()
 
 
-def test_a_warm_up_is_sft_with_its_own_keys_and_those_of_training():
+def test_sft_has_its_own_keys_and_those_of_training():
     recipe = Recipe.model_validate(
         {
             "name": "x",
@@ -202,7 +202,7 @@ def test_no_checkpoint_of_a_finished_theta_0_is_left(trained):
     assert not list(trained.root.glob("work/theta_0/**/step-*"))
 
 
-def test_a_warm_up_that_was_stopped_goes_on_to_the_same_bytes(folder, trained):
+def test_sft_that_was_stopped_resumes_to_the_same_bytes(folder, trained):
     root = folder / "stopped"
     vcsoup(folder, "score", "recipe.yaml", "-d", "stopped")
     process = start(folder, "sft", "recipe.yaml", "-d", "stopped")

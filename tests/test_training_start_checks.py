@@ -25,7 +25,7 @@ THEORY = {
 
 
 def logps(noise: float, shift: float = 0.0, pairs: int = 8, tokens: int = 20):
-    """Reference log-probs of pairs of two answers, and the policy's beside them; float64."""
+    """Reference log-probs of pairs of two answers, and the policy's; float64."""
     draw = np.random.default_rng(0)
     reference = -draw.exponential(2.0, 2 * pairs * tokens)
     side = np.repeat(np.tile([1.0, -1.0], pairs), tokens)
@@ -50,7 +50,7 @@ def test_differences_without_a_direction_are_refused_where_they_are_more_than_ro
     assert fault is not None and "nats on average" in fault
 
 
-def test_a_model_that_knows_no_more_than_chance_is_told_without_a_reference():
+def test_a_model_at_chance_is_warned_of_without_a_reference():
     sft, simpo = Training(objective="sft"), Training(objective="simpo", beta=2.0)
     assert "guessing among 1000 tokens (6.91)" in str(chance_warning({"loss": 7.0}, sft, 1000))
     assert chance_warning({"loss": 3.0}, sft, 1000) is None

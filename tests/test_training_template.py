@@ -1,4 +1,4 @@
-"""Real pairs under the chat template: what it refuses, cuts or words otherwise costs its pair."""
+"""Real pairs under the chat template: what it refuses, cuts or changes costs that pair alone."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_one_odd_pair_is_named_and_costs_itself_alone(tokenizer, template, odd, 
     assert reason in warning
 
 
-def test_a_template_that_drops_the_system_turn_is_told(tokenizer):
+def test_a_template_that_drops_the_system_turn_is_warned_of(tokenizer):
     tokenizer.chat_template = TURNS.replace("%}{{ '<|'", "%}{% if m['role'] != 'system' %}{{ '<|'")
     tokenizer.chat_template = tokenizer.chat_template.replace(
         "'{% endfor %}", "'{% endif %}{% endfor %}"

@@ -91,10 +91,10 @@ class World:
         pq.write_table(pa.Table.from_pylist(rows[12:24]), self.pairs / "train-00001.parquet")
         pq.write_table(pa.Table.from_pylist(rows[24:]), self.pairs / "heldout.parquet")
         for name, part in (("pairs", rows[:24]), ("heldout", rows[24:])):
-            turned = [
-                self._turned(row) if i % 3 == 0 else self._kept(row) for i, row in enumerate(part)
+            swapped = [
+                self._swapped(row) if i % 3 == 0 else self._kept(row) for i, row in enumerate(part)
             ]
-            pq.write_table(pa.Table.from_pylist(turned), self.filtered / f"{name}.parquet")
+            pq.write_table(pa.Table.from_pylist(swapped), self.filtered / f"{name}.parquet")
 
     @staticmethod
     def _kept(row: dict) -> dict:
@@ -102,7 +102,7 @@ class World:
         return row | sides | {"turned": False, "consistency": (int(row["id"]) % 7) / 7}
 
     @classmethod
-    def _turned(cls, row: dict) -> dict:
+    def _swapped(cls, row: dict) -> dict:
         kept = cls._kept(row)
         return kept | {"chosen": kept["rejected"], "rejected": kept["chosen"], "turned": True}
 
@@ -160,7 +160,7 @@ class World:
             run_ranks("many_jobs", listed, ranks, 1, self.root / "logs")
 
     def logs(self, job: Path) -> Path:
-        """Where the launcher keeps the words of the job's ranks."""
+        """Where the launcher keeps the logs of the job's ranks."""
         return self.root / "logs" / job.stem
 
     def start(self, job: Path, ranks: int = 2) -> subprocess.Popen[bytes]:

@@ -165,23 +165,23 @@ def load(engine: Any, found: CheckpointInfo) -> None:
                 state["step"] = state["step"].clone()
 
 
-def newest_checkpoint(folder: Path) -> Path:
+def newest_checkpoint(folder: Path) -> CheckpointInfo:
     """The complete checkpoint of most steps; UserError where there is none."""
-    return _complete(folder)[-1].path
+    return _complete(folder)[-1]
 
 
-def best_checkpoint(folder: Path) -> Path:
+def best_checkpoint(folder: Path) -> CheckpointInfo:
     """The one of the lowest held-out loss, of equals the newest; the newest where none has one.
 
     UserError where none is complete.
     """
     complete = _complete(folder)
-    return (_best(complete) or complete[-1]).path
+    return _best(complete) or complete[-1]
 
 
 def _complete(folder: Path) -> list[CheckpointInfo]:
     """In order of steps; UserError where there is none."""
-    found = [read_checkpoint(path) for path in _published(folder)]
+    found = [_read(path) for path in _published(folder)]
     if not found:
         raise UserError(f"{folder}: holds no complete checkpoint; train again")
     return found
@@ -194,7 +194,7 @@ def _published(folder: Path) -> list[Path]:
     )
 
 
-def read_checkpoint(path: Path) -> CheckpointInfo:
+def _read(path: Path) -> CheckpointInfo:
     """Read a complete checkpoint's marker."""
     try:
         written = json.loads((path / COMPLETE).read_text())
@@ -234,7 +234,7 @@ def _find_and_tidy(folder: Path, ranks: int) -> CheckpointInfo | None:
         if _NAME.fullmatch(partial.stem) and (partial / COMPLETE).is_file():
             _publish(partial)
     published = _published(folder)
-    found = read_checkpoint(published[-1]) if published else None
+    found = _read(published[-1]) if published else None
     if found is not None:
         _require_whole(found)
         if found.ranks != ranks:
@@ -259,7 +259,7 @@ def _publish(partial: Path) -> None:
 
 
 def _remove_superseded(folder: Path, kept: int, best: bool) -> None:
-    published = [read_checkpoint(path) for path in _published(folder)]
+    published = [_read(path) for path in _published(folder)]
     staying = published[-max(kept, 1) :]
     if best and (chosen := _best(published)):
         staying = [*staying, chosen]

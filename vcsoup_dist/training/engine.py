@@ -128,7 +128,7 @@ def full_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
     return shapes | buffers
 
 
-def save_companions(engine: Any, tokenizer: Any, folder: Path) -> None:
+def save_auxiliary_files(engine: Any, tokenizer: Any, folder: Path) -> None:
     """Write config, generation config, tokenizer and chat template.
 
     The generation config names every end token, so that a server of the policy stops as evaluation

@@ -27,7 +27,7 @@ DTYPES = {"fp32": "F32", "bf16": "BF16"}
 
 def export_policy(
     checkpoint: Path,
-    companions: Path,
+    auxiliary: Path,
     output: Path,
     dtype: str,
     expected: Mapping[str, tuple[int, ...]],
@@ -35,7 +35,7 @@ def export_policy(
 ) -> None:
     """Write a checkpoint into the directory `output` as a model, its weights as `dtype`.
 
-    companions: a directory with its config and tokenizer; dtype: as in the recipe; expected: the
+    auxiliary: a directory with its config and tokenizer; dtype: as in the recipe; expected: the
     model's tensors, name -> full shape of parameters and persistent buffers, tied ones under their
     first name; group: where ranks wait for each other, None for the default group.
 
@@ -48,7 +48,7 @@ def export_policy(
         {"policy": (1.0,)},
         names=["checkpoint"],
         dtype=DTYPES[dtype],
-        companions=companions,
+        companions=auxiliary,
     )
     fix = "remove that folder to resume from the one before"
     require_tensors(plan.sources[0].layout, expected, checkpoint, fix)

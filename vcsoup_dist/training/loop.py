@@ -17,11 +17,10 @@ from vcsoup_dist.training.checkpoint import (
     best_checkpoint,
     load,
     newest_checkpoint,
-    read_checkpoint,
     save_checkpoint,
 )
 from vcsoup_dist.training.distributed import barrier, control_group, is_first
-from vcsoup_dist.training.engine import full_shapes, save_companions
+from vcsoup_dist.training.engine import full_shapes, save_auxiliary_files
 from vcsoup_dist.training.examples import Example, PolicyPairs, count_text, load_pairs
 from vcsoup_dist.training.export import export_policy
 from vcsoup_dist.training.flops import FlopCounter, flop_counter
@@ -174,15 +173,15 @@ def _export(policy: _Policy) -> CheckpointInfo:
     """Write the policy; returns the checkpoint that it is."""
     runtime, scratch = policy.runtime, Path(policy.task.scratch)
     training, output = runtime.training, Path(policy.task.output)
-    companions = scratch / "companions"
+    auxiliary = scratch / "auxiliary"
     if is_first():
-        save_companions(runtime.engine, runtime.tokenizer, companions)
+        save_auxiliary_files(runtime.engine, runtime.tokenizer, auxiliary)
     barrier()
-    checkpoint = (best_checkpoint if training.export == "best" else newest_checkpoint)(scratch)
-    export_policy(checkpoint, companions, output, training.dtype, policy.shapes, control_group())
+    chosen = (best_checkpoint if training.export == "best" else newest_checkpoint)(scratch)
+    export_policy(chosen.path, auxiliary, output, training.dtype, policy.shapes, control_group())
     if is_first():
-        shutil.rmtree(companions)
-    return read_checkpoint(checkpoint)
+        shutil.rmtree(auxiliary)
+    return chosen
 
 
 def _summarise(
