@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from vcsoup_dist.errors import UserError
@@ -24,11 +25,24 @@ def clear_rank_logs(logs: Path) -> None:
         old.unlink()
 
 
+def rank_log(kind: str) -> Path:
+    """In a rank: its own file of a kind, such as "stack", in the log folder."""
+    return Path(os.environ["VCSOUP_LOGS"]) / f"rank-{os.environ['RANK']}.{kind}"
+
+
+def report_traceback() -> None:
+    """In a rank: hand the launcher the traceback of the exception that is being handled."""
+    text = traceback.format_exc()
+    try:
+        rank_log("traceback").write_text(text)
+    except OSError:  # such as a full disk
+        print(text, file=sys.stderr)
+
+
 def report_user_error(error: UserError) -> None:
     """In a rank: hand the launcher the line that a person should read."""
-    path = Path(os.environ["VCSOUP_LOGS"]) / f"rank-{os.environ['RANK']}.error"
     try:
-        path.write_text(str(error))
+        rank_log("error").write_text(str(error))
     except OSError:  # such as a full disk, which may be what the line says
         line = " ".join(str(error).split())
         print(line, file=sys.stderr)

@@ -6,14 +6,13 @@ import logging
 import os
 import shutil
 import sys
-import traceback
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vcsoup_dist.errors import EXIT_PREEMPTED, UserError
 from vcsoup_dist.files import write_error
-from vcsoup_dist.launch.rank_logs import report_user_error
+from vcsoup_dist.launch.rank_logs import report_traceback, report_user_error
 from vcsoup_dist.processes import die_with_parent
 from vcsoup_dist.progress import log_to_terminal
 
@@ -34,27 +33,13 @@ def main() -> None:
     try:
         done = run(Path(sys.argv[1]))
     except (Exception, SystemExit) as error:  # libraries exit, too
-        line = _user_error(error)
-        if line is not None:
-            report_user_error(line)
-            sys.exit(2)
-        _report_traceback()
-        sys.exit(1)
+        line = error if isinstance(error, UserError) else write_error(error)
+        if line is None:
+            report_traceback()
+            sys.exit(1)
+        report_user_error(line)
+        sys.exit(2)
     sys.exit(0 if done else EXIT_PREEMPTED)
-
-
-def _user_error(error: BaseException) -> UserError | None:
-    """The line for a person, where a person can fix it."""
-    return error if isinstance(error, UserError) else write_error(error)
-
-
-def _report_traceback() -> None:
-    """Write the traceback for the launcher, which shows that of the rank that failed first."""
-    text = traceback.format_exc()
-    try:
-        (Path(os.environ["VCSOUP_LOGS"]) / f"rank-{os.environ['RANK']}.traceback").write_text(text)
-    except OSError:  # such as a full disk
-        print(text, file=sys.stderr)
 
 
 def run(job_file: Path) -> bool:

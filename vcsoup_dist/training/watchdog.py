@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import faulthandler
-import os
-from pathlib import Path
 from typing import IO, Any
 
-
-def stack_file(logs: Path, rank: int | str) -> Path:
-    """Where a rank's stack is dumped; empty while nothing hangs."""
-    return logs / f"rank-{rank}.stack"
+from vcsoup_dist.launch.rank_logs import rank_log
 
 
 class Watchdog:
@@ -22,9 +17,8 @@ class Watchdog:
 
     def __init__(self, minutes: float) -> None:
         self._seconds = 60 * minutes
-        self._file: IO[Any] = open(  # noqa: SIM115 - lives as long as the process
-            stack_file(Path(os.environ["VCSOUP_LOGS"]), os.environ["RANK"]), "w"
-        )
+        # Empty while nothing hangs.
+        self._file: IO[Any] = open(rank_log("stack"), "w")  # noqa: SIM115 - until the process ends
 
     def alive(self) -> None:
         """Restart the count."""
