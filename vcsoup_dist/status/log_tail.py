@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.pipeline.history import Execution
+from vcsoup_dist.records.step_metrics import METRICS, StepMetrics
 from vcsoup_dist.training.job import Job
 from vcsoup_dist.training.schedule import count_steps
 
@@ -42,17 +42,14 @@ def last_step(root: Path, name: str, since: float) -> str:
 
     The number of steps is left out where only the ranks know it.
     """
-    metrics = root / "logs" / name / "metrics.jsonl"
-    if _written(metrics) < since:
+    file = root / "logs" / name / METRICS
+    if _written(file) < since:
         return "no step yet"
-    for line in reversed(last_lines(metrics)):
-        try:
-            step = json.loads(line)
-        except ValueError:  # it is being written
-            continue
-        steps = _steps(root / "work" / name / "scratch" / "job.json")
-        of = f" of {steps}" if steps else ""
-        return f"step {step['step'] + 1}{of}, loss {step['loss']:.4g}"
+    for line in reversed(last_lines(file)):
+        if metrics := StepMetrics.from_line(line):
+            steps = _steps(root / "work" / name / "scratch" / "job.json")
+            of = f" of {steps}" if steps else ""
+            return f"step {metrics.step + 1}{of}, loss {metrics.values['loss']:.4g}"
     return "no step yet"
 
 

@@ -1,32 +1,15 @@
-"""Metrics of every step: a line of JSON and TensorBoard points, by rank 0.
-
-`metrics.jsonl` has, per optimizer step from 0:
-
-    loss                the objective's, over the step's pairs (SFT: per answer token)
-    chosen_reward, rejected_reward, margin, accuracy
-                        beta log pi/ref of the answers, their difference, and how often it is > 0
-    kl_estimate         mean of log pi/ref over both answers, in nats per answer: KL(pi || ref) if
-                        the policy had sampled them
-    grad_norm           before clipping, over all ranks
-    learning_rate
-    step_seconds
-    tokens_per_second   per rank: all tokens of prompts and answers, each answer with its prompt
-    mfu                 share of the device's peak; counts what is computed (a shared prompt once)
-    peak_memory_gib     so far, of rank 0
-    heldout_loss, heldout_accuracy, heldout_margin
-                        every `training.evaluate_every` steps
-"""
+"""Writing the metrics of every step: lines of JSON, TensorBoard points and W&B, by rank 0."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import uuid
 from pathlib import Path
 from typing import Any
 
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.records.step_metrics import METRICS, StepMetrics
 
 
 class MetricsLog:
@@ -39,12 +22,10 @@ class MetricsLog:
         self, folder: Path, first_step: int, wandb_project: str | None = None, name: str = ""
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.jsonl"
-        kept = []
-        if path.exists():
-            lines = path.read_text().splitlines()
-            kept = [line for line in lines if _step_of(line) < first_step]
-        path.write_text("".join(line + "\n" for line in kept))
+        path = folder / METRICS
+        lines = path.read_text().splitlines() if path.exists() else []
+        steps = [step for line in lines if (step := StepMetrics.from_line(line))]
+        path.write_text("".join(each.as_line() for each in steps if each.step < first_step))
         self._file = open(path, "a")  # noqa: SIM115 - lives as long as this object
         from torch.utils.tensorboard import SummaryWriter
 
@@ -58,7 +39,7 @@ class MetricsLog:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record one step's values."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.write(StepMetrics(step, values).as_line())
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
@@ -111,13 +92,6 @@ def _start_wandb(project: str, folder: Path, name: str, first_step: int) -> Any:
         raise UserError(
             f"launch.wandb: {reason}; `wandb login`, or set WANDB_MODE=offline"
         ) from error
-
-
-def _step_of(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except ValueError:  # cut off by a kill
-        return 1 << 62
 
 
 def peak_memory_gib() -> float:
