@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from vcsoup_dist.identity import Hashes
 from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.recipe import Training
 from vcsoup_dist.recipe.load import load_recipe
+from vcsoup_dist.records.filter_report import FilterReport, PairCounts, RuleComparison
+from vcsoup_dist.records.keep_rule import KeepRule
 from vcsoup_dist.records.training_summary import TrainingSummary
 from vcsoup_dist.training.batches import step_pairs
 from vcsoup_dist.training.schedule import learning_rate
@@ -46,6 +49,29 @@ def trained(pairs: int) -> dict:
         "last_step": {"loss": 0.5},
         "heldout": None,
     }
+
+
+def filtered(kept: int, usable: int) -> dict:
+    counts = PairCounts(usable, kept, {}, 0, 0, 0, {}, {})
+    report = FilterReport(
+        method="vc_soup",
+        rule=KeepRule("threshold", 0.0),
+        size_of=None,
+        value="long",
+        values=["long"],
+        datasets=["long"],
+        normalisation="zscore",
+        scope="dataset",
+        counts=counts,
+        heldout=counts,
+        scale={},
+        equal_pairs={},
+        correlation=[],
+        conflicts=[],
+        comparison=RuleComparison(usable, usable, [], []),
+        files=[],
+    )
+    return {"version": FilterReport.VERSION, **asdict(report)}
 
 
 class World:
@@ -95,7 +121,7 @@ def test_each_stage_that_is_made_makes_the_counts_exact(folder):
     world = World(folder, training=training)
     world.made("read", "manifest.json", {"train": 37})
     assert world.steps()[0].row()[1:4] == ("at most 37", "at most 19", "at least 2")
-    world.made("filter", "report.json", {"kept": 21, "comparison": {"usable": 33}})
+    world.made("filter", "report.json", filtered(21, usable=33))
     assert world.steps()[0].row()[1:4] == ("at most 21", "17", "at least 3.24")
     world.made("train", "training.json", trained(pairs=18))
     (policy,) = found = world.steps()
@@ -110,7 +136,7 @@ def test_without_equal_steps_the_pairs_that_are_left_decide(folder):
     training = {"pairs_per_step": 4, "equal_steps": False}
     world = World(folder, training=training)
     world.made("read", "manifest.json", {"train": 37})
-    world.made("filter", "report.json", {"kept": 21, "comparison": {"usable": 33}})
+    world.made("filter", "report.json", filtered(21, usable=33))
     assert world.steps()[0].row()[1:3] == ("at most 21", "at most 6")
     world.made("train", "training.json", trained(pairs=18))
     assert world.steps()[0].row()[1:4] == ("18", "5", "1.11")

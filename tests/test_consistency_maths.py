@@ -11,7 +11,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vcsoup_dist.consistency import policies
+from vcsoup_dist.consistency import rules
 from vcsoup_dist.consistency.gaps import (
     consistency,
     count_patterns,
@@ -19,7 +19,7 @@ from vcsoup_dist.consistency.gaps import (
     named_patterns,
     norm,
     sign_patterns,
-    turned_by,
+    swap_by_own,
 )
 from vcsoup_dist.consistency.moments import moments
 
@@ -64,7 +64,7 @@ def test_thresholds_decide_as_exact_arithmetic_does_at_their_very_edge(whole, un
             whole.sum(axis=1).tolist(), np.square(whole).sum(axis=1).tolist(), strict=True
         ):
             expected.append(length > 0 and total >= 0 and total**2 >= square * n * length)
-        kept = policies.by_threshold(cosines, everything, math.sqrt(square))
+        kept = rules.by_threshold(cosines, everything, math.sqrt(square))
         assert kept.tolist() == expected
 
 
@@ -85,7 +85,7 @@ def test_gaps_of_one_direction_have_one_cosine(whole, times):
 def test_at_sqrt_n_minus_1_over_n_no_gap_is_negative_but_by_rounding(gaps):
     n = gaps.shape[1]
     everything = np.ones(len(gaps), dtype=bool)
-    kept = gaps[policies.by_threshold(consistency(gaps), everything, math.sqrt((n - 1) / n))]
+    kept = gaps[rules.by_threshold(consistency(gaps), everything, math.sqrt((n - 1) / n))]
     assert (kept >= -1e-11 * np.abs(kept).max(axis=1, keepdims=True, initial=0)).all()
 
 
@@ -95,7 +95,7 @@ def test_1_over_sqrt_n_loses_no_pair_whose_gaps_are_all_positive(gaps):
     assume((positive > 0).all())
     everything = np.ones(len(gaps), dtype=bool)
     threshold = 1 / math.sqrt(gaps.shape[1])
-    assert policies.by_threshold(consistency(positive), everything, threshold).all()
+    assert rules.by_threshold(consistency(positive), everything, threshold).all()
 
 
 def test_the_bounds_of_the_cosine_are_tight():
@@ -129,19 +129,19 @@ def test_normalised_gaps_depend_neither_on_a_rewards_unit_nor_on_its_zero(
 
 
 @given(small_gaps, st.data())
-def test_pairs_are_turned_where_their_own_value_prefers_the_other_answer(gaps, draw):
+def test_pairs_are_swapped_where_their_own_value_prefers_the_other_answer(gaps, draw):
     own = draw.draw(st.integers(0, gaps.shape[1] - 1))
     gaps[0, -1] = np.nan
-    found, turned = turned_by(gaps, own)
-    for before, after, was_turned in zip(gaps, found, turned, strict=True):
+    found, swapped = swap_by_own(gaps, own)
+    for before, after, was_swapped in zip(gaps, found, swapped, strict=True):
         if np.isnan(before).any():
-            assert not was_turned
+            assert not was_swapped
         else:
-            assert was_turned == (before[own] < 0) and after[own] == abs(before[own])
-            assert after.tolist() == [-x if was_turned else x for x in before]
+            assert was_swapped == (before[own] < 0) and after[own] == abs(before[own])
+            assert after.tolist() == [-x if was_swapped else x for x in before]
             assert not np.signbit(after[after == 0]).any()
-    unturned, nothing = turned_by(gaps, None)
-    assert unturned is gaps and not nothing.any()
+    unchanged, nothing = swap_by_own(gaps, None)
+    assert unchanged is gaps and not nothing.any()
 
 
 @given(small_gaps)
@@ -160,31 +160,31 @@ def test_twenty_signs_fit_in_a_pattern():
 
 
 @given(small_gaps, st.floats(-1, 1), st.floats(0.01, 1), st.floats(0, 3), st.randoms())
-def test_policies_keep_what_brute_force_keeps_in_any_order_of_the_pairs(
+def test_rules_keep_what_brute_force_keeps_in_any_order_of_the_pairs(
     gaps, threshold, ratio, min_norm, draw
 ):
     ids = np.array([draw.getrandbits(64) for _ in gaps], np.uint64)
     cosines = consistency(gaps)
-    candidates = ~np.isnan(cosines) & (norm(gaps) >= min_norm)
-    usable = np.flatnonzero(candidates).tolist()
+    eligible = ~np.isnan(cosines) & (norm(gaps) >= min_norm)
+    usable = np.flatnonzero(eligible).tolist()
 
-    kept = policies.by_threshold(cosines, candidates, threshold)
+    kept = rules.by_threshold(cosines, eligible, threshold)
     assert np.flatnonzero(kept).tolist() == [i for i in usable if cosines[i] >= threshold - 1e-12]
 
-    kept = policies.all_positive(sign_patterns(gaps), candidates, gaps.shape[1])
+    kept = rules.all_positive(sign_patterns(gaps), eligible, gaps.shape[1])
     assert np.flatnonzero(kept).tolist() == [i for i in usable if all(x > 0 for x in gaps[i])]
 
-    kept = policies.best_share(cosines, ids, candidates, ratio)
+    kept = rules.best_share(cosines, ids, eligible, ratio)
     ranked = sorted(usable, key=lambda i: (-cosines[i], ids[i]))
     count = min(len(usable), max(1, math.floor(ratio * len(usable) + 0.5)))
     assert sorted(np.flatnonzero(kept)) == sorted(ranked[:count])
 
-    drawn = policies.random_subset(ids, candidates, count)
-    assert drawn.sum() == count and not (drawn & ~candidates).any()
+    drawn = rules.random_subset(ids, eligible, count)
+    assert drawn.sum() == count and not (drawn & ~eligible).any()
     order = draw.sample(range(len(ids)), len(ids))
-    again = policies.random_subset(ids[order], candidates[order], count)
+    again = rules.random_subset(ids[order], eligible[order], count)
     assert set(ids[drawn]) == set(ids[order][again])
-    again = policies.best_share(cosines[order], ids[order], candidates[order], ratio)
+    again = rules.best_share(cosines[order], ids[order], eligible[order], ratio)
     assert set(ids[kept]) == set(ids[order][again])
 
 
@@ -192,6 +192,6 @@ def test_a_random_subset_is_no_prefix_of_the_ids_and_prefers_no_cosine():
     draw = np.random.default_rng(0)
     gaps = draw.standard_normal((4000, 2))
     ids = np.arange(4000, dtype=np.uint64)
-    kept = policies.random_subset(ids, np.ones(4000, dtype=bool), 1000)
+    kept = rules.random_subset(ids, np.ones(4000, dtype=bool), 1000)
     assert abs(consistency(gaps)[kept].mean() - consistency(gaps).mean()) < 0.06
     assert 200 < kept[:1000].sum() < 300

@@ -1,11 +1,11 @@
-"""What a filtered set's report says: conflicts, the comparison of policies, the page, the plots."""
+"""What a filtered set's report says: conflicts, the comparison of rules, the page, the plots."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -15,14 +15,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from vcsoup_dist.consistency.candidates import PairColumns
 from vcsoup_dist.consistency.comparison import (
     compare,
     conflict_matrix,
     lossless_threshold,
     safe_threshold,
 )
-from vcsoup_dist.consistency.filtering import choose
 from vcsoup_dist.consistency.gaps import (
     consistency,
     count_patterns,
@@ -30,20 +28,24 @@ from vcsoup_dist.consistency.gaps import (
     sign_patterns,
 )
 from vcsoup_dist.consistency.markdown import table, wrapped
+from vcsoup_dist.consistency.measured_pairs import PairColumns
 from vcsoup_dist.consistency.page import write_page
 from vcsoup_dist.consistency.plots import plot_consistency, plot_correlation, plot_gaps
-from vcsoup_dist.consistency.policies import by_threshold
-from vcsoup_dist.recipe import Consistency
+from vcsoup_dist.consistency.rules import by_threshold, keep
+from vcsoup_dist.errors import UserError
+from vcsoup_dist.records.filter_report import FilterReport, PairCounts, PairsFile
+from vcsoup_dist.records.keep_rule import KeepRule
 
 VALUES = ["helpful", "harmless", "concise", "honest", "kind", "witty"]
 PARSER = MarkdownIt("commonmark").enable("table")
-POLICIES = [
-    {"rule": "threshold", "threshold": 0.35},
-    {"rule": "threshold", "threshold": 0.5},
-    {"rule": "ratio", "ratio": 0.3},
-    {"rule": "ratio", "ratio": 0.25},
-    {"rule": "all_positive"},
-    {"rule": "random", "ratio": 0.3},
+RULES = [
+    KeepRule("threshold", 0.35),
+    KeepRule("threshold", 0.5),
+    KeepRule("ratio", ratio=0.3),
+    KeepRule("ratio", ratio=0.25),
+    KeepRule("all_positive"),
+    KeepRule("random", ratio=0.3),
+    KeepRule("all"),
 ]
 
 
@@ -80,56 +82,58 @@ def test_no_pairs_have_no_conflicts():
     st.integers(1, 4).flatmap(small_gaps),
     st.integers(0, 3),
     st.sampled_from([0.0, 1.5]),
-    st.sampled_from(POLICIES),
+    st.sampled_from(RULES),
 )
 @settings(deadline=None)
-def test_the_comparison_counts_what_each_policy_keeps(gaps, unusable, min_norm, policy):
+def test_the_comparison_counts_what_each_rule_keeps(gaps, unusable, min_norm, rule):
     columns, n = columns_of(gaps, unusable, min_norm), gaps.shape[1]
-    own = Consistency(**policy)
+    own = replace(rule, min_norm=min_norm)
     found = compare(columns, own, n)
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert found["usable"] == columns.usable.sum() and found["eligible"] == columns.eligible.sum()
+    assert found.usable == columns.usable.sum() and found.eligible == columns.eligible.sum()
 
     members = []
-    kept_by_recipe = choose("vc_soup", own, columns, n)
-    for row in found["policies"]:
-        if row["policy"] == "none":
-            mask = columns.usable
-        elif row["policy"] == "random" and not row["recipe"]:
-            mask = choose("random", own, columns, n, int(kept_by_recipe.sum()))
-        else:
-            said = {key: row[key] for key in ("threshold", "ratio") if row[key] is not None}
-            mask = choose("vc_soup", Consistency(rule=row["policy"], **said), columns, n)
+    kept_by_own = keep(own, columns, n)
+    for row in found.rules:
+        mask = keep(row.rule, columns, n, int(kept_by_own.sum()))
         kept = set(np.flatnonzero(mask).tolist())
         members.append(kept)
-        assert row["count"] == len(kept)
-        assert row["share"] == (len(kept) / found["usable"] if found["usable"] else None)
+        assert row.count == len(kept)
+        assert row.share == (len(kept) / found.usable if found.usable else None)
         positive = sum(bool((gaps[i] > 0).all()) for i in kept)
-        assert row["all_positive"] == (positive / len(kept) if kept else None)
-    for one, line in zip(members, found["overlap"], strict=True):
+        assert row.all_positive == (positive / len(kept) if kept else None)
+    for one, line in zip(members, found.overlap, strict=True):
         assert line == [len(one & other) / len(one) if one else None for other in members]
 
-    (recipes,) = [i for i, row in enumerate(found["policies"]) if row["recipe"]]
-    assert members[recipes] == set(np.flatnonzero(kept_by_recipe).tolist())
-    assert len({row["name"] for row in found["policies"]}) == len(found["policies"])
+    owns = [i for i, row in enumerate(found.rules) if row.is_own]
+    assert len(owns) == (own.kind != "all")
+    assert all(members[i] == set(np.flatnonzero(kept_by_own).tolist()) for i in owns)
+    assert len({row.name for row in found.rules}) == len(found.rules)
+    as_many = compare(columns, KeepRule("as_many_as", min_norm=min_norm), n, own)
+    assert as_many.rules == found.rules or own.kind == "all"
 
 
 def test_the_comparison_counts_pairs_at_the_very_edge_of_a_threshold():
     gaps = np.array([[1.0, 0.0], [0.0, 3.0], [0.3, -0.1 - 0.2], [1.0, -2.0], [2.0, 2.0]])
-    found = compare(columns_of(gaps), Consistency(threshold=1.0), 2)["policies"]
-    counts = {row["threshold"]: row["count"] for row in found if row["policy"] == "threshold"}
+    found = compare(columns_of(gaps), KeepRule("threshold", 1.0), 2).rules
+    counts = {row.rule.threshold: row.count for row in found if row.rule.kind == "threshold"}
     assert counts == {0.0: 4, 0.5: 3, math.sqrt(1 / 2): 3, 1.0: 1}
 
 
 @pytest.mark.parametrize("values", range(1, 7))
 def test_the_comparison_has_the_thresholds_that_mean_something_once_each(values):
     gaps = np.random.default_rng(0).normal(size=(50, values))
-    found = compare(columns_of(gaps), Consistency(threshold=0.5), values)["policies"]
-    thresholds = [row["threshold"] for row in found if row["policy"] == "threshold"]
+    found = compare(columns_of(gaps), KeepRule("threshold", 0.5), values).rules
+    thresholds = [row.rule.threshold for row in found if row.rule.kind == "threshold"]
     for wanted in (0.0, 0.5, math.sqrt(1 / values), math.sqrt((values - 1) / values)):
         assert sum(abs(each - wanted) < 1e-9 for each in thresholds) == 1
     assert thresholds == sorted(thresholds)
-    assert [row["ratio"] for row in found if row["policy"] == "ratio"] == [0.5, 0.25]
+    assert [row.rule.ratio for row in found if row.rule.kind == "ratio"] == [0.5, 0.25]
+
+
+@pytest.mark.parametrize("kind", ["threshold", "ratio", "random", "as_many_as"])
+def test_a_rule_without_its_number_is_refused(kind):
+    with pytest.raises(ValueError, match="lacks its threshold, ratio or size"):
+        keep(KeepRule(kind), columns_of(GAPS[2]), 2)
 
 
 @given(st.integers(1, 6), st.data())
@@ -143,33 +147,41 @@ def test_the_two_bounds_hold_for_any_gaps(values, data):
         assert by_threshold(cosines, one, lossless_threshold(values))
 
 
-def report_of(gaps: np.ndarray, **policy) -> dict:
+def report_of(gaps: np.ndarray, rule: KeepRule | None = None, **fields) -> FilterReport:
     n = gaps.shape[1]
-    columns, own = columns_of(gaps), Consistency(**policy)
-    kept = choose("vc_soup", own, columns, n)
+    rule = rule or KeepRule("threshold", 0.0)
+    columns, copied = columns_of(gaps), KeepRule("threshold", 0.0)
+    kept = keep(rule, columns, n, 200)
     patterns = named_patterns(count_patterns(columns.patterns), n)
-    return {
-        "method": "vc_soup",
-        "filter": "vc_soup",
-        "value": "helpful",
-        "values": VALUES[:n],
-        "datasets": ["helpful", "concise"],
-        "settings": own.model_dump(mode="json"),
-        "pairs": len(gaps),
-        "kept": int(kept.sum()),
-        "dropped": {"zero gap": 3, "no reward": 1234, "by policy": 0},
-        "unscored": 1234,
-        "equal_pairs": {"a": {}},
-        "turned": 77,
-        "turned_kept": 55,
-        "sign_patterns": patterns,
-        "sign_patterns_kept": named_patterns(count_patterns(columns.patterns[kept]), n),
-        "scale": {"helpful": {value: 0.5 + i for i, value in enumerate(VALUES[:n])}},
-        "correlation": [[1.0 if i == j else None for i in range(n)] for j in range(n)],
-        "conflicts": conflict_matrix(patterns).tolist(),
-        "comparison": compare(columns, own, n),
-        "heldout": {"pairs": 5678, "kept": 4321},
-    }
+    counts = PairCounts(
+        pairs=len(gaps),
+        kept=int(kept.sum()),
+        dropped={"zero gap": 3, "no reward": 1234, "by rule": 0},
+        unscored=1234,
+        swapped=77,
+        swapped_kept=55,
+        sign_patterns=patterns,
+        sign_patterns_kept=named_patterns(count_patterns(columns.patterns[kept]), n),
+    )
+    report = FilterReport(
+        method="vc_soup",
+        rule=rule,
+        size_of="strict" if rule.kind == "as_many_as" else None,
+        value="helpful",
+        values=VALUES[:n],
+        datasets=["helpful", "concise"],
+        normalisation="zscore",
+        scope="dataset",
+        counts=counts,
+        heldout=replace(counts, pairs=5678, kept=4321),
+        scale={"helpful": {value: 0.5 + i for i, value in enumerate(VALUES[:n])}},
+        equal_pairs={"a": {}},
+        correlation=[[1.0 if i == j else None for i in range(n)] for j in range(n)],
+        conflicts=conflict_matrix(patterns).tolist(),
+        comparison=compare(columns, rule, n, copied if rule.kind == "as_many_as" else None),
+        files=[PairsFile("pairs-00000.parquet", int(kept.sum()))],
+    )
+    return replace(report, **fields)
 
 
 def pair_of(prompt: list[tuple[str, str]], chosen: str, rejected: str) -> dict:
@@ -179,14 +191,14 @@ def pair_of(prompt: list[tuple[str, str]], chosen: str, rejected: str) -> dict:
         "chosen": [{"role": "assistant", "content": chosen}],
         "rejected": [{"role": "assistant", "content": rejected}],
         "dataset": "concise",
-        "turned": True,
+        "swapped": True,
         "consistency": -0.25,
         "norm": 1.5,
         **{f"gap_{value}": -1.25 for value in VALUES},
     }
 
 
-def written(path: Path, report: dict, most=(), least=()) -> str:
+def written(path: Path, report: FilterReport, most=(), least=()) -> str:
     write_page(path, report, most, least)
     page = path.read_bytes()
     write_page(path, report, most, least)
@@ -203,25 +215,25 @@ def cells(page: str, first: str) -> list[str]:
     return [cell.strip() for cell in line.split("|")]
 
 
-def test_the_page_tells_every_count(tmp_path: Path):
-    report = report_of(GAPS[3], rule="threshold", threshold=0.35)
+def test_the_page_shows_every_count(tmp_path: Path):
+    report = report_of(GAPS[3], KeepRule("threshold", 0.35))
     page = written(tmp_path / "report.md", report)
-    kept = report["kept"]
+    kept = report.counts.kept
     assert f"keeps {kept} ({100 * kept / 400:.1f} %): those with `c >= 0.35`." in page
     assert "400 training pairs of helpful, concise" in page
     assert cells(page, "left out: zero gap") == ["3", "0.8 %"]
-    assert "left out: by policy" not in page
+    assert "left out: by rule" not in page
     assert "1,234 pairs have no reward" in page and "4,321 held-out pairs are not" in page
-    assert "77 pairs are turned round" in page and "55 of them" in page
+    assert "77 pairs are swapped" in page and "55 of them" in page
     assert re.search(r"^\| helpful +\| +0\.5 \| +1\.5 \| +2\.5 \|$", page, re.MULTILINE)
-    for pattern, count in report["sign_patterns"].items():
-        left = report["sign_patterns_kept"].get(pattern, 0)
+    for pattern, count in report.counts.sign_patterns.items():
+        left = report.counts.sign_patterns_kept.get(pattern, 0)
         shares = [f"{100 * count / 400:.1f} %", f"{100 * left / count:.1f} %"]
         assert cells(page, f"`{pattern}`") == [str(count), shares[0], str(left), shares[1]]
-    for row in report["comparison"]["policies"]:
-        mark = " (this set)" if row["recipe"] else ""
-        assert f"{row['name']}{mark} " in page
-        assert f"| {row['count']:>5} | {100 * row['share']:>5.1f} % |" in page
+    for row in report.comparison.rules:
+        mark = " (this set)" if row.is_own else ""
+        assert f"{row.name}{mark} " in page
+        assert f"| {row.count:>5} | {100 * row.share:>5.1f} % |" in page
     assert page.count("(this set)") == 1
     assert "`c >= 0.5774`, 1/sqrt(N) for N = 3" in page
     assert "`c >= 0.8165`, sqrt((N-1)/N)" in page
@@ -246,7 +258,7 @@ def test_the_page_names_the_worst_conflict(tmp_path: Path):
 def test_rare_sign_patterns_share_one_row(tmp_path: Path):
     report = report_of(GAPS[6])
     page = written(tmp_path / "report.md", report)
-    counts = sorted(report["sign_patterns"].values(), reverse=True)
+    counts = sorted(report.counts.sign_patterns.values(), reverse=True)
     assert len(counts) > 27
     others = cells(page, f"{len(counts) - 27} others")
     assert others[0] == str(sum(counts[27:]))
@@ -257,37 +269,46 @@ def test_few_values_are_explained_in_their_own_words(tmp_path: Path, values: int
     page = written(tmp_path / "report.md", report_of(GAPS[values]))
     assert ("With one value" in page) == (values == 1)
     assert ("for N = 2 values: keeps no negative gap" in page) == (values == 2)
-    assert ("Who conflicts" in page) == (values == 2)
+    assert ("Which values conflict" in page) == (values == 2)
 
 
 @pytest.mark.parametrize(
-    ("method", "policy", "said"),
+    ("rule", "said"),
     [
-        ("vc_soup", {"rule": "ratio", "ratio": 0.3}, "the 30 % with the largest c."),
-        ("vc_soup", {"rule": "random", "ratio": 0.3}, "30 % at random."),
-        ("vc_soup", {"rule": "all_positive"}, "those whose gaps are all positive."),
-        ("all_positive", {}, "those whose gaps are all positive."),
-        ("random", {}, "as many as vc_soup keeps, at random."),
-        ("rewarded_soup", {}, "all that are usable."),
+        (KeepRule("ratio", ratio=0.3), "the 30 % with the largest c."),
+        (KeepRule("random", ratio=0.3), "30 % at random."),
+        (KeepRule("all_positive"), "those whose gaps are all positive."),
+        (KeepRule("as_many_as"), "as many as strict keeps, at random."),
+        (KeepRule("all"), "all that are usable."),
     ],
 )
-def test_the_page_says_what_a_method_keeps(tmp_path: Path, method: str, policy: dict, said: str):
-    report = report_of(GAPS[2], **policy) | {"method": method, "filter": method}
-    if method in ("all_positive", "rewarded_soup"):  # their settings are no more than this
-        report["settings"] = {"normalisation": "zscore", "scope": "all"}
-        report["comparison"] = compare(columns_of(GAPS[2]), None, 2)
-    page = written(tmp_path / "report.md", report)
+def test_the_page_says_what_a_rule_keeps(tmp_path: Path, rule: KeepRule, said: str):
+    page = written(tmp_path / "report.md", report_of(GAPS[2], rule))
     assert said in " ".join(page.split())
     assert page.count("(this set)") == 1
-    assert page.count("(vc_soup)") == (method == "random")
+    assert page.count("(strict)") == (rule.kind == "as_many_as")
 
 
-def test_without_the_recipes_policy_nothing_is_said_of_it():
-    found = compare(columns_of(GAPS[3]), None, 3)
-    assert not any(row["recipe"] for row in found["policies"])
-    assert {row["policy"] for row in found["policies"]} == {
-        "none", "threshold", "ratio", "all_positive",
-    }  # fmt: skip
+def test_without_a_filter_no_other_rule_is_marked_or_copied():
+    found = compare(columns_of(GAPS[3]), KeepRule("all"), 3)
+    assert not any(row.is_own for row in found.rules)
+    assert {row.rule.kind for row in found.rules} == {"all", "threshold", "ratio", "all_positive"}
+
+
+def test_a_report_is_read_back_as_it_was_written(tmp_path: Path):
+    for rule in RULES:
+        report = report_of(GAPS[2], rule)
+        report.write(tmp_path)
+        assert FilterReport.read(tmp_path) == report
+
+
+def test_a_report_of_another_version_is_refused_in_one_line(tmp_path: Path):
+    SMALL.write(tmp_path)
+    file = tmp_path / "report.json"
+    file.write_text(file.read_text().replace('"version": 1', '"version": 0'))
+    with pytest.raises(UserError, match=r"report.json: has version 0.* reads version 1") as raised:
+        FilterReport.read(tmp_path)
+    assert "\n" not in str(raised.value)
 
 
 def shown(text: str) -> str:
@@ -336,7 +357,7 @@ def test_no_text_breaks_out_of_its_block(plain_headings, page_file, question, ch
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", page)
 
 
-def test_the_extremes_are_told_in_full(tmp_path: Path):
+def test_the_extremes_are_shown_in_full(tmp_path: Path):
     prompt = [("system", "Be kind."), ("user", "Hi?"), ("assistant", "Yes?"), ("user", "x " * 9000)]
     page = written(tmp_path / "report.md", SMALL, [pair_of(prompt, "Good.", "Bad.")], [])
     speakers = re.findall(r"^\*\*(.*)\*\*$", page, re.MULTILINE)
@@ -344,7 +365,7 @@ def test_the_extremes_are_told_in_full(tmp_path: Path):
                         "Chosen", "Rejected"]  # fmt: skip
     assert "x " * 9000 in page
     assert "### 1. c = -0.2500" in page and "helpful -1.25, harmless -1.25; norm 1.5" in page
-    assert "data of concise, turned round; id `00ff`" in page
+    assert "data of concise, swapped; id `00ff`" in page
     assert page.endswith("## The least consistent pairs\n\nThere are none.\n")
 
 

@@ -1,4 +1,4 @@
-"""From annotated pairs to filtered sets, through the doors of both stages (no actor needed)."""
+"""From annotated pairs to filtered sets, through the entries of both stages (no actor needed)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from vcsoup_dist.identity import Hashes
 from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.recipe import MOST_VALUES
 from vcsoup_dist.recipe.load import load_recipe
+from vcsoup_dist.records.filter_report import FilterReport
 from vcsoup_dist.scoring import stage as scoring_stage
 from vcsoup_dist.scoring.score_files import read_scores
 from vcsoup_dist.workspace import Workspace
@@ -59,9 +60,9 @@ def make(folder: Path, model: Path, run: str = "run", **changed) -> Path:
     loaded = load_recipe(folder / "recipe.yaml")
     workspace = Workspace.open(folder / run, loaded)
     plan = make_plan(loaded, Hashes(folder / run / "hashes.json"))
-    doors = (scoring_stage.read, scoring_stage.score, consistency_stage.make)
-    for stage, door in zip(("read", "score", "filter"), doors, strict=True):
-        door(loaded, workspace, [product for product in plan if product.stage == stage])
+    makers = (scoring_stage.read, scoring_stage.score, consistency_stage.make)
+    for stage, maker in zip(("read", "score", "filter"), makers, strict=True):
+        maker(loaded, workspace, [product for product in plan if product.stage == stage])
     return folder / run
 
 
@@ -75,8 +76,8 @@ def rows_of(run: Path, method: str, value: str, file: str = "pairs") -> list[dic
     return [row for each in files for row in pq.read_table(each).to_pylist()]
 
 
-def report_of(run: Path, method: str, value: str) -> dict:
-    return json.loads((run / "filtered" / method / value / "report.json").read_text())
+def report_of(run: Path, method: str, value: str) -> FilterReport:
+    return FilterReport.read(run / "filtered" / method / value)
 
 
 def source_rows(run: Path, name: str) -> dict[str, dict]:
@@ -115,22 +116,22 @@ def test_the_filtered_file_has_trls_conversational_columns(run: Path):
         assert row["prompt"] == [{"role": "user", "content": source["prompt"]}]
         assert row["chosen"] == [{"role": "assistant", "content": source["chosen"]}]
         assert row["rejected"] == [{"role": "assistant", "content": source["rejected"]}]
-        assert (row["dataset"], row["turned"]) == ("b", False)
+        assert (row["dataset"], row["swapped"]) == ("b", False)
 
 
 @pytest.mark.parametrize("file", ["pairs", "heldout"])
-def test_borrowed_pairs_are_turned_to_what_the_values_own_reward_prefers(run: Path, file: str):
+def test_borrowed_pairs_are_swapped_to_what_the_values_own_reward_prefers(run: Path, file: str):
     found = rows_of(run, "rewarded_soup", "c", file)
     source = source_rows(run, "a") | source_rows(run, "b")
-    turned = []
+    swapped = []
     for row in found:
         given = source[row["prompt"][0]["content"]]
         own_gap = -(given["v+"] - given["v-"])
-        assert own_gap != 0 and row["turned"] == (own_gap < 0) and row["gap_c"] > 0
+        assert own_gap != 0 and row["swapped"] == (own_gap < 0) and row["gap_c"] > 0
         answers = [row["chosen"][0]["content"], row["rejected"][0]["content"]]
-        assert answers == [given["chosen"], given["rejected"]][:: -1 if row["turned"] else 1]
-        turned.append(row["turned"])
-    assert {row["dataset"] for row in found} == {"a", "b"} and 0 < sum(turned) < len(turned)
+        assert answers == [given["chosen"], given["rejected"]][:: -1 if row["swapped"] else 1]
+        swapped.append(row["swapped"])
+    assert {row["dataset"] for row in found} == {"a", "b"} and 0 < sum(swapped) < len(swapped)
     lent = rows_of(run, "rewarded_soup", "a", file) + rows_of(run, "rewarded_soup", "b", file)
     ties = [row for row in lent if row["gap_c"] == 0]
     assert len(lent) == len(found) + len(ties) and ties
@@ -154,16 +155,16 @@ def shared_answers(tmp_path_factory, tiny_model: Path) -> Path:
     folder = tmp_path_factory.mktemp("shared")
     write_scored_pairs(folder / "a.jsonl", 7)
     rows = [json.loads(line) for line in (folder / "a.jsonl").read_text().splitlines()]
-    turned = [
+    swapped = [
         {
             "prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"],
             "u+": row["u-"], "u-": row["u+"], "v+": row["v-"], "v-": row["v+"],
         }
         for row in rows
     ]  # fmt: skip
-    mixed = [pair[i % 2] for i, pair in enumerate(zip(rows, turned, strict=True))]
+    mixed = [pair[i % 2] for i, pair in enumerate(zip(rows, swapped, strict=True))]
     twice = next(i for i, row in enumerate(rows) if row["v+"] != row["v-"])
-    mixed += [rows[twice], turned[twice]]
+    mixed += [rows[twice], swapped[twice]]
     mixed += [row | {"chosen": "another answer"} for row in rows[::4]]
     (folder / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mixed))
     u, v = {"columns": ["u+", "u-"]}, {"columns": ["v+", "v-"], "sign": -1}
@@ -187,7 +188,7 @@ def test_answers_that_two_datasets_order_differently_are_borrowed_once(shared_an
         assert set(found) <= set(lent)
     own = [comparison(row) for row in rows_of(shared_answers, "rewarded_soup", "b")]
     assert len(own) == len(set(own)) + 1  # its own value keeps both orders
-    dropped = report_of(shared_answers, "rewarded_soup", "c")["dropped"]
+    dropped = report_of(shared_answers, "rewarded_soup", "c").counts.dropped
     held_out = held_out_prompts(shared_answers, "ab")
     answers = [
         row["answers_id"]
@@ -212,7 +213,7 @@ def test_no_prompt_that_a_dataset_holds_out_is_borrowed_from_another(shared_answ
     held_out = held_out_prompts(shared_answers, "a")
     leaks = [row for row in training_rows(shared_answers, "b") if row["prompt_id"] in held_out]
     report = report_of(shared_answers, "vc_soup", "c")
-    assert report["dropped"][reason] == len(leaks) > 0
+    assert report.counts.dropped[reason] == len(leaks) > 0
     heldout = rows_of(shared_answers, "vc_soup", "c", "heldout")
     prompts = {row["prompt"][0]["content"] for row in heldout}
     for method in ("rewarded_soup", "vc_soup"):
@@ -220,7 +221,7 @@ def test_no_prompt_that_a_dataset_holds_out_is_borrowed_from_another(shared_answ
         assert kept and not prompts & {row["prompt"][0]["content"] for row in kept}
     page = (shared_answers / "filtered/vc_soup/c/report.md").read_text()
     assert f"left out: {reason}" in page
-    assert report_of(shared_answers, "vc_soup", "b")["dropped"][reason] == 0
+    assert report_of(shared_answers, "vc_soup", "b").counts.dropped[reason] == 0
 
 
 def test_held_out_pairs_are_not_filtered_and_not_trained_on(run: Path):
@@ -235,18 +236,18 @@ def test_every_report_accounts_for_every_pair(run: Path):
     for value in "abc":
         for method in METHODS:
             report, rows = report_of(run, method, value), rows_of(run, method, value)
-            assert report["kept"] == len(rows) > 0
-            assert report["kept"] + sum(report["dropped"].values()) == report["pairs"]
-            usable = report["comparison"]["usable"]
-            assert sum(report["sign_patterns"].values()) == usable
+            assert report.counts.kept == len(rows) > 0
+            assert report.counts.kept + sum(report.counts.dropped.values()) == report.counts.pairs
+            usable = report.comparison.usable
+            assert sum(report.counts.sign_patterns.values()) == usable
             assert usable == len(rows_of(run, "rewarded_soup", value))
-            assert usable < report["pairs"] if value == "c" else usable == report["pairs"]
+            assert usable < report.counts.pairs if value == "c" else usable == report.counts.pairs
             signs = [[int(np.sign(row[f"gap_{v}"])) for v in "abc"] for row in rows]
             names = ["".join("-0+"[sign + 1] for sign in pattern) for pattern in signs]
             counted = {name: names.count(name) for name in sorted(set(names))}
-            assert report["sign_patterns_kept"] == counted
-            assert report["turned_kept"] == sum(row["turned"] for row in rows)
-            assert report["unscored"] == 0
+            assert report.counts.sign_patterns_kept == counted
+            assert report.counts.swapped_kept == sum(row["swapped"] for row in rows)
+            assert report.counts.unscored == 0
 
 
 def test_the_report_says_how_the_values_gaps_go_together(run: Path):
@@ -254,13 +255,15 @@ def test_the_report_says_how_the_values_gaps_go_together(run: Path):
         report = report_of(run, "vc_soup", value)
         usable = rows_of(run, "rewarded_soup", value)
         gaps = np.array([[row[f"gap_{v}"] for v in "abc"] for row in usable])
-        np.testing.assert_allclose(report["correlation"], np.corrcoef(gaps.T), atol=1e-12)
-        conflicts = np.array(report["conflicts"])
+        np.testing.assert_allclose(report.correlation, np.corrcoef(gaps.T), atol=1e-12)
+        conflicts = np.array(report.conflicts)
         against = sum(
-            count for name, count in report["sign_patterns"].items() if set(name[:2]) == {"+", "-"}
+            count
+            for name, count in report.counts.sign_patterns.items()
+            if set(name[:2]) == {"+", "-"}
         )
         assert conflicts[0, 1] == pytest.approx(against / len(usable))
-        assert report["comparison"]["policies"]
+        assert report.comparison.rules
 
 
 def test_the_page_shows_the_most_and_least_consistent_pairs_in_full(run: Path):
@@ -311,7 +314,7 @@ def test_scores_carry_sign_and_summary(run: Path):
 
 def test_scope_all_takes_one_scale_over_all_datasets(tmp_path: Path, tiny_model: Path):
     run = make(tmp_path, tiny_model, consistency={"scope": "all"}, methods=["vc_soup"])
-    scale = report_of(run, "vc_soup", "a")["scale"]
+    scale = report_of(run, "vc_soup", "a").scale
     assert scale["a"] == scale["b"]
     rows = [
         (source_rows(run, name))[row["prompt"][0]["content"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,23 +16,25 @@ from hypothesis import strategies as st
 
 from vcsoup_dist.consistency import filtered_files
 from vcsoup_dist.consistency.blocks import Block, ids_as_numbers, read_rewards, training_blocks
-from vcsoup_dist.consistency.candidates import Measure, gather
+from vcsoup_dist.consistency.counts import count_pairs
 from vcsoup_dist.consistency.filtered_files import Part, filtered_tables, write_heldout
-from vcsoup_dist.consistency.filtering import account, choose
 from vcsoup_dist.consistency.gaps import consistency, norm
+from vcsoup_dist.consistency.measured_pairs import GapSettings, measure_pairs
 from vcsoup_dist.consistency.moments import co_moments, moments
+from vcsoup_dist.consistency.rules import keep
 from vcsoup_dist.consistency.scales import Scale, check_scale, reward_scale
 from vcsoup_dist.consistency.shard_map import run_here
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.recipe import Consistency
+from vcsoup_dist.records.keep_rule import KeepRule
 
 NORMALISATIONS = ["zscore", "gap_std", "robust", "none"]
-METHODS = ["vc_soup", "rewarded_soup", "all_positive", "random"]
-POLICIES = [
-    {"rule": "threshold", "threshold": 0.3},
-    {"rule": "ratio", "ratio": 0.3},
-    {"rule": "all_positive"},
-    {"rule": "random", "ratio": 0.4},
+RULES = [
+    KeepRule("all"),
+    KeepRule("threshold", 0.3),
+    KeepRule("ratio", ratio=0.3),
+    KeepRule("all_positive"),
+    KeepRule("random", ratio=0.4),
+    KeepRule("as_many_as"),
 ]
 
 
@@ -149,10 +152,9 @@ def plain_filter(
     parts: dict[str, Scored],
     scale: np.ndarray,
     own: int | None,
-    method: str,
-    settings: Consistency,
+    rule: KeepRule,
 ) -> tuple[list[dict], dict[str, int]]:
-    """The pairs that a method keeps, one by one, and how many are dropped why.
+    """The pairs that a rule keeps, one by one, and how many are dropped why.
 
     Of a random choice only who may be chosen: those pairs are all given back.
     """
@@ -178,28 +180,27 @@ def plain_filter(
             if own is not None and g[own] == 0:
                 dropped["tie of its own reward"] += 1
                 continue
-            turned = own is not None and g[own] < 0
-            g = [-x if turned else x for x in g]
+            swapped = own is not None and g[own] < 0
+            g = [-x if swapped else x for x in g]
             # To the last bit, by which the best are told apart; their own tests are elsewhere.
             cosine, length = (float(of(np.array([g]))[0]) for of in (consistency, norm))
-            pair = {"id": i, "g": g, "c": cosine, "turned": turned, "dataset": dataset}
+            pair = {"id": i, "g": g, "c": cosine, "swapped": swapped, "dataset": dataset}
             usable.append(pair | {"norm": length})
             if length == 0:
                 dropped["zero gap"] += 1
-            elif length < settings.min_norm:
+            elif length < rule.min_norm:
                 dropped["below min_norm"] += 1
             else:
                 eligible.append(usable[-1])
-    if method == "rewarded_soup":
+    if rule.kind == "all":
         return usable, {k: v for k, v in dropped.items() if k not in ("zero gap", "below min_norm")}
-    policy = settings.rule if method == "vc_soup" else method
-    if policy == "threshold":
-        return [p for p in eligible if p["c"] >= settings.threshold - 1e-12], dropped
-    if policy == "all_positive":
+    if rule.kind == "threshold":
+        return [p for p in eligible if p["c"] >= rule.threshold - 1e-12], dropped
+    if rule.kind == "all_positive":
         return [p for p in eligible if all(x > 0 for x in p["g"])], dropped
-    if policy == "ratio":
+    if rule.kind == "ratio":
         ranked = sorted(eligible, key=lambda p: (-p["c"], p["id"]))
-        count = min(len(ranked), max(1, math.floor(settings.ratio * len(ranked) + 0.5)))
+        count = min(len(ranked), max(1, math.floor(rule.ratio * len(ranked) + 0.5)))
         chosen_ids = {p["id"] for p in ranked[:count]}
         return [p for p in eligible if p["id"] in chosen_ids], dropped
     return eligible, dropped
@@ -208,7 +209,7 @@ def plain_filter(
 @pytest.mark.parametrize("values", [1, 2, 3, 4, 5, 6])
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)
 @pytest.mark.parametrize("borrowing", [False, True])
-def test_every_policy_keeps_of_shards_what_it_keeps_pair_by_pair(
+def test_every_rule_keeps_of_shards_what_it_keeps_pair_by_pair(
     tmp_path: Path, values, normalisation, borrowing
 ):
     parts = {name: draw_scored(seed, 46, values) for seed, name in enumerate("ab")}
@@ -221,55 +222,51 @@ def test_every_policy_keeps_of_shards_what_it_keeps_pair_by_pair(
     scale = reward_scale(blocks, normalisation, run_here, ignore)
     own = values - 1 if borrowing else None
     for min_norm in (0.0, 1.0):
-        measures = [Measure(scale, own, min_norm)] * len(blocks)
-        candidates = gather(blocks, measures, run_here, ignore, sample=30)
+        settings = [GapSettings(scale, own, min_norm)] * len(blocks)
+        measured = measure_pairs(blocks, settings, run_here, ignore, sample=30)
         missing = [np.isnan(part.chosen).any(axis=1).sum() for part in trained.values()]
-        assert candidates.unscored == sum(missing)
-        assert len(candidates.sample) <= 30 and not np.isnan(candidates.sample).any()
-        for method in METHODS:
-            for policy in POLICIES if method == "vc_soup" else POLICIES[:1]:
-                settings = Consistency(min_norm=min_norm, **policy)
-                count = 5 if method == "random" else None
-                kept = choose(method, settings, candidates.columns, values, count)
-                expected, dropped = plain_filter(trained, scale.s, own, method, settings)
-                found = candidates.columns.ids[kept].tolist()
-                if "random" in (method, settings.rule):
-                    assert set(found) < {pair["id"] for pair in expected}
-                    assert len(found) == (count or math.floor(0.4 * len(expected) + 0.5))
-                else:
-                    assert found == [pair["id"] for pair in expected]
-                    counts = account(candidates, kept, method, values)
-                    assert {k: v for k, v in counts["dropped"].items() if k != "by policy"} == (
-                        dropped
-                    )
-                    assert counts["kept"] + sum(counts["dropped"].values()) == counts["pairs"]
+        assert measured.unscored == sum(missing)
+        assert len(measured.sample) <= 30 and not np.isnan(measured.sample).any()
+        for rule in (replace(each, min_norm=min_norm) for each in RULES):
+            kept = keep(rule, measured.columns, values, 5)
+            expected, dropped = plain_filter(trained, scale.s, own, rule)
+            found = measured.columns.ids[kept].tolist()
+            if rule.kind in ("random", "as_many_as"):
+                assert set(found) < {pair["id"] for pair in expected}
+                share = math.floor(0.4 * len(expected) + 0.5)
+                assert len(found) == (share if rule.kind == "random" else 5)
+            else:
+                assert found == [pair["id"] for pair in expected]
+                counts = count_pairs(measured, kept, rule, values)
+                assert {k: v for k, v in counts.dropped.items() if k != "by rule"} == dropped
+                assert counts.kept + sum(counts.dropped.values()) == counts.pairs
 
 
 def test_kept_pairs_are_written_as_they_are_read_one_by_one(tmp_path: Path):
     parts = {name: draw_scored(seed, 60, 3) for seed, name in enumerate("ab")}
     blocks = [each for name, part in parts.items() for each in write_blocks(tmp_path, name, part)]
     scale = np.array([2.0, 3.0, 5.0])
-    measure = Measure(Scale(scale, scale), 2, 0.0)
-    candidates = gather(blocks, [measure] * len(blocks), run_here, ignore)
-    settings = Consistency(threshold=0.1)
-    kept = choose("vc_soup", settings, candidates.columns, 3)
+    settings = GapSettings(Scale(scale, scale), 2, 0.0)
+    measured = measure_pairs(blocks, [settings] * len(blocks), run_here, ignore)
+    rule = KeepRule("threshold", 0.1)
+    kept = keep(rule, measured.columns, 3)
     rows, first = [], 0
     for block in blocks:
-        part = Part(block, measure, kept[first : first + block.rows], ("x", "y", "z"))
+        part = Part(block, settings, kept[first : first + block.rows], ("x", "y", "z"))
         rows += [row for table in filtered_tables(part) for row in table.to_pylist()]
         first += block.rows
     trained = {name: part.train for name, part in parts.items()}
-    expected, _ = plain_filter(trained, scale, 2, "vc_soup", settings)
-    assert len(rows) == len(expected) and {pair["turned"] for pair in expected} == {True, False}
+    expected, _ = plain_filter(trained, scale, 2, rule)
+    assert len(rows) == len(expected) and {pair["swapped"] for pair in expected} == {True, False}
     for row, pair in zip(rows, expected, strict=True):
-        i, sides = pair["id"], ["chosen", "rejected"][:: -1 if pair["turned"] else 1]
+        i, sides = pair["id"], ["chosen", "rejected"][:: -1 if pair["swapped"] else 1]
         assert row == {
             "id": f"{i:016x}",
             "prompt": [{"role": "user", "content": f"prompt {i}"}],
             "chosen": [{"role": "assistant", "content": f"{sides[0]} {i}"}],
             "rejected": [{"role": "assistant", "content": f"{sides[1]} {i}"}],
             "dataset": pair["dataset"],
-            "turned": pair["turned"],
+            "swapped": pair["swapped"],
             "consistency": pytest.approx(pair["c"]),
             "norm": pytest.approx(pair["norm"]),
             **{f"gap_{v}": g for v, g in zip("xyz", pair["g"], strict=True)},
@@ -281,9 +278,9 @@ def test_held_out_pairs_come_in_the_order_of_their_ids_whatever_fits_in_memory(
 ):
     parts = {name: draw_scored(seed, 40, 2, missing=0) for seed, name in enumerate("ab")}
     blocks = [each for name, part in parts.items() for each in write_blocks(tmp_path, name, part)]
-    measure = Measure(Scale(np.ones(2), np.ones(2)), None, 0.0)
+    settings = GapSettings(Scale(np.ones(2), np.ones(2)), None, 0.0)
     kept = [np.arange(block.rows) % 3 > 0 for block in blocks]
-    taken = [Part(*each, ("x", "y")) for each in zip(blocks, [measure] * 99, kept, strict=False)]
+    taken = [Part(*each, ("x", "y")) for each in zip(blocks, [settings] * 99, kept, strict=False)]
     write_heldout(tmp_path / "whole.parquet", taken)
     reads = []
 
@@ -295,7 +292,7 @@ def test_held_out_pairs_come_in_the_order_of_their_ids_whatever_fits_in_memory(
     monkeypatch.setattr(filtered_files, "SORTED_BYTES", 1000)
     monkeypatch.setattr(filtered_files, "ROWS", 3)
     write_heldout(tmp_path / "pieces.parquet", taken)
-    assert reads == blocks  # once each, however many lots
+    assert reads == blocks  # once each, however many ranges of ids
     assert pq.ParquetFile(tmp_path / "pieces.parquet").num_row_groups > 10
     assert {file.name for file in tmp_path.glob("*pieces*")} == {"pieces.parquet"}
     whole, pieces = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("whole", "pieces"))

@@ -76,9 +76,9 @@ def run(tmp_path_factory, tiny_model: Path) -> Run:
     loaded = load_recipe(folder / "recipe.yaml")
     workspace = Workspace.open(folder / "run", loaded)
     plan = make_plan(loaded, Hashes(folder / "run" / "hashes.json"))
-    doors = (scoring_stage.read, scoring_stage.score, consistency_stage.make)
-    for stage, door in zip(("read", "score", "filter"), doors, strict=True):
-        door(loaded, workspace, [product for product in plan if product.stage == stage])
+    makers = (scoring_stage.read, scoring_stage.score, consistency_stage.make)
+    for stage, maker in zip(("read", "score", "filter"), makers, strict=True):
+        maker(loaded, workspace, [product for product in plan if product.stage == stage])
     (report,) = [product for product in plan if product.stage == "report"]
     return Run(loaded, workspace, report)
 
@@ -135,18 +135,18 @@ def test_each_methods_report_is_found_by_value(run: Run):
     reports = filter_reports(run.recipe, run.workspace, run.report)
     assert list(reports) == ["kind"] and set(reports["kind"]) == {"rewarded_soup", "vc_soup"}
     counted = patterns("kind", reports["kind"])
-    every, kept = reports["kind"]["vc_soup"]["sign_patterns"], counted.kept
+    every, kept = reports["kind"]["vc_soup"].counts.sign_patterns, counted.kept
     assert counted.all_pairs == every
     for method, report in reports["kind"].items():
-        assert sum(kept[method].values()) == report["kept"]
+        assert sum(kept[method].values()) == report.counts.kept
 
 
 def test_the_comparison_is_vc_soups_whatever_the_order_of_the_methods(run: Run):
     reports = filter_reports(run.recipe, run.workspace, run.report)["kind"]
     found = agreement("kind", reports)
     (own,) = [policy for policy in found.policies if policy.recipe]
-    assert (own.name, own.pairs) == ("c >= 0.3", reports["vc_soup"]["kept"])
-    assert found.conflicts == reports["vc_soup"]["conflicts"]
+    assert (own.name, own.pairs) == ("c >= 0.3", reports["vc_soup"].counts.kept)
+    assert found.conflicts == reports["vc_soup"].conflicts
     assert [len(row) for row in found.correlation] == [2, 2]
 
 

@@ -152,12 +152,12 @@ def test_a_run_ends_with_a_front_a_report_and_loadable_soups(undisturbed):
     assert undisturbed.processes() == []
 
 
-def test_borrowed_pairs_are_turned_to_what_the_values_own_reward_prefers(undisturbed):
+def test_borrowed_pairs_are_swapped_to_what_the_values_own_reward_prefers(undisturbed):
     file = undisturbed.root / "filtered/vc_soup/polite/pairs-00000.parquet"
     rows = pq.read_table(file).to_pylist()
     assert rows
     assert all(row["gap_polite"] > 0 for row in rows)
-    assert {row["turned"] for row in rows} == {True, False}
+    assert {row["swapped"] for row in rows} == {True, False}
 
 
 def test_run_again_there_is_nothing_to_do(undisturbed):

@@ -12,8 +12,8 @@ import torch
 import transformers
 from conftest import save_tiny_tokenizer, sentence
 
-from vcsoup_dist.consistency.candidates import Measure, judge
 from vcsoup_dist.consistency.gaps import gap_vectors
+from vcsoup_dist.consistency.measured_pairs import GapSettings, measure_block
 from vcsoup_dist.consistency.scales import Scale
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import ClassifierReward
@@ -152,10 +152,10 @@ def test_differences_that_are_rounding_are_no_gap():
 def test_ties_and_zero_gaps_are_found_in_spite_of_rounding():
     chosen = np.array([[0.1 + 0.2, 1.0], [0.1 + 0.2, 2.0], [1.0, 1.0]])
     rejected = np.array([[0.3, 1.0 + 1e-9], [0.3, 1.0], [0.0, 0.0]])
-    measure = Measure(Scale(np.ones(2), np.ones(2)), 0, 0.0)
+    settings = GapSettings(Scale(np.ones(2), np.ones(2)), 0, 0.0)
     nothing = np.zeros(3, dtype=bool)
-    judged = judge(chosen, rejected, measure, nothing, nothing, np.arange(0))
-    assert judged.reasons["tie of its own reward"] == 2 and judged.usable.tolist() == [0, 0, 1]
-    shared = Measure(measure.scale, None, 0.0)
-    alone = judge(chosen, rejected, shared, nothing, nothing, np.arange(0))
-    assert alone.reasons["zero gap"] == 1 and not alone.turned.any()
+    found = measure_block(chosen, rejected, settings, nothing, nothing, np.arange(0))
+    assert found.reasons["tie of its own reward"] == 2 and found.usable.tolist() == [0, 0, 1]
+    shared = GapSettings(settings.scale, None, 0.0)
+    alone = measure_block(chosen, rejected, shared, nothing, nothing, np.arange(0))
+    assert alone.reasons["zero gap"] == 1 and not alone.swapped.any()

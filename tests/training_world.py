@@ -99,12 +99,12 @@ class World:
     @staticmethod
     def _kept(row: dict) -> dict:
         sides = {k: [{"role": "assistant", "content": row[k]}] for k in ("chosen", "rejected")}
-        return row | sides | {"turned": False, "consistency": (int(row["id"]) % 7) / 7}
+        return row | sides | {"swapped": False, "consistency": (int(row["id"]) % 7) / 7}
 
     @classmethod
     def _swapped(cls, row: dict) -> dict:
         kept = cls._kept(row)
-        return kept | {"chosen": kept["rejected"], "rejected": kept["chosen"], "turned": True}
+        return kept | {"chosen": kept["rejected"], "rejected": kept["chosen"], "swapped": True}
 
     def reference_job(
         self, name: str = "reference", model: Path | None = None, **changes: object

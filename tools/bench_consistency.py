@@ -3,7 +3,7 @@
     python tools/bench_consistency.py --pairs 1000000,10000000 --report consistency
 
 Makes a run directory whose pairs and scores are finished, in the files that the first stage
-writes, runs the stage by its door in a process of its own, and prints JSON: wall time by pass,
+writes, runs the stage by its entry in a process of its own, and prints JSON: wall time by pass,
 peak memory of that process and of it with all its children, pairs/s. `--report` writes the JSON
 into docs/benchmarks too.
 """
@@ -28,11 +28,12 @@ import pyarrow.parquet as pq
 import yaml
 from measuring import Usage, evict, git_state, hardware, measure
 
-from vcsoup_dist.consistency import judgement, stage
+from vcsoup_dist.consistency import stage, value_pairs
 from vcsoup_dist.identity import Hashes
 from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe.load import load_recipe
+from vcsoup_dist.records.filter_report import FilterReport
 from vcsoup_dist.scoring.pair_files import HELD_OUT, pairs_schema, shard_name
 from vcsoup_dist.scoring.score_files import ScoreShard, score_name, write_scores, write_summary
 from vcsoup_dist.workspace import Product, Workspace
@@ -111,7 +112,7 @@ def run_stage(folder: Path, here: bool, on_ray: bool) -> None:
         yield lambda amount: None
         passes[title] = time.perf_counter() - started
 
-    stage.progress = judgement.progress = timed
+    stage.progress = value_pairs.progress = timed
     if here:
         stage.ON_CLUSTER = sys.maxsize
     if on_ray:
@@ -122,13 +123,13 @@ def run_stage(folder: Path, here: bool, on_ray: bool) -> None:
     seconds = time.perf_counter() - started
     written = [file.stat().st_size for file in (folder / "run/filtered").rglob("pairs-*.parquet")]
     reports = [
-        json.loads(file.read_text()) for file in (folder / "run/filtered").rglob("report.json")
+        FilterReport.read(file.parent) for file in (folder / "run/filtered").rglob("report.json")
     ]
     result = {
         "on_ray": "ray" in sys.modules,
         "stage_s": seconds,
         "passes_s": passes,
-        "kept": {report["method"]: report["kept"] for report in reports},
+        "kept": {report.method: report.counts.kept for report in reports},
         "pairs_bytes": sum(file.stat().st_size for file in (folder / "run/pairs").rglob("train-*")),
         "written_bytes": sum(written),
         "files": len(written),

@@ -141,7 +141,7 @@ def write_pairs(file: Path, count: int, tokens: int) -> None:
             "prompt": message("user", prompt),
             "chosen": message("assistant", answer),
             "rejected": message("assistant", answer),
-            "turned": False,
+            "swapped": False,
         }
         for i in range(count)
     ]

@@ -202,7 +202,7 @@ class World:
             pq.write_table(
                 pa.Table.from_pylist(part, schema=pairs_schema(())), folder / f"{name}.parquet"
             )
-        filtered = [row | _sides(row) | {"turned": False} for row in rows]
+        filtered = [row | _sides(row) | {"swapped": False} for row in rows]
         pq.write_table(pa.Table.from_pylist(filtered), self.root / "filtered.parquet")
 
     def ours(self, out: Path, batch: Batch, steps: int | None = None) -> Measurement:

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from vcsoup_dist.check.cost import count_pairs
 from vcsoup_dist.recipe import Recipe, Training
+from vcsoup_dist.records.filter_report import FilterReport
 from vcsoup_dist.records.training_summary import TrainingSummary
 from vcsoup_dist.training.schedule import count_steps, learning_rate, passes_warning
 from vcsoup_dist.training.sft import sft_training
@@ -138,8 +139,8 @@ def _policy(recipe: Recipe, workspace: Workspace, name: str, seeds: Sequence[Pro
     unfiltered, counted = pairs, False
     (filtered,) = seeds[0].inputs_of("filter")
     if workspace.is_made(filtered):
-        report = _json(workspace.folder(filtered) / "report.json")
-        pairs, unfiltered, counted = report["kept"], report["comparison"]["usable"], True
+        report = FilterReport.read(workspace.folder(filtered))
+        pairs, unfiltered, counted = report.counts.kept, report.comparison.usable, True
     trained = _trained_pairs(workspace, seeds)
     return _steps(name, "training", recipe.training, trained, pairs, unfiltered, counted, unknown)
 

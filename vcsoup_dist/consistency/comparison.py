@@ -1,39 +1,26 @@
-"""Who conflicts with whom, and what each policy would keep of the same pairs.
+"""Which values conflict, and what each rule would keep of the same pairs.
 
-To choose a policy before anything is trained.
+To choose a rule before anything is trained.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vcsoup_dist.consistency.candidates import PairColumns
-from vcsoup_dist.consistency.filtering import Policy, keep
-from vcsoup_dist.consistency.policies import SAME, all_positive
-from vcsoup_dist.recipe import Consistency
+from vcsoup_dist.consistency.measured_pairs import PairColumns
+from vcsoup_dist.consistency.rules import SAME, all_positive, keep
+from vcsoup_dist.records.filter_report import RuleComparison, RuleCount
+from vcsoup_dist.records.keep_rule import KeepRule
 
 Array = NDArray[np.float64]
 Bits = NDArray[np.uint8]
 
 THRESHOLDS = (0.0, 0.5)
 RATIOS = (0.5, 0.25)
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A row of the comparison."""
-
-    name: str
-    """As a reader should see it."""
-    policy: Policy
-    recipe: bool = False
-    """Whether the recipe says so."""
 
 
 def conflict_matrix(sign_patterns: Mapping[str, int]) -> Array:
@@ -62,73 +49,61 @@ def lossless_threshold(values: int) -> float:
     return math.sqrt(1 / values)
 
 
-def compare(columns: PairColumns, settings: Consistency | None, values: int) -> dict[str, Any]:
-    """What policies keep of P pairs with N values, JSON-able.
+def compare(
+    columns: PairColumns, rule: KeepRule, values: int, copied: KeepRule | None = None
+) -> RuleComparison:
+    """What rules keep of P pairs with N values.
 
-    `usable`, `eligible`: pairs; `policies`: a table with `name`, `policy` (`none` or one of the
-    recipe), its `threshold` and `ratio`, `recipe` (whether that says so), `count` (pairs kept),
-    `share` (of the usable) and `all_positive` (share of the kept whose gaps are all positive);
-    `overlap`: for policies A and B in that order |A and B| / |A|. Shares of no pairs are
-    None. `random` keeps as many pairs as the policy of `settings`; without them there are neither.
+    `rule`: the set's own; `copied`: of the set whose size `as_many_as` copies.
     """
     positive = np.packbits(all_positive(columns.patterns, columns.usable, values))
     usable, eligible = int(columns.usable.sum()), int(columns.eligible.sum())
-    masks: list[Bits] = []
-    rows: list[dict[str, Any]] = []
+    own = copied or (None if rule.kind == "all" else rule)
     own_count = 0
-    for row in _rows(settings, values):
-        policy = row.policy
-        if policy.kind == "random" and policy.ratio is None:
-            policy = replace(policy, count=own_count)
-        mask = keep(policy, columns, values)
-        bits = np.packbits(mask)
-        count = int(mask.sum())
-        if row.recipe:
+    masks: list[Bits] = []
+    rows: list[RuleCount] = []
+    for name, other in _rules(own, rule.min_norm, values):
+        mask = keep(other, columns, values, own_count)
+        bits, count = np.packbits(mask), int(mask.sum())
+        if other == own:
             own_count = count
         masks.append(bits)
         rows.append(
-            {
-                "name": row.name,
-                "policy": policy.kind,
-                "threshold": policy.threshold,
-                "ratio": policy.ratio,
-                "recipe": row.recipe,
-                "count": count,
-                "share": _ratio(count, usable),
-                "all_positive": _ratio(_common(bits, positive), count),
-            }
+            RuleCount(
+                name=name,
+                rule=other,
+                is_own=other == own,
+                count=count,
+                share=_ratio(count, usable),
+                all_positive=_ratio(_common(bits, positive), count),
+            )
         )
     overlap = [
-        [_ratio(_common(one, other), row["count"]) for other in masks]
+        [_ratio(_common(one, other), row.count) for other in masks]
         for one, row in zip(masks, rows, strict=True)
     ]
-    return {"usable": usable, "eligible": eligible, "policies": rows, "overlap": overlap}
+    return RuleComparison(usable, eligible, rows, overlap)
 
 
-def _rows(settings: Consistency | None, values: int) -> Iterator[_Row]:
-    """Random last: it copies the size of the recipe's."""
-    own = settings.rule if settings else None
-    threshold_of_own = settings.threshold if settings and own == "threshold" else None
-    ratio_of_own = settings.ratio if settings and own in ("ratio", "random") else None
-    yield _Row("no filter", Policy("none"))
+def _rules(own: KeepRule | None, min_norm: float, values: int) -> Iterator[tuple[str, KeepRule]]:
+    """Rules by name, `own` among them; random last: it copies the size of `own`."""
+    kind = own.kind if own else None
     thresholds = [*THRESHOLDS, lossless_threshold(values), safe_threshold(values)]
-    if threshold_of_own is not None:
-        thresholds.insert(0, threshold_of_own)
-    for threshold in sorted(_distinct(thresholds)):
-        is_own = threshold == threshold_of_own
-        yield _Row(f"c >= {threshold:.4g}", Policy("threshold", threshold), is_own)
+    if own and own.threshold is not None:
+        thresholds.insert(0, own.threshold)
     ratios = set(RATIOS)
-    if own == "ratio" and ratio_of_own is not None:
-        ratios.add(ratio_of_own)
+    if own and kind == "ratio" and own.ratio is not None:
+        ratios.add(own.ratio)
+    yield "no filter", KeepRule("all", min_norm=min_norm)
+    for threshold in sorted(_distinct(thresholds)):
+        yield f"c >= {threshold:.4g}", KeepRule("threshold", threshold, min_norm=min_norm)
     for ratio in sorted(ratios, reverse=True):
-        is_own = own == "ratio" and ratio == ratio_of_own
-        yield _Row(f"best {100 * ratio:.4g} %", Policy("ratio", ratio=ratio), is_own)
-    yield _Row("all gaps > 0", Policy("all_positive"), own == "all_positive")
-    if own == "random" and ratio_of_own is not None:
-        policy = Policy("random", ratio=ratio_of_own)
-        yield _Row(f"random {100 * ratio_of_own:.4g} %", policy, True)
-    elif own is not None:
-        yield _Row("random", Policy("random"))
+        yield f"best {100 * ratio:.4g} %", KeepRule("ratio", ratio=ratio, min_norm=min_norm)
+    yield "all gaps > 0", KeepRule("all_positive", min_norm=min_norm)
+    if own and kind == "random":
+        yield f"random {100 * (own.ratio or 0):.4g} %", own
+    elif own:
+        yield "random", KeepRule("as_many_as", min_norm=min_norm)
 
 
 def _distinct(thresholds: list[float]) -> list[float]:

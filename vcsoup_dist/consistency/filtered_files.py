@@ -1,4 +1,4 @@
-"""The parquet files of `filtered/<method>/<value>`, which TRL's DPOTrainer reads as they are."""
+"""Writing the parquet files of a filtered set, from blocks of pairs and masks over them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vcsoup_dist.consistency.blocks import Block, Ids, ids_as_numbers, read_ids, read_rewards
-from vcsoup_dist.consistency.candidates import Measure, measured
 from vcsoup_dist.consistency.gaps import consistency, norm
+from vcsoup_dist.consistency.measured_pairs import GapSettings, gaps_of
 from vcsoup_dist.files import replacing
-from vcsoup_dist.scoring.pair_files import MESSAGES
+from vcsoup_dist.records.filtered_pairs import filtered_schema
+from vcsoup_dist.records.messages import MESSAGES
 
 Mask = NDArray[np.bool_]
 
@@ -25,27 +26,12 @@ ROWS = 8192  # of texts in memory at a time, and at least so many in a row group
 SORTED_BYTES = 1 << 28  # of held-out pairs in memory at a time, or so
 
 
-def part_name(index: int) -> str:
-    """File name of a part of the kept pairs."""
-    return f"pairs-{index:05d}.parquet"
-
-
-def filtered_schema(values: Sequence[str]) -> pa.Schema:
-    """TRL's conversational preference columns, and what the filter knows of each pair."""
-    texts = [(name, MESSAGES) for name in ("prompt", "chosen", "rejected")]
-    origin = [("dataset", pa.string()), ("turned", pa.bool_())]
-    numbers = ["consistency", "norm", *(f"gap_{value}" for value in values)]
-    return pa.schema(
-        [("id", pa.string()), *texts, *origin, *((name, pa.float64()) for name in numbers)]
-    )
-
-
 @dataclass(frozen=True)
 class Part:
-    """Pairs of a block to take over."""
+    """Pairs of a block to write."""
 
     block: Block
-    measure: Measure
+    settings: GapSettings
     kept: Mask
     """[P]."""
     values: tuple[str, ...]
@@ -79,8 +65,8 @@ def write_part(task: PartFile) -> None:
 def write_heldout(path: Path, parts: Sequence[Part]) -> None:
     """Write the pairs of all parts in the order of their ids, which mixes their datasets.
 
-    They are read once, sorted a run at a time into a file beside it, and merged from there in lots:
-    each lies in one piece in every run, so that all is read once more.
+    Runs of pairs are sorted into a scratch file next to it, then merged in ranges of ids: a range
+    is one slice of every run, so that all is read just once more.
     """
     aside = path.with_name(f".{path.name}.runs")
     schema = filtered_schema(parts[0].values)
@@ -98,12 +84,12 @@ def write_heldout(path: Path, parts: Sequence[Part]) -> None:
     cuts = [[0, *np.searchsorted(run, edges).tolist(), len(run)] for run in runs]
     with pa.memory_map(str(aside)) as mapped, pq.ParquetWriter(path, schema) as writer:
         file = pa.ipc.open_file(mapped)
-        for lot in range(count):
-            pieces = [
-                file.get_batch(i).slice(cut[lot], cut[lot + 1] - cut[lot])
+        for place in range(count):
+            slices = [
+                file.get_batch(i).slice(cut[place], cut[place + 1] - cut[place])
                 for i, cut in enumerate(cuts)
             ]
-            merged = pa.Table.from_batches(pieces, schema).sort_by("id")
+            merged = pa.Table.from_batches(slices, schema).sort_by("id")
             writer.write_table(merged, row_group_size=ROWS)
     aside.unlink()
 
@@ -125,7 +111,7 @@ def read_row(part: Part, row: int) -> dict[str, Any]:
     """One pair of a part's block, as a row of `filtered_schema`."""
     kept = np.zeros(part.block.rows, dtype=bool)
     kept[row] = True
-    (table,) = filtered_tables(Part(part.block, part.measure, kept, part.values))
+    (table,) = filtered_tables(Part(part.block, part.settings, kept, part.values))
     (found,) = table.to_pylist()
     assert isinstance(found, dict)
     return found
@@ -137,7 +123,7 @@ def filtered_tables(part: Part) -> Iterator[pa.Table]:
         return
     ids = read_ids(part.block)
     chosen, rejected = read_rewards(part.block)
-    gaps, turned = measured(chosen, rejected, part.measure)
+    gaps, swapped = gaps_of(chosen, rejected, part.settings)
     first = 0
     for file in part.block.pairs:
         opened = pq.ParquetFile(file)
@@ -152,18 +138,18 @@ def filtered_tables(part: Part) -> Iterator[pa.Table]:
                 kept = part.kept[here]
                 if kept.any():
                     texts = batch.filter(pa.array(kept))
-                    yield _table(part, texts, gaps[here][kept], turned[here][kept])
+                    yield _table(part, texts, gaps[here][kept], swapped[here][kept])
         first += rows
     assert first == part.block.rows
 
 
-def _table(part: Part, texts: pa.RecordBatch, gaps: NDArray[np.float64], turned: Mask) -> pa.Table:
+def _table(part: Part, texts: pa.RecordBatch, gaps: NDArray[np.float64], swapped: Mask) -> pa.Table:
     chosen, rejected = texts["chosen"], texts["rejected"]
-    if turned.any():
-        exchanged = pa.array(turned)
+    if swapped.any():
+        mask = pa.array(swapped)
         chosen, rejected = (
-            pc.if_else(exchanged, rejected, chosen),
-            pc.if_else(exchanged, chosen, rejected),
+            pc.if_else(mask, rejected, chosen),
+            pc.if_else(mask, chosen, rejected),
         )
     return pa.Table.from_arrays(
         [
@@ -172,7 +158,7 @@ def _table(part: Part, texts: pa.RecordBatch, gaps: NDArray[np.float64], turned:
             _answers(chosen),
             _answers(rejected),
             pa.repeat(pa.scalar(part.block.dataset, pa.string()), len(gaps)),
-            pa.array(turned),
+            pa.array(swapped),
             consistency(gaps),
             norm(gaps),
             *gaps.T,

@@ -15,35 +15,35 @@ Mask = NDArray[np.bool_]
 Patterns = NDArray[np.uint32]
 
 
-NOTHING = 1e-6
-"""Beside both a reward's spread and the rewards themselves, a smaller difference is rounding: a few
-units in the last place of fp32."""
-NOTHING_AT_ALL = 1e-12
-"""And so is one that is smaller beside the spread alone, as a sum leaves it that should be 0."""
+ROUNDING = 1e-6
+"""A difference below this share of both a reward's spread and the rewards themselves is rounding: a
+few units in the last place of fp32."""
+ROUNDING_OF_SPREAD = 1e-12
+"""So is one below this share of the spread alone, as a sum leaves it that should be 0."""
 
 
 def gap_vectors(chosen: Array, rejected: Array, scale: Array, spread: Array) -> Array:
     """g [P, N]: g_j = (r_j(x, y_w) - r_j(x, y_l)) / s_j, from rewards [P, N] and s [N] > 0.
 
-    Exactly 0 where the difference is rounding beside `spread` [N], each reward's standard
-    deviation. NaN where a reward is missing.
+    Exactly 0 where the difference is rounding; `spread` [N] is each reward's standard deviation.
+    NaN where a reward is missing.
     """
     difference = chosen - rejected
     size = np.maximum(np.abs(chosen), np.abs(rejected))
-    least = np.maximum(NOTHING * np.minimum(size, spread), NOTHING_AT_ALL * spread)
+    least = np.maximum(ROUNDING * np.minimum(size, spread), ROUNDING_OF_SPREAD * spread)
     gaps: Array = np.where(np.abs(difference) <= least, 0.0, difference) / scale
     return gaps
 
 
-def turned_by(gaps: Array, own: int | None) -> tuple[Array, Mask]:
-    """g [P, N] with the pairs turned round that value `own` prefers the other way; which [P].
+def swap_by_own(gaps: Array, own: int | None) -> tuple[Array, Mask]:
+    """g [P, N] with the answers exchanged where value `own` prefers the rejected one; where [P].
 
-    Without `own` none is, and without all its rewards no pair is.
+    Without `own` no pair is swapped, nor is one that lacks a reward.
     """
     if own is None:
         return gaps, np.zeros(len(gaps), dtype=bool)
-    turned = (gaps[:, own] < 0) & ~np.isnan(gaps).any(axis=1)
-    return np.where(turned[:, None], 0.0 - gaps, gaps), turned  # 0 - 0 is 0, and -(0) is -0
+    swapped = (gaps[:, own] < 0) & ~np.isnan(gaps).any(axis=1)
+    return np.where(swapped[:, None], 0.0 - gaps, gaps), swapped  # 0 - 0 is 0, and -(0) is -0
 
 
 def consistency(gaps: Array) -> Array:

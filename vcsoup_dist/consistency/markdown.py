@@ -1,4 +1,4 @@
-"""The small pieces of Markdown that a filter's page is made of; readable as plain text too."""
+"""Paragraphs, tables and code blocks in Markdown that reads well as plain text too."""
 
 from __future__ import annotations
 
@@ -61,3 +61,13 @@ def _picture(found: re.Match[str]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", r"\|")
+
+
+def percent_of(part: int, whole: int) -> str:
+    """A share such as `12.5 %`; a dash where there is no whole."""
+    return percent(part / whole if whole else None)
+
+
+def percent(share: float | None) -> str:
+    """A share such as `12.5 %`; a dash for None."""
+    return "-" if share is None else f"{100 * share:.1f} %"

@@ -1,18 +1,15 @@
-"""report.md of a filtered set: what is in it, and what another policy would have kept."""
+"""report.md of a filtered set: what is in it, and what another rule would have kept."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from string import ascii_uppercase
 from typing import Any
 
-from vcsoup_dist.consistency.comparison import lossless_threshold, safe_threshold
-from vcsoup_dist.consistency.markdown import fenced, table, wrapped
-
-HISTOGRAM, GAPS, CORRELATION = "histogram.png", "gaps.png", "correlation.png"
-"""The plots, which lie beside the page."""
+from vcsoup_dist.consistency.markdown import fenced, percent_of, table, wrapped
+from vcsoup_dist.consistency.page_rules import rules_section
+from vcsoup_dist.records.filter_report import CORRELATION, FilterReport
 
 MOST_PATTERNS = 27  # rows of the table of sign patterns: all that three values have
 SCALES = {
@@ -25,35 +22,34 @@ SCALES = {
 
 def write_page(
     path: Path,
-    report: Mapping[str, Any],
+    report: FilterReport,
     most: Sequence[Mapping[str, Any]],
     least: Sequence[Mapping[str, Any]],
 ) -> None:
     """Write the page of a filtered set.
 
-    `report`: the content of its report.json; `most`, `least`: the most and the least consistent
-    pairs, as rows of the filtered file.
+    `most`, `least`: the most and the least consistent pairs, as rows of the filtered file.
     """
     sections = [
         _head(report),
         _counts(report),
         _scales(report),
         _signs(report),
-        *([_conflicts(report)] if len(report["values"]) > 1 else []),
-        _policies(report),
-        _extremes("The most consistent pairs", most, report["values"]),
-        _extremes("The least consistent pairs", least, report["values"]),
+        *([_conflicts(report)] if len(report.values) > 1 else []),
+        rules_section(report),
+        _extremes("The most consistent pairs", most, report.values),
+        _extremes("The least consistent pairs", least, report.values),
     ]
     path.write_bytes(("\n\n".join(sections) + "\n").encode())
 
 
-def _head(report: Mapping[str, Any]) -> str:
-    kept, pairs = report["kept"], report["pairs"]
+def _head(report: FilterReport) -> str:
+    kept, pairs = report.counts.kept, report.counts.pairs
     return "\n\n".join([
-        f"# {report['value']}: the pairs that {report['method']} keeps",
+        f"# {report.value}: the pairs that {report.method} keeps",
         wrapped(
-            f"Of {pairs:,} training pairs of {', '.join(report['datasets'])}, {report['method']} "
-            f"keeps {kept:,} ({_percent(kept, pairs)}): {_rule(report)}."
+            f"Of {pairs:,} training pairs of {', '.join(report.datasets)}, {report.method} "
+            f"keeps {kept:,} ({percent_of(kept, pairs)}): {_rule(report)}."
         ),
         wrapped(
             "A pair's gap vector g holds for each value the reward of the chosen answer less that "
@@ -64,38 +60,34 @@ def _head(report: Mapping[str, Any]) -> str:
     ])  # fmt: skip
 
 
-def _rule(report: Mapping[str, Any]) -> str:
-    method, settings = report["filter"], report["settings"]
-    if method == "rewarded_soup":
-        return "all that are usable"
-    if method == "random":
-        return "as many as vc_soup keeps, at random"
-    policy = "all_positive" if method == "all_positive" else settings["rule"]
-    if policy == "all_positive":
-        return "those whose gaps are all positive"
-    if policy == "threshold":
-        return f"those with `c >= {settings['threshold']:g}`"
-    share = f"{100 * settings['ratio']:.4g} %"
-    return f"the {share} with the largest c" if policy == "ratio" else f"{share} at random"
+def _rule(report: FilterReport) -> str:
+    rule = report.rule
+    share = f"{100 * (rule.ratio or 0):.4g} %"
+    return {
+        "all": "all that are usable",
+        "as_many_as": f"as many as {report.size_of} keeps, at random",
+        "all_positive": "those whose gaps are all positive",
+        "threshold": f"those with `c >= {rule.threshold or 0:g}`",
+        "ratio": f"the {share} with the largest c",
+        "random": f"{share} at random",
+    }[rule.kind]
 
 
-def _counts(report: Mapping[str, Any]) -> str:
-    pairs = report["pairs"]
-    rows = [("training pairs", pairs), ("kept", report["kept"])]
-    rows += [(f"left out: {reason}", count) for reason, count in report["dropped"].items() if count]
-    parts = [
-        "## Pairs",
-        table(["", "pairs", "share"], [[n, f"{c:,}", _percent(c, pairs)] for n, c in rows]),
-    ]
-    if report["unscored"]:
+def _counts(report: FilterReport) -> str:
+    counts = report.counts
+    rows = [("training pairs", counts.pairs), ("kept", counts.kept)]
+    rows += [(f"left out: {reason}", count) for reason, count in counts.dropped.items() if count]
+    shown = [[name, f"{count:,}", percent_of(count, counts.pairs)] for name, count in rows]
+    parts = ["## Pairs", table(["", "pairs", "share"], shown)]
+    if counts.unscored:
         parts.append(wrapped(
-            f"{report['unscored']:,} pairs have no reward of some value; the scores of that value "
+            f"{counts.unscored:,} pairs have no reward of some value; the scores of that value "
             "say why, pair by pair."
         ))  # fmt: skip
-    if report["turned"]:
+    if counts.swapped:
         parts.append(wrapped(
-            f"{report['turned']:,} pairs are turned round, because {report['value']}'s own reward "
-            f"prefers the answer that the data calls rejected; {report['turned_kept']:,} of them "
+            f"{counts.swapped:,} pairs are swapped, because {report.value}'s own reward "
+            f"prefers the answer that the data calls rejected; {counts.swapped_kept:,} of them "
             "are kept."
         ))  # fmt: skip
     parts += [
@@ -103,23 +95,22 @@ def _counts(report: Mapping[str, Any]) -> str:
             f"The two answers of {count:,} pairs of {dataset} are the same tokens to the reward of "
             f"{value}, which has cut or lost what tells them apart: its gap is 0."
         )
-        for dataset, counts in report["equal_pairs"].items()
-        for value, count in counts.items()
+        for dataset, equal in report.equal_pairs.items()
+        for value, count in equal.items()
         if count
     ]
-    parts.append(f"{report['heldout']['kept']:,} held-out pairs are not filtered.")
+    parts.append(f"{report.heldout.kept:,} held-out pairs are not filtered.")
     return "\n\n".join(parts)
 
 
-def _scales(report: Mapping[str, Any]) -> str:
-    values = report["values"]
-    settings = report["settings"]
-    over = "all datasets together" if settings["scope"] == "all" else "each dataset by itself"
+def _scales(report: FilterReport) -> str:
+    values = report.values
+    over = "all datasets together" if report.scope == "all" else "each dataset by itself"
     rows = [
         [dataset, *(f"{scale[value]:.6g}" for value in values)]
-        for dataset, scale in report["scale"].items()
+        for dataset, scale in report.scale.items()
     ]
-    normalisation = settings["normalisation"]
+    normalisation = report.normalisation
     return f"""## Scales
 
 {wrapped(f"s is `{normalisation}`: {SCALES[normalisation]}; over {over}.")}
@@ -127,8 +118,8 @@ def _scales(report: Mapping[str, Any]) -> str:
 {table(["data of", *values], rows)}"""
 
 
-def _signs(report: Mapping[str, Any]) -> str:
-    before, after = report["sign_patterns"], report["sign_patterns_kept"]
+def _signs(report: FilterReport) -> str:
+    before, after = report.counts.sign_patterns, report.counts.sign_patterns_kept
     order = sorted(before, key=lambda pattern: (-before[pattern], pattern))
     rows = [(f"`{each}`", before[each], after.get(each, 0)) for each in order[:MOST_PATTERNS]]
     rest = order[MOST_PATTERNS:]
@@ -136,11 +127,13 @@ def _signs(report: Mapping[str, Any]) -> str:
         counts = [sum(counted.get(each, 0) for each in rest) for counted in (before, after)]
         rows.append((f"{len(rest)} others", counts[0], counts[1]))
     total = sum(before.values())
-    shown = [[name, f"{n:,}", _percent(n, total), f"{k:,}", _percent(k, n)] for name, n, k in rows]
+    shown = [
+        [name, f"{n:,}", percent_of(n, total), f"{k:,}", percent_of(k, n)] for name, n, k in rows
+    ]
     legend = wrapped(
         "Of the usable pairs: `+` where a value prefers the chosen answer, `-` where it prefers "
         "the rejected one, `0` where it prefers neither; in the order "
-        f"{', '.join(report['values'])}."
+        f"{', '.join(report.values)}."
     )
     return f"""## Signs of the gaps
 
@@ -149,13 +142,12 @@ def _signs(report: Mapping[str, Any]) -> str:
 {table(["signs", "pairs", "share", "kept", "of these"], shown)}"""
 
 
-def _conflicts(report: Mapping[str, Any]) -> str:
-    values, conflicts = report["values"], report["conflicts"]
-    correlation = report["correlation"]
+def _conflicts(report: FilterReport) -> str:
+    values, conflicts = report.values, report.conflicts
     opposed = [[f"{100 * share:.1f} %" for share in row] for row in conflicts]
     for i in range(len(values)):
         opposed[i][i] = ""
-    related = [["-" if r is None else f"{r:.2f}" for r in row] for row in correlation]
+    related = [["-" if r is None else f"{r:.2f}" for r in row] for row in report.correlation]
     i, j = max(
         itertools.combinations(range(len(values)), 2), key=lambda pair: conflicts[pair[0]][pair[1]]
     )
@@ -171,7 +163,7 @@ def _conflicts(report: Mapping[str, Any]) -> str:
         rows = [[value, *row] for value, row in zip(values, cells, strict=True)]
         return table(["", *values], rows)
 
-    return f"""## Who conflicts with whom
+    return f"""## Which values conflict
 
 {wrapped(worst)}
 
@@ -186,85 +178,14 @@ Correlation of the gaps of two values (-: one of them does not vary):
 ![Correlation of the gaps]({CORRELATION})"""
 
 
-def _policies(report: Mapping[str, Any]) -> str:
-    comparison, count = report["comparison"], len(report["values"])
-    policies = comparison["policies"]
-    letters = _letters(len(policies))
-    rows = [
-        [letter, each["name"] + _mark(each, report["filter"]), f"{each['count']:,}",
-         _share(each["share"]), _share(each["all_positive"])]
-        for letter, each in zip(letters, policies, strict=True)
-    ]  # fmt: skip
-    overlap = [
-        [letter, *("-" if share is None else f"{100 * share:.0f} %" for share in row)]
-        for letter, row in zip(letters, comparison["overlap"], strict=True)
-    ]
-    about_shares = wrapped(
-        f"Shares are of the {comparison['usable']:,} usable pairs. But for `no filter`, policies "
-        f"choose among the {comparison['eligible']:,} of them whose gap vector is neither zero nor "
-        "shorter than `min_norm`. The last column says in how many of the kept pairs all gaps are "
-        "positive."
-    )
-    return f"""## What each policy would keep
-
-{chr(10).join(wrapped(f"- {meaning}") for meaning in _meanings(count))}
-
-{about_shares}
-
-{table(["", "policy", "pairs", "share", "all gaps > 0"], rows, texts=2)}
-
-How much of what the row's policy keeps the column's policy keeps too:
-
-{table(["", *letters], overlap)}
-
-![Histogram of the consistency]({HISTOGRAM})
-
-![Gaps of each two values]({GAPS})"""
-
-
-def _mark(policy: Mapping[str, Any], method: str) -> str:
-    """What is said of a policy beside its name."""
-    others = {"all_positive": "all_positive", "random": "random", "rewarded_soup": "none"}
-    own = policy["recipe"] if method == "vc_soup" else policy["policy"] == others[method]
-    if own:
-        return " (this set)"
-    return " (vc_soup)" if policy["recipe"] else ""
-
-
-def _meanings(count: int) -> list[str]:
-    """What the policies ask of pairs with N values."""
-    low, high = lossless_threshold(count), safe_threshold(count)
-    thresholds = [
-        "`c >= 0`: the gaps sum to 0 or more; single values may prefer the rejected answer.",
-        f"`c >= {low:.4g}`, 1/sqrt(N) for N = {count} values: the highest threshold that surely "
-        "loses no pair whose gaps are all positive.",
-        f"`c >= {high:.4g}`, sqrt((N-1)/N): the lowest threshold that surely keeps no negative "
-        "gap; it loses pairs whose gaps are all positive but of unlike size.",
-    ]
-    if count == 1:
-        thresholds = ["With one value c is 1 or -1; `c >= 0` keeps the pairs with a positive gap."]
-    if count == 2:
-        thresholds[1:] = [
-            f"`c >= {high:.4g}`, sqrt((N-1)/N) and 1/sqrt(N) for N = 2 values: keeps no negative "
-            "gap, and loses no pair whose gaps are both positive. A higher threshold asks for gaps "
-            "of like size as well.",
-        ]
-    return [
-        *thresholds,
-        "`best x %`: as many pairs as you say, however consistent they are.",
-        "`all gaps > 0`: the signs alone decide; one gap may be large and the others tiny.",
-        "`random`: the control, which keeps as many pairs as vc_soup without looking at them.",
-    ]
-
-
 def _extremes(title: str, rows: Sequence[Mapping[str, Any]], values: Sequence[str]) -> str:
     parts = [f"## {title}"]
     for place, row in enumerate(rows, start=1):
         gaps = ", ".join(f"{value} {row[f'gap_{value}']:+.3g}" for value in values)
-        turned = ", turned round" if row["turned"] else ""
+        swapped = ", swapped" if row["swapped"] else ""
         parts.append(
             f"### {place}. c = {row['consistency']:.4f}\n\n"
-            f"Gaps: {gaps}; norm {row['norm']:.3g}; data of {row['dataset']}{turned}; "
+            f"Gaps: {gaps}; norm {row['norm']:.3g}; data of {row['dataset']}{swapped}; "
             f"id `{row['id']}`"
         )
         for part in ("prompt", "chosen", "rejected"):
@@ -274,17 +195,3 @@ def _extremes(title: str, rows: Sequence[Mapping[str, Any]], values: Sequence[st
     if not rows:
         parts.append("There are none.")
     return "\n\n".join(parts)
-
-
-def _letters(count: int) -> list[str]:
-    """A, B, C, ...; as many as there are policies, which are fewer than letters."""
-    assert count <= len(ascii_uppercase)
-    return list(ascii_uppercase[:count])
-
-
-def _percent(part: int, whole: int) -> str:
-    return _share(part / whole if whole else None)
-
-
-def _share(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"

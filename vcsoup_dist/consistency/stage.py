@@ -1,12 +1,11 @@
-"""The door of stage 2: makes `filtered/<method>/<value>`.
+"""Entry of stage 2: makes `filtered/<method>/<name>`.
 
-Three passes over blocks of shards: the scale of each reward; what is known of every pair in a few
-bytes, by which this process decides; the kept pairs in full.
+Three passes over blocks of shards: the scale of each reward; what is measured of every pair, in a
+few bytes, from which this process decides; the kept pairs in full.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Sequence
@@ -17,7 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vcsoup_dist.consistency.blocks import training_blocks
-from vcsoup_dist.consistency.candidates import (
+from vcsoup_dist.consistency.comparison import compare, conflict_matrix
+from vcsoup_dist.consistency.counts import BY_RULE, count_pairs
+from vcsoup_dist.consistency.filtered_files import write_part
+from vcsoup_dist.consistency.measured_pairs import (
     COMPARED_BEFORE,
     HELD_OUT_ELSEWHERE,
     NO_REWARD,
@@ -25,46 +27,55 @@ from vcsoup_dist.consistency.candidates import (
     SHORT,
     ZERO_GAP,
 )
-from vcsoup_dist.consistency.comparison import compare, conflict_matrix
-from vcsoup_dist.consistency.filtered_files import write_part
-from vcsoup_dist.consistency.filtering import BY_POLICY, account, choose
-from vcsoup_dist.consistency.judgement import (
-    Inputs,
-    Judgement,
+from vcsoup_dist.consistency.page import write_page
+from vcsoup_dist.consistency.plots import plot_consistency, plot_correlation, plot_gaps
+from vcsoup_dist.consistency.rules import keep
+from vcsoup_dist.consistency.scales import Scale
+from vcsoup_dist.consistency.shard_map import Run, runner
+from vcsoup_dist.consistency.value_pairs import (
+    FilterInputs,
+    ValuePairs,
     extremes,
-    judge_pairs,
+    measure_value,
     parts_of,
     write_all_heldout,
 )
-from vcsoup_dist.consistency.page import CORRELATION, GAPS, HISTOGRAM, write_page
-from vcsoup_dist.consistency.plots import plot_consistency, plot_correlation, plot_gaps
-from vcsoup_dist.consistency.scales import Scale
-from vcsoup_dist.consistency.shard_map import Run, runner
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.files import write_atomically
 from vcsoup_dist.progress import progress
-from vcsoup_dist.recipe import Consistency, Recipe
+from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.records.filter_report import (
+    CORRELATION,
+    GAPS,
+    HISTOGRAM,
+    FilterReport,
+    PairCounts,
+    PairsFile,
+)
+from vcsoup_dist.records.filtered_pairs import HELD_OUT
 from vcsoup_dist.records.keep_rule import KeepRule
-from vcsoup_dist.scoring.pair_files import HELD_OUT, read_manifest
+from vcsoup_dist.scoring.pair_files import read_manifest
 from vcsoup_dist.workspace import Draft, Product, Workspace
 
 log = logging.getLogger("vcsoup")
 
-REPORT, PAGE = "report.json", "report.md"
+PAGE = "report.md"
 ON_CLUSTER = 1 << 29
-"""From so many bytes of pairs to go through on, Ray tasks gain more than Ray's start takes."""
+"""From this many bytes of pairs to read, Ray tasks gain more than the start of Ray takes."""
 
 
 def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
     """Make the products of stage `filter`: the pairs that a method keeps for a value.
 
-    Products that judge the same pairs alike share that work. Raises UserError where a reward has
+    Products that measure the same pairs alike share that work. Raises UserError where a reward has
     no spread or nothing is kept.
     """
     groups: dict[tuple[Any, ...], list[Product]] = {}
     for product in products:
-        settings = _settings(product)
-        key = (product.value, settings.normalisation, settings.scope, settings.min_norm)
+        key = (
+            product.value,
+            *product.made_from["consistency"].values(),
+            rule_of(product).min_norm,
+        )
         groups.setdefault(key, []).append(product)
     inputs = [_inputs(workspace, group[0]) for group in groups.values()]
     work = sum(
@@ -73,17 +84,7 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
     scales: dict[tuple[str, ...], Scale] = {}
     with runner(recipe.launch, workspace.root, work >= ON_CLUSTER) as run:
         for each, group in zip(inputs, groups.values(), strict=True):
-            _make_group(workspace, group, judge_pairs(each, run, scales), run)
-
-
-def _settings(product: Product) -> Consistency:
-    """The settings that decide a product; a random subset has those of the set it copies."""
-    rule = rule_of(product)
-    if rule.kind == "as_many_as":
-        rule = rule_of(product.inputs_of("filter")[0])
-    given = rule.as_json() | product.made_from["consistency"]
-    kind = given.pop("kind")
-    return Consistency.model_validate(given | ({} if kind == "all" else {"rule": kind}))
+            _make_group(workspace, group, measure_value(each, run, scales), run)
 
 
 def rule_of(product: Product) -> KeepRule:
@@ -91,10 +92,7 @@ def rule_of(product: Product) -> KeepRule:
     return KeepRule.from_json(product.made_from["rule"])
 
 
-METHODS = {"all": "rewarded_soup", "all_positive": "all_positive", "as_many_as": "random"}
-
-
-def _inputs(workspace: Workspace, product: Product) -> Inputs:
+def _inputs(workspace: Workspace, product: Product) -> FilterInputs:
     values: list[str] = product.made_from["values"]
     pairs = {str(each.dataset): workspace.need(each) for each in product.inputs_of("read")}
     folders = {
@@ -103,11 +101,13 @@ def _inputs(workspace: Workspace, product: Product) -> Inputs:
     }
     datasets = dict.fromkeys(dataset for dataset, _ in folders)
     scores = {dataset: [folders[dataset, value] for value in values] for dataset in datasets}
-    return Inputs(
+    return FilterInputs(
         value=str(product.value),
         values=values,
-        settings=_settings(product),
         own=values.index(str(product.value)) if product.made_from["by_own_reward"] else None,
+        normalisation=product.made_from["consistency"]["normalisation"],
+        scope=product.made_from["consistency"]["scope"],
+        min_norm=rule_of(product).min_norm,
         pairs=pairs,
         scores=scores,
         blocks=[
@@ -118,123 +118,140 @@ def _inputs(workspace: Workspace, product: Product) -> Inputs:
     )
 
 
-def _size(inputs: Inputs) -> int:
+def _size(inputs: FilterInputs) -> int:
     """Bytes of the files of pairs."""
     return sum(file.stat().st_size for block in inputs.blocks for file in block.pairs)
 
 
 def _make_group(
-    workspace: Workspace, products: Sequence[Product], judgement: Judgement, run: Run
+    workspace: Workspace, products: Sequence[Product], pairs: ValuePairs, run: Run
 ) -> None:
-    """Make products that judge the same pairs alike, and so have some files in common."""
-    columns = judgement.candidates.columns
-    cosines, usable = columns.cosines, columns.usable
-    most, least = (extremes(judgement, keys) for keys in (-cosines, cosines))
+    """Make products of the same measured pairs, which so have some files in common."""
+    columns = pairs.measured.columns
+    most, least = (extremes(pairs, keys) for keys in (-columns.cosines, columns.cosines))
     first: Path | None = None
     for product in products:
         with workspace.publishing(product) as draft:
-            kept, report = _keep(workspace, judgement, draft, run)
-            if first is None:
-                report["heldout"] = _write_common(judgement, draft.output)
-            else:
-                for name in (HELD_OUT, GAPS, CORRELATION):
-                    shutil.copyfile(first / name, draft.output / name)
-                report["heldout"] = json.loads((first / REPORT).read_text())["heldout"]
-            threshold = rule_of(product).threshold
-            values = len(judgement.inputs.values)
-            plot_consistency(
-                draft.output / HISTOGRAM, cosines[usable], kept[usable], threshold, values
-            )
+            rule, copied = rule_of(product), _copied(workspace, product)
+            size = copied.counts.kept if copied else None
+            kept = keep(rule, columns, len(pairs.inputs.values), size)
+            counts = count_pairs(pairs.measured, kept, rule, len(pairs.inputs.values))
+            _refuse_nothing(product, counts)
+            files = _write_kept(draft, pairs, kept, run)
+            heldout = _write_common(pairs, draft.output, first)
+            report = _report(product, pairs, counts, heldout, files, copied)
+            _plot_histogram(draft.output, pairs, kept, rule.threshold)
             write_page(draft.output / PAGE, report, most, least)
-            write_atomically(draft.output / REPORT, json.dumps(report, indent=1) + "\n")
+            report.write(draft.output)
         first = first or workspace.folder(product)
         log.info(
             "%s: keeps %d of %d pairs; dropped: %s; its page: %s",
-            product.name, report["kept"], report["pairs"], _listed(report["dropped"]),
+            product.name, counts.kept, counts.pairs, _listed(counts.dropped),
             workspace.folder(product) / PAGE,
         )  # fmt: skip
 
 
-def _keep(
-    workspace: Workspace, judgement: Judgement, draft: Draft, run: Run
-) -> tuple[NDArray[np.bool_], dict[str, Any]]:
-    """Write what a product's method keeps; returns its mask [P], and the report."""
-    product, inputs, candidates = draft.product, judgement.inputs, judgement.candidates
-    kind, values, settings = rule_of(product).kind, inputs.values, _settings(product)
-    method = METHODS.get(kind, "vc_soup")
-    own_policy = settings if method in ("vc_soup", "random") else None
-    size = _size_to_copy(workspace, product)
-    kept = choose(method, settings, candidates.columns, len(values), size)
-    counts = account(candidates, kept, method, len(values))
-    _refuse_nothing(product, counts)
-    parts = parts_of(judgement, kept, draft.output)
-    files: list[dict[str, Any]] = [
-        {"file": each.file.name, "rows": int(each.part.kept.sum())} for each in parts
-    ]
-    with progress(f"{product.name}: writing", counts["kept"], "pairs") as advance:
+def _copied(workspace: Workspace, product: Product) -> FilterReport | None:
+    """Report of the set whose size the rule `as_many_as` copies."""
+    if rule_of(product).kind != "as_many_as":
+        return None
+    (copied,) = product.inputs_of("filter")
+    return FilterReport.read(workspace.need(copied))
+
+
+def _write_kept(
+    draft: Draft, pairs: ValuePairs, kept: NDArray[np.bool_], run: Run
+) -> list[PairsFile]:
+    """Write the pairs that the mask [P] keeps."""
+    parts = parts_of(pairs, kept, draft.output)
+    files = [PairsFile(each.file.name, int(each.part.kept.sum())) for each in parts]
+    with progress(f"{draft.product.name}: writing", int(kept.sum()), "pairs") as advance:
         for each, _ in zip(files, run(write_part, parts, draft.workers_lock), strict=True):
-            advance(each["rows"])
-    return kept, {
-        "method": str(product.method),
-        "filter": method,
-        "value": inputs.value,
-        "values": values,
-        "datasets": list(inputs.pairs),
-        "settings": settings.model_dump(mode="json"),
-        **counts,
-        "scale": {
+            advance(each.rows)
+    return files
+
+
+def _write_common(pairs: ValuePairs, output: Path, first: Path | None) -> PairCounts:
+    """Write what does not depend on the rule, or copy it from the group's first product.
+
+    Returns the counts of the held-out pairs.
+    """
+    if first is not None:
+        for name in (HELD_OUT, GAPS, CORRELATION):
+            shutil.copyfile(first / name, output / name)
+        return FilterReport.read(first).heldout
+    values, measured = pairs.inputs.values, pairs.measured
+    plot_gaps(output / GAPS, measured.sample, values)
+    plot_correlation(output / CORRELATION, measured.gaps.correlation(), values)
+    return write_all_heldout(pairs, output / HELD_OUT)
+
+
+def _report(
+    product: Product,
+    pairs: ValuePairs,
+    counts: PairCounts,
+    heldout: PairCounts,
+    files: list[PairsFile],
+    copied: FilterReport | None,
+) -> FilterReport:
+    inputs, measured, rule = pairs.inputs, pairs.measured, rule_of(product)
+    values = inputs.values
+    return FilterReport(
+        method=str(product.method),
+        rule=rule,
+        size_of=copied.method if copied else None,
+        value=inputs.value,
+        values=values,
+        datasets=list(inputs.pairs),
+        normalisation=inputs.normalisation,
+        scope=inputs.scope,
+        counts=counts,
+        heldout=heldout,
+        scale={
             dataset: dict(zip(values, scale.s.tolist(), strict=True))
-            for dataset, scale in judgement.scale.items()
+            for dataset, scale in pairs.scale.items()
         },
-        "equal_pairs": {
+        equal_pairs={
             dataset: {
                 value: read_manifest(folder)["equal_pairs"]
                 for value, folder in zip(values, inputs.scores[dataset], strict=True)
             }
             for dataset in inputs.pairs
         },
-        "correlation": candidates.gaps.correlation(),
-        "conflicts": conflict_matrix(counts["sign_patterns"]).tolist(),
-        "comparison": compare(candidates.columns, own_policy, len(values)),
-        "files": files,
-    }
+        correlation=measured.gaps.correlation(),
+        conflicts=conflict_matrix(counts.sign_patterns).tolist(),
+        comparison=compare(measured.columns, rule, len(values), copied.rule if copied else None),
+        files=files,
+    )
 
 
-def _write_common(judgement: Judgement, output: Path) -> dict[str, Any]:
-    """Write what does not depend on the method; returns the counts of the held-out pairs."""
-    values, candidates = judgement.inputs.values, judgement.candidates
-    plot_gaps(output / GAPS, candidates.sample, values)
-    plot_correlation(output / CORRELATION, candidates.gaps.correlation(), values)
-    return write_all_heldout(judgement, output / HELD_OUT)
+def _plot_histogram(
+    output: Path, pairs: ValuePairs, kept: NDArray[np.bool_], threshold: float | None
+) -> None:
+    usable, cosines = pairs.measured.columns.usable, pairs.measured.columns.cosines
+    values = len(pairs.inputs.values)
+    plot_consistency(output / HISTOGRAM, cosines[usable], kept[usable], threshold, values)
 
 
-def _size_to_copy(workspace: Workspace, product: Product) -> int | None:
-    """How many pairs `vc_soup` keeps, for the method `random`."""
-    if rule_of(product).kind != "as_many_as":
-        return None
-    (copied,) = product.inputs_of("filter")
-    return int(json.loads((workspace.need(copied) / REPORT).read_text())["kept"])
-
-
-MEND = {
+FIX = {
     HELD_OUT_ELSEWHERE: "give its datasets the same `heldout`, or the same `heldout_share`",
     COMPARED_BEFORE: "name other datasets",
     NO_REWARD: "see the column `failure` of its scores",
     OWN_TIE: "its reward cannot tell the answers apart; take another one",
     ZERO_GAP: "its rewards cannot tell the answers apart; take other rewards",
     SHORT: "lower consistency.min_norm",
-    BY_POLICY: "lower consistency.threshold, take the rule `ratio`, or drop the method",
+    BY_RULE: "lower consistency.threshold, take the rule `ratio`, or drop the method",
 }
+"""What to change, by the reason that drops most pairs."""
 
 
-def _refuse_nothing(product: Product, counts: dict[str, Any]) -> None:
-    if counts["kept"]:
+def _refuse_nothing(product: Product, counts: PairCounts) -> None:
+    if counts.kept:
         return
-    dropped: dict[str, int] = counts["dropped"]
-    reason = max(dropped, key=lambda name: dropped[name])
+    reason = max(counts.dropped, key=lambda name: counts.dropped[name])
     raise UserError(
-        f"{product.name}: the method {product.method} keeps none of {counts['pairs']} pairs for "
-        f"the value {product.value} (dropped: {_listed(dropped)}); {MEND[reason]}"
+        f"{product.name}: the method {product.method} keeps none of {counts.pairs} pairs for "
+        f"the value {product.value} (dropped: {_listed(counts.dropped)}); {FIX[reason]}"
     )
 
 

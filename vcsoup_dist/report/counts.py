@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vcsoup_dist.consistency.page import GAPS, HISTOGRAM
 from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.records.filter_report import GAPS, HISTOGRAM, FilterReport
 from vcsoup_dist.records.training_summary import TrainingSummary
 from vcsoup_dist.report.page_data import (
     Agreement,
@@ -66,11 +66,11 @@ def pairs_scored(workspace: Workspace, product: Product) -> list[PairsScored]:
 
 def filter_reports(
     recipe: Recipe, workspace: Workspace, product: Product
-) -> dict[str, dict[str, dict[str, Any]]]:
+) -> dict[str, dict[str, FilterReport]]:
     """Value -> method -> report of its filtered set."""
     return {
         value: {
-            str(each.method): read_json(workspace.need(each) / "report.json")
+            str(each.method): FilterReport.read(workspace.need(each))
             for each in product.inputs_of("filter")
             if each.value == value
         }
@@ -78,21 +78,21 @@ def filter_reports(
     }
 
 
-def patterns(value: str, reports: Mapping[str, Mapping[str, Any]]) -> Patterns:
+def patterns(value: str, reports: Mapping[str, FilterReport]) -> Patterns:
     """The sign patterns of a value's pairs, which are the same for every method."""
-    every = next(iter(reports.values()))["sign_patterns"]
-    kept = {method: report["sign_patterns_kept"] for method, report in reports.items()}
+    every = next(iter(reports.values())).counts.sign_patterns
+    kept = {method: report.counts.sign_patterns_kept for method, report in reports.items()}
     return Patterns(value, every, kept)
 
 
-def agreement(value: str, reports: Mapping[str, Mapping[str, Any]]) -> Agreement:
-    """As `vc_soup` reports it where it takes part: its comparison knows the recipe's policy."""
+def agreement(value: str, reports: Mapping[str, FilterReport]) -> Agreement:
+    """As `vc_soup` reports it where it takes part: its comparison marks the recipe's rule."""
     report = reports.get("vc_soup", next(iter(reports.values())))
     policies = [
-        Policy(each["name"], each["count"], each["share"], each["all_positive"], each["recipe"])
-        for each in report["comparison"]["policies"]
+        Policy(each.name, each.count, each.share, each.all_positive, each.is_own)
+        for each in report.comparison.rules
     ]
-    return Agreement(value, report["conflicts"], report["correlation"], policies)
+    return Agreement(value, report.conflicts, report.correlation, policies)
 
 
 def consistency_plots(workspace: Workspace, product: Product) -> list[Plot]:

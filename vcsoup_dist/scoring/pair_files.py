@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vcsoup_dist.preferences.pair import Pair, answers_id, prompt_id
+from vcsoup_dist.records.messages import MESSAGES
 
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 HELD_OUT = "heldout.parquet"
 REJECTED_ROWS = "rejected_rows.parquet"
 ROWS_PER_GROUP = 256

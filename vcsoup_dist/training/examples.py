@@ -113,7 +113,7 @@ def encode_files(
     """The rows of parquet files in tokens, at most `limit`. Called by all ranks together.
 
     The columns `prompt` (messages), `chosen` and `rejected` (text or messages) and `id` are needed;
-    `turned` and `consistency` are optional. Each rank encodes its share; all get the result.
+    `swapped` and `consistency` are optional. Each rank encodes its share; all get the result.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
     rows: list[EncodedRow] = []
@@ -147,7 +147,7 @@ def _encode_row(tokenizer: Any, row: Mapping[str, Any], training: Training) -> E
     if not isinstance(pair, Unusable):
         pair = _compact(pair[0]), _compact(pair[1])
     return EncodedRow(
-        row["id"], pair, row.get("turned", False), row.get("consistency"), encoded.reason
+        row["id"], pair, row.get("swapped", False), row.get("consistency"), encoded.reason
     )
 
 

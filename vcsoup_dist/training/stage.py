@@ -15,6 +15,7 @@ from vcsoup_dist.launch.srun import run_on_slurm
 from vcsoup_dist.launch.stop_signals import raise_if_stop_requested
 from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe, Training
+from vcsoup_dist.records.filter_report import FilterReport
 from vcsoup_dist.records.training_summary import SUMMARY
 from vcsoup_dist.training.job import Job, PolicyTask, ReferenceTask
 from vcsoup_dist.training.metrics import lacks_wandb
@@ -81,15 +82,15 @@ def make_policies(recipe: Recipe, workspace: Workspace, products: Sequence[Produ
 def _preference_task(workspace: Workspace, draft: Draft) -> PolicyTask:
     (filtered,) = draft.product.inputs_of("filter")
     folder = workspace.need(filtered).resolve()
-    report = json.loads((folder / "report.json").read_text())
+    report = FilterReport.read(folder)
     references = [workspace.need(each) for each in draft.product.inputs_of("reference")]
     return _task(
         workspace,
         draft,
-        [str(folder / each["file"]) for each in report["files"]],
+        [str(folder / each.file) for each in report.files],
         [str(folder / "heldout.parquet")],
         [str(each.resolve()) for each in references],
-        report["comparison"]["usable"],
+        report.comparison.usable,
     )
 
 
