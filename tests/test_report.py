@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vcsoup_dist.records.summary import Summary
-from vcsoup_dist.report.html import decimals_for, number, text
-from vcsoup_dist.report.page import CHAPTERS, render
+from vcsoup_dist.report.numbers import decimals_for, number
+from vcsoup_dist.report.page import SECTIONS, render
 from vcsoup_dist.report.page_data import (
     Agreement,
     Answer,
@@ -86,7 +86,7 @@ def rewards(mean: float, prompts: int = 8) -> np.ndarray:
     return mean + np.linspace(-1, 1, prompts)
 
 
-def made_up(
+def summary_of(
     values=("helpful", "harmless"), methods=("vc_soup", "random"), seeds=(0, 1), shift=0.5
 ) -> Summary:
     """theta_0 earns 0, policies 2 and -1, halves 1; each further method earns `shift` less."""
@@ -108,7 +108,7 @@ def made_up(
 
 @pytest.fixture(scope="module")
 def summary() -> Summary:
-    return made_up()
+    return summary_of()
 
 
 def report_of(summary: Summary) -> ReportData:
@@ -144,7 +144,7 @@ def test_the_page_is_well_formed_and_deterministic(summary):
     assert page.startswith("<!DOCTYPE html>")
     assert page == render(report_of(summary))
     names = [a["id"] for tag, a, _ in Page(page).elements if tag == "section"]
-    assert names == list(CHAPTERS)
+    assert names == list(SECTIONS)
 
 
 def test_nothing_is_loaded_from_outside_and_no_script_runs(summary):
@@ -188,12 +188,12 @@ def test_every_soup_is_a_row_with_its_numbers(summary):
             numbers += "" if cell.seed_spread is None else f"± {two(cell.seed_spread)}"
         assert len([line for line in rows
                     if line.startswith(weights) and line.endswith(numbers)]) == 1  # fmt: skip
-    marks = [i for tag, a, i in parsed.elements if "badge" in (a.get("class") or "").split()]
-    assert marks.count("front") == len(summary.front)
-    assert marks.count("own front") == sum(
+    badges = [i for tag, a, i in parsed.elements if "badge" in (a.get("class") or "").split()]
+    assert badges.count("front") == len(summary.front)
+    assert badges.count("own front") == sum(
         row.on_method_front and not row.on_front for row in summary.rows
     )
-    assert marks.count("balanced") == 1
+    assert badges.count("balanced") == 1
     chosen = [i for tag, a, i in parsed.elements if tag == "tr" and a.get("class") == "chosen"]
     assert len(chosen) == 1 and chosen[0].startswith("0.500.50") and "balanced" in chosen[0]
 
@@ -243,8 +243,8 @@ def test_counts_of_every_stage_are_on_the_page(summary):
     ]:
         assert rows.count(expected) == 1, expected
     assert "What is seen twice?" in parsed.section("prompts")
-    assert "vcsoup run recipe.yaml" in parsed.section("again")
-    assert "name: a-run" in parsed.section("again")
+    assert "vcsoup run recipe.yaml" in parsed.section("reproduce")
+    assert "name: a-run" in parsed.section("reproduce")
 
 
 def test_reference_point_and_scale_are_on_the_page(summary):
@@ -266,7 +266,7 @@ def test_barriers_are_on_the_page_only_where_there_is_a_drop(summary):
     assert "No line between two policies was evaluated" in Page(without).section("connectivity")
 
 
-def test_hostile_text_is_shown_and_never_obeyed():
+def test_hostile_text_is_shown_and_never_run():
     planted = []
 
     def hostile(where: str) -> str:
@@ -275,7 +275,7 @@ def test_hostile_text_is_shown_and_never_obeyed():
         return planted[-1]
 
     values = (hostile("value"), "harmless")
-    summary = made_up(values=values, methods=(hostile("method"), "random"))
+    summary = summary_of(values=values, methods=(hostile("method"), "random"))
     data = report_of(summary)
     filtered = hostile("filtered")
     data = replace(
@@ -322,10 +322,10 @@ def test_any_answer_comes_back_from_the_page_as_it_was(answer, prompt):
     assert shown == re.sub(unfit, "\N{REPLACEMENT CHARACTER}", answer)
 
 
-SMALL = made_up(methods=("vc_soup",), seeds=(0,))
+SMALL = summary_of(methods=("vc_soup",), seeds=(0,))
 
 
-def test_a_page_without_samples_has_no_chapter_for_them(summary):
+def test_a_page_without_samples_has_no_section_for_them(summary):
     page = render(replace(report_of(summary), samples=[]))
     assert 'id="answers"' not in page and 'href="#answers"' not in page
 
@@ -333,7 +333,7 @@ def test_a_page_without_samples_has_no_chapter_for_them(summary):
 @pytest.mark.parametrize(
     ("value", "decimals", "shown"),
     [(-0.001, 2, "0.00"), (-1.5, 2, "−1.50"), (1234567, None, "1,234,567"), (None, 2, "–"),
-     (0.61234, None, "0.6123"), (5310.7, None, "5,311"), ("<", None, "&lt;"),
+     (0.61234, None, "0.6123"), (5310.7, None, "5,311"), ("n/a", None, "n/a"),
      (1e-7, None, "1e−07")],
 )  # fmt: skip
 def test_numbers_are_written_for_reading(value, decimals, shown):
@@ -345,10 +345,6 @@ def test_numbers_are_written_for_reading(value, decimals, shown):
 )
 def test_decimals_show_three_digits_of_the_range(span, decimals):
     assert decimals_for(span) == decimals
-
-
-def test_attribute_text_cannot_leave_its_quotes():
-    assert text("\"'<>&") == "&quot;&#x27;&lt;&gt;&amp;"
 
 
 def chunks(png: bytes) -> list[bytes]:
@@ -374,7 +370,7 @@ def test_plots_are_the_same_bytes_whatever_the_users_settings(summary, draw):
 
 @pytest.mark.parametrize("values", [("a",), ("a", "b", "c")])
 def test_the_front_is_drawn_for_any_number_of_values(values):
-    image = Image.open(io.BytesIO(figures.front_plot(made_up(values=values, seeds=(0,)))))
+    image = Image.open(io.BytesIO(figures.front_plot(summary_of(values=values, seeds=(0,)))))
     assert image.width == 1440
     assert len(image.convert("RGB").getcolors(1 << 24)) > 20
 
@@ -392,7 +388,7 @@ def test_plots_of_a_run_without_soups_or_differences():
             figures.edge_plot(summary)
 
 
-def test_labels_cover_neither_each_other_nor_marks_nor_lines():
+def test_labels_cover_neither_each_other_nor_markers_nor_lines():
     figure = Figure(figsize=(4, 3), dpi=100)
     axes = figure.subplots()
     draw = np.random.default_rng(0)

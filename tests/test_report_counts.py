@@ -23,7 +23,7 @@ from vcsoup_dist.report.counts import (
     pairs_scored,
     patterns,
 )
-from vcsoup_dist.report.run_section import data_section
+from vcsoup_dist.report.page import TEMPLATES
 from vcsoup_dist.scoring import stage as scoring_stage
 from vcsoup_dist.workspace import Product, Workspace
 
@@ -121,7 +121,7 @@ def test_the_columns_of_the_data_table_add_up_to_the_rows_read(tmp_path, tiny_mo
         scoring_stage.read(loaded, workspace, [product])
     read = pairs_read(workspace, product)
     assert read.joined and read.returned_prompts == 3 and read.left_out and read.rejected
-    page = data_section([read], [])
+    page = TEMPLATES.get_template("data.html").render(pairs=[read], scores=[])
     first_row = page[page.index("<tbody>") :].split("</tr>")[0]
     rows, *places = [int(n.replace(",", "")) for n in re.findall(r">([\d,]+)<", first_row)]
     assert rows == sum(places) == len(rated) and len(places) == 7

@@ -1,25 +1,33 @@
-"""The colour and the mark that a method bears in every plot and table."""
+"""The colour and the marker of a method in every plot and table."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from vcsoup_dist.records.summary import Summary
+
 COLOURS = ("#1f62b0", "#d96b1f", "#2f9163", "#8c56a8", "#b08d1a", "#7a818c")
-"""One per method, in the summary's order; distinguishable with colour-blind eyes and in grey."""
-MARKERS = "os^Dvp"
-"""In matplotlib's letters."""
-SIGNS = "●■▲◆▼⬟"
-"""The same marks as text."""
+"""Distinguishable with colour-blind eyes and in grey."""
+MARKERS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("p", "⬟"))
+"""In matplotlib's letters, and as text."""
 
 
-def colour_of(place: int) -> str:
-    """Colour of the summary's method number `place`, as `#rrggbb`."""
-    return COLOURS[place % len(COLOURS)]
+@dataclass(frozen=True)
+class MethodStyle:
+    """How a method looks."""
 
-
-def marker_of(place: int) -> str:
-    """Matplotlib's marker of the summary's method number `place`."""
-    return MARKERS[place % len(MARKERS)]
-
-
-def sign_of(place: int) -> str:
+    colour: str
+    """`#rrggbb`."""
+    marker: str
+    """In matplotlib's letters."""
+    sign: str
     """One character that looks like the marker."""
-    return SIGNS[place % len(SIGNS)]
+
+
+def method_styles(summary: Summary) -> dict[str, MethodStyle]:
+    """The styles of the summary's methods by name, given by their order; distinct for up to 36."""
+    styles = {}
+    for place, each in enumerate(summary.methods):
+        marker, sign = MARKERS[(place + place // len(COLOURS)) % len(MARKERS)]
+        styles[each.method] = MethodStyle(COLOURS[place % len(COLOURS)], marker, sign)
+    return styles

@@ -2,71 +2,78 @@
 
 from __future__ import annotations
 
-from vcsoup_dist.report.filter_section import filter_section
-from vcsoup_dist.report.html import Html, join, paragraph, tag, text
+import re
+from base64 import b64encode
+from collections.abc import Mapping
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from vcsoup_dist.report.method_styles import method_styles
+from vcsoup_dist.report.numbers import decimals_for, fixed, number
 from vcsoup_dist.report.page_data import ReportData
-from vcsoup_dist.report.rewards_section import (
-    edge_section,
-    front_section,
-    result,
-    soup_section,
-    volume_section,
-)
-from vcsoup_dist.report.run_section import (
-    again_section,
-    data_section,
-    facts_list,
-    prompt_section,
-    sample_section,
-    training_section,
-)
-from vcsoup_dist.report.style import STYLE
 
-# Should an answer ever get past the escaping, nothing that it names is run or loaded.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+SECTIONS = {
+    "front": "Front",
+    "soups": "Soups",
+    "hypervolume": "Hypervolume",
+    "connectivity": "Between two policies",
+    "data": "Data",
+    "consistency": "Consistency",
+    "training": "Training",
+    "prompts": "Evaluation prompts",
+    "answers": "Answers",
+    "reproduce": "Reproduce",
+}
+"""Template and anchor of each section -> its heading."""
 
-CHAPTERS = {
-    "front": "Front", "soups": "Soups", "hypervolume": "Hypervolume",
-    "connectivity": "Between two policies", "data": "Data", "consistency": "Consistency",
-    "training": "Training", "prompts": "Prompts", "answers": "Answers", "again": "Make it again",
-}  # fmt: skip
+UNFIT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Controls that HTML forbids, and lone surrogates, which no file can hold."""
 
 
 def render(data: ReportData) -> str:
     """The page as text, to be written as UTF-8. Deterministic; everything in `data` is escaped."""
     summary = data.summary
-    places = {method.method: place for place, method in enumerate(summary.methods)}
-    links = [
-        Html(f'<a href="#{text(name)}">{text(title)}</a>')
-        for name, title in CHAPTERS.items()
-        if name != "answers" or data.samples
-    ]
-    sections = [
-        front_section(summary, data.front_plot),
-        soup_section(summary),
-        volume_section(summary, data.hypervolume_plot),
-        edge_section(summary, data.edge_plot),
-        data_section(data.pairs, data.scores),
-        filter_section(data.patterns, data.agreements, data.consistency_plots, summary.values),
-        training_section(data.trained, places),
-        prompt_section(data.prompts),
-        *([sample_section(data.samples)] if data.samples else []),
-        again_section(data.commands, data.recipe),
-    ]
-    notes = tag("div", *map(paragraph, map(text, data.notes)), css="notes")
-    header = tag(
-        "header",
-        paragraph(text("Value-consistent soups"), css="kind"),
-        tag("h1", text(data.title)),
-        result(summary),
-        *([notes] if data.notes else []),
-        facts_list(data.facts),
-        tag("nav", *links),
+    spans = {
+        value: summary.scale.high[value] - summary.scale.low[value] for value in summary.values
+    }
+    page = TEMPLATES.get_template("report.html").render(
+        vars(data),
+        sections={
+            name: each for name, each in SECTIONS.items() if name != "answers" or data.samples
+        },
+        styles=method_styles(summary),
+        confidence=f"{100 * summary.confidence:g} %",
+        decimals={value: decimals_for(span) for value, span in spans.items()},
+        best_means={v: max(row.cells[v].mean for row in summary.rows) for v in summary.values},
+        metrics=list(dict.fromkeys(name for each in data.trained for name in each.last)),
+        seen_prompts=list(
+            dict.fromkeys(seen for each in data.prompts for seen in each.in_training)
+        ),
     )
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{text(POLICY)}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{text(data.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"{header}\n<main>\n{join(sections, chr(10))}\n</main>\n</body>\n</html>\n"
-    )
+    return UNFIT.sub("\N{REPLACEMENT CHARACTER}", page)
+
+
+def _most_frequent(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Reasons or patterns and their counts, the most frequent first."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _shortened(prompt: str, letters: int = 200) -> str:
+    line = " ".join(prompt.split())
+    return line if len(line) <= letters else line[:letters].rstrip() + " …"
+
+
+TEMPLATES = Environment(
+    loader=PackageLoader("vcsoup_dist.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.filters |= {
+    "base64": lambda data: b64encode(data).decode("ascii"),
+    "fixed": fixed,
+    "most_frequent": _most_frequent,
+    "number": number,
+    "shortened": _shortened,
+}

@@ -1,7 +1,7 @@
 """The plots of a summary as PNG bytes: the same summary gives the same bytes.
 
-Drawn on figures of their own, without pyplot, so that no window system and no matplotlibrc of the
-user takes part. Wide enough for 720 CSS pixels at twice their resolution.
+Drawn on figures of their own, without pyplot, so that neither a window system nor the
+user's matplotlibrc has any effect. Wide enough for 720 CSS pixels at twice their resolution.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from vcsoup_dist.records.summary import Summary
-from vcsoup_dist.report.method_styles import colour_of, marker_of
+from vcsoup_dist.report.method_styles import method_styles
 from vcsoup_dist.report.plots.front_panel import INK, draw_front
 
 WIDTH = 7.2  # inches
@@ -74,12 +74,12 @@ def front_plot(summary: Summary) -> bytes:
 
 def hypervolume_plot(summary: Summary) -> bytes:
     """One bar per method: its hypervolume of scaled values, with each seed's as a dot."""
-    methods = summary.methods
+    methods, styles = summary.methods, method_styles(summary)
     with _style():
         figure, grid = _figure(1, 1, 0.75 + 0.42 * len(methods))
         axes = grid[0, 0]
         for place, method in enumerate(methods):
-            colour = colour_of(place)
+            colour = styles[method.method].colour
             axes.barh(place, method.hypervolume, height=0.62, color=colour, alpha=0.85)
             seeds = list(method.hypervolume_by_seed.values())
             if len(seeds) > 1:
@@ -105,18 +105,18 @@ def edge_plot(summary: Summary) -> bytes:
     pairs = list(dict.fromkeys((edge.start, edge.end) for edge in summary.edges))
     if not pairs:
         raise ValueError("the summary has no edge to plot")
-    order = {method.method: place for place, method in enumerate(summary.methods)}
+    styles = method_styles(summary)
     with _style():
         columns = len(summary.values)
         figure, grid = _figure(len(pairs), columns, 0.7 + 2.2 * len(pairs))
         for edge in summary.edges:
-            place = order[edge.method]
+            style = styles[edge.method]
             line = grid[pairs.index((edge.start, edge.end))]
             for axes, value in zip(line, summary.values, strict=True):
-                colour = colour_of(place)
-                axes.plot(edge.positions, edge.line[value], "--", color=colour, lw=1, alpha=0.7)
-                axes.plot(edge.positions, edge.rewards[value], color=colour, lw=1.6,
-                          marker=marker_of(place), ms=3.6, mec="white", mew=0.5)  # fmt: skip
+                axes.plot(edge.positions, edge.line[value], "--", color=style.colour, lw=1,
+                          alpha=0.7)  # fmt: skip
+                axes.plot(edge.positions, edge.rewards[value], color=style.colour, lw=1.6,
+                          marker=style.marker, ms=3.6, mec="white", mew=0.5)  # fmt: skip
         for (start, end), line in zip(pairs, grid, strict=True):
             for axes, value in zip(line, summary.values, strict=True):
                 axes.set_title(f"{value} reward", fontsize=9, loc="left", color=INK)
@@ -124,9 +124,9 @@ def edge_plot(summary: Summary) -> bytes:
                 axes.get_xticklabels()[0].set_horizontalalignment("left")
                 axes.get_xticklabels()[-1].set_horizontalalignment("right")
         handles = [
-            Line2D([], [], color=colour_of(i), marker=marker_of(i), ms=4, label=method.method)
-            for i, method in enumerate(summary.methods)
-            if any(edge.method == method.method for edge in summary.edges)
+            Line2D([], [], color=style.colour, marker=style.marker, ms=4, label=method)
+            for method, style in styles.items()
+            if any(edge.method == method for edge in summary.edges)
         ]
         handles.append(Line2D([], [], color=INK, ls="--", lw=1, label="straight line"))
         _above(figure, handles)
@@ -135,8 +135,8 @@ def edge_plot(summary: Summary) -> bytes:
 
 def _legend(figure: Figure, summary: Summary) -> None:
     handles = [
-        Line2D([], [], color=colour_of(i), marker=marker_of(i), ms=6, lw=1.4, label=method.method)
-        for i, method in enumerate(summary.methods)
+        Line2D([], [], color=style.colour, marker=style.marker, ms=6, lw=1.4, label=method)
+        for method, style in method_styles(summary).items()
     ]
     if any(row.method is None for row in summary.rows):
         start = Line2D([], [], color=INK, marker="*", ms=10, lw=0, label="θ₀, before training")
