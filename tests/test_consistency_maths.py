@@ -21,7 +21,7 @@ from vcsoup_dist.consistency.gaps import (
     sign_patterns,
     swap_by_own,
 )
-from vcsoup_dist.consistency.moments import moments
+from vcsoup_dist.moments import moments
 
 numbers = st.floats(-1e6, 1e6).filter(lambda x: x == 0 or abs(x) > 1e-6)
 gap_arrays = st.tuples(st.integers(1, 30), st.integers(1, 5)).flatmap(

@@ -20,11 +20,11 @@ from vcsoup_dist.consistency.counts import count_pairs
 from vcsoup_dist.consistency.filtered_files import Part, filtered_tables, write_heldout
 from vcsoup_dist.consistency.gaps import consistency, norm
 from vcsoup_dist.consistency.measured_pairs import GapSettings, measure_pairs
-from vcsoup_dist.consistency.moments import co_moments, moments
 from vcsoup_dist.consistency.rules import keep
 from vcsoup_dist.consistency.scales import Scale, check_scale, reward_scale
 from vcsoup_dist.consistency.shard_map import run_here
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.moments import co_moments, moments
 from vcsoup_dist.records.keep_rule import KeepRule
 
 NORMALISATIONS = ["zscore", "gap_std", "robust", "none"]

@@ -25,10 +25,10 @@ from vcsoup_dist.consistency.gaps import (
     sign_patterns,
     swap_by_own,
 )
-from vcsoup_dist.consistency.moments import CoMoments, co_moments
 from vcsoup_dist.consistency.repeated import repeated_and_held_out
 from vcsoup_dist.consistency.scales import Scale
 from vcsoup_dist.consistency.shard_map import Run
+from vcsoup_dist.moments import CoMoments, co_moments
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]

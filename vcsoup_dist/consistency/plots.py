@@ -1,19 +1,12 @@
-"""Pictures of a filter: how consistent the pairs are, where their gaps lie, who conflicts.
-
-Drawn on figures of their own, without pyplot, and in one style: the same numbers give the same
-bytes whatever matplotlib's settings are.
-"""
+"""Plots of a filter: how consistent the pairs are, where their gaps lie, which values conflict."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,6 +14,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from vcsoup_dist.consistency.comparison import lossless_threshold, safe_threshold
+from vcsoup_dist.plot_style import INK, plot_style
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -28,24 +22,9 @@ Mask = NDArray[np.bool_]
 POINTS = 4000  # per panel; more only blur
 BINS = 40
 PANEL = 3.2  # inches
-KEPT, LEFT_OUT, ALERT, INK = "#2a7f62", "#c9cdd2", "#b3423a", "#22262c"
+KEPT, LEFT_OUT, ALERT = "#2a7f62", "#c9cdd2", "#b3423a"
 COLOURS = {"all gaps > 0": KEPT, "all gaps < 0": ALERT, "mixed": "#9aa0a6"}
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.color": INK,
-    "text.parse_math": False,
-    "axes.edgecolor": "#8a909a",
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": "#8a909a",
-    "ytick.color": "#8a909a",
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-}
+STYLE = {"legend.fontsize": 8}
 
 
 def plot_consistency(
@@ -57,7 +36,7 @@ def plot_consistency(
     threshold loses a pair whose gaps are all positive, from sqrt((N-1)/N) on none keeps a negative
     gap.
     """
-    with _style():
+    with plot_style(STYLE):
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = figure.subplots()
         has_direction = ~np.isnan(cosines)
@@ -82,7 +61,7 @@ def plot_gaps(path: Path, gaps: Array, values: Sequence[str]) -> None:
     # Evenly spaced pairs, so that the same pairs are shown every time.
     shown = gaps[np.linspace(0, len(gaps) - 1, min(len(gaps), POINTS)).astype(int)]
     panels = list(itertools.combinations(range(len(values)), 2))
-    with _style():
+    with plot_style(STYLE):
         if not panels:  # a single value
             figure = Figure(figsize=(6.4, 4.2), layout="constrained")
             axes = figure.subplots()
@@ -98,7 +77,7 @@ def plot_correlation(
 ) -> None:
     """The correlation [N, N] of the values' gaps as a heat map with its numbers; None is a dash."""
     count = len(values)
-    with _style():
+    with plot_style(STYLE):
         side = 1.8 + 0.72 * count
         figure = Figure(figsize=(side + 0.6, side), layout="constrained")
         axes = figure.subplots()
@@ -152,14 +131,6 @@ def _gap_panels(shown: Array, values: Sequence[str], panels: Sequence[tuple[int,
     ]
     figure.legend(handles=handles, loc="outside lower left", ncols=3)
     return figure
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        yield
 
 
 def _save(figure: Figure, path: Path) -> None:

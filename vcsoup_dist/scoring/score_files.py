@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vcsoup_dist.files import replacing, write_atomically
+from vcsoup_dist.moments import moments
 
 Array = NDArray[np.float64]
 
@@ -102,7 +103,7 @@ def write_summary(
     reward, held-out ones among them; `equal_pairs` those of the others whose two texts are the same
     tokens.
     """
-    rewards = _Moments()
+    rewards = _Statistics()
     missing = _Missing()
     truncated = responses = equal = 0
     listed: list[dict[str, Any]] = []
@@ -126,7 +127,7 @@ def write_summary(
         "first_unscored": missing.first,
         "truncated": truncated,
         "truncated_responses": responses,
-        "scored": rewards.count // 2,
+        "scored": rewards.count() // 2,
         "equal_pairs": equal,
         **rewards.summary(rounding),
         "shards": listed,
@@ -136,35 +137,30 @@ def write_summary(
     return manifest
 
 
-class _Moments:
+class _Statistics:
     """Mean, deviation and range of numbers that come in parts; those that are NaN do not count."""
 
     def __init__(self) -> None:
-        self.count, self.mean, self.squares = 0, 0.0, 0.0
+        self.moments = moments(np.empty((0, 1)))
         self.lowest, self.highest = math.inf, -math.inf
 
     def add(self, numbers: Array) -> None:
         numbers = numbers[~np.isnan(numbers)]
-        if len(numbers) == 0:
-            return
-        # Chan's parallel update of mean and sum of squared deviations.
-        shift = float(numbers.mean()) - self.mean
-        total = self.count + len(numbers)
-        self.squares += float(np.square(numbers - numbers.mean()).sum())
-        self.squares += shift**2 * self.count * len(numbers) / total
-        self.mean += shift * len(numbers) / total
-        self.count = total
-        self.lowest = min(self.lowest, float(numbers.min()))
-        self.highest = max(self.highest, float(numbers.max()))
+        self.moments = self.moments.merged(moments(numbers[:, None]))
+        self.lowest = min(self.lowest, float(numbers.min(initial=math.inf)))
+        self.highest = max(self.highest, float(numbers.max(initial=-math.inf)))
+
+    def count(self) -> int:
+        return int(self.moments.count[0])
 
     def summary(self, rounding: float) -> dict[str, Any]:
         found: dict[str, Any] = {"rounding": rounding}
-        if self.count == 0:
+        if not self.count():
             return found | dict.fromkeys(("mean", "std", "min", "max")) | {"constant": False}
-        std = math.sqrt(self.squares / self.count)
-        alike = self.lowest == self.highest or std <= rounding * math.hypot(self.mean, std)
+        mean, std = float(self.moments.mean[0]), float(self.moments.std()[0])
+        alike = self.lowest == self.highest or std <= rounding * math.hypot(mean, std)
         return found | {
-            "mean": self.mean,
+            "mean": mean,
             "std": std,
             "min": self.lowest,
             "max": self.highest,

@@ -7,42 +7,27 @@ user's matplotlibrc has any effect. Wide enough for 720 CSS pixels at twice thei
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from vcsoup_dist.plot_style import INK, plot_style
 from vcsoup_dist.records.summary import Summary
 from vcsoup_dist.report.method_styles import method_styles
-from vcsoup_dist.report.plots.front_panel import INK, draw_front
+from vcsoup_dist.report.plots.front_panel import draw_front
 
 WIDTH = 7.2  # inches
 DPI = 200
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.color": INK,
-    "text.parse_math": False,
-    "axes.edgecolor": "#8a909a",
-    "axes.labelcolor": INK,
+STYLE = {
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "axes.linewidth": 0.8,
     "grid.color": "#eceef1",
     "grid.linewidth": 0.8,
-    "xtick.color": "#8a909a",
-    "ytick.color": "#8a909a",
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
 }
@@ -60,7 +45,7 @@ def front_plot(summary: Summary) -> bytes:
     pairs = pairs or [(summary.values[0], None)]
     columns = min(3, len(pairs))
     lines = -(-len(pairs) // columns)
-    with _style():
+    with plot_style(STYLE):
         height = 4.9 if len(pairs) == 1 else 0.5 + 2.6 * lines
         height = height if pairs[0][1] is not None else 1.5 + 0.35 * len(summary.methods)
         figure, grid = _figure(lines, columns, height)
@@ -75,7 +60,7 @@ def front_plot(summary: Summary) -> bytes:
 def hypervolume_plot(summary: Summary) -> bytes:
     """One bar per method: its hypervolume of scaled values, with each seed's as a dot."""
     methods, styles = summary.methods, method_styles(summary)
-    with _style():
+    with plot_style(STYLE):
         figure, grid = _figure(1, 1, 0.75 + 0.42 * len(methods))
         axes = grid[0, 0]
         for place, method in enumerate(methods):
@@ -106,7 +91,7 @@ def edge_plot(summary: Summary) -> bytes:
     if not pairs:
         raise ValueError("the summary has no edge to plot")
     styles = method_styles(summary)
-    with _style():
+    with plot_style(STYLE):
         columns = len(summary.values)
         figure, grid = _figure(len(pairs), columns, 0.7 + 2.2 * len(pairs))
         for edge in summary.edges:
@@ -150,14 +135,6 @@ def _above(figure: Figure, handles: Sequence[Line2D]) -> None:
     letters = sum(len(str(handle.get_label())) + 7 for handle in handles)
     figure.legend(handles=handles, loc="outside upper left", columnspacing=1.4, handlelength=1.7,
                   ncols=len(handles) if letters < 112 else 3)  # fmt: skip
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        yield
 
 
 def _figure(lines: int, columns: int, height: float) -> tuple[Figure, np.ndarray]:

@@ -6,12 +6,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from vcsoup_dist.plot_style import INK
 from vcsoup_dist.records.summary import Row, Summary
 from vcsoup_dist.report.method_styles import MethodStyle, method_styles
 from vcsoup_dist.report.plots.labels import Label, Point, place_labels
 from vcsoup_dist.report.statistics import fronts
 
-INK = "#2b2f36"
 THETA_0 = MethodStyle(INK, "*", "★")
 
 

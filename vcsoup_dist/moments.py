@@ -1,4 +1,4 @@
-"""Means and squared deviations of columns of numbers, in parts that are merged exactly in order.
+"""Means and squared deviations of columns of numbers, in parts that are merged in order.
 
 The merge is Chan, Golub and LeVeque's. Every sum here is numpy's own pairwise one and none is
 BLAS's, whose bits depend on its number of threads.
