@@ -299,7 +299,7 @@ def test_a_checkpoint_that_cannot_be_converted_is_refused(world, name, tmp_path,
     shutil.copytree(max((world.root / "of-two" / name).glob("step-*")), tmp_path / "checkpoint")
     checkpoint = tmp_path / "checkpoint"
     (checkpoint / "offloaded_tensors").mkdir()
-    with pytest.raises(UserError, match="lies on NVMe.* set launch.ranks back"):
+    with pytest.raises(UserError, match="is on NVMe.* set launch.ranks back"):
         convert(checkpoint, tmp_path / "out", 0, 1)
     (checkpoint / "offloaded_tensors").rmdir()
     max(checkpoint.glob("*optim_states.pt")).unlink()
