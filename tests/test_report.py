@@ -20,17 +20,18 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vcsoup_dist.records.filter_report import FilterReport, PairCounts, RuleComparison, RuleCount
+from vcsoup_dist.records.keep_rule import KeepRule
 from vcsoup_dist.records.summary import Summary
+from vcsoup_dist.report.method_styles import method_styles
 from vcsoup_dist.report.numbers import decimals_for, number
 from vcsoup_dist.report.page import SECTIONS, render
 from vcsoup_dist.report.page_data import (
-    Agreement,
     Answer,
+    Filters,
     PairsRead,
     PairsScored,
-    Patterns,
     Plot,
-    Policy,
     Prompts,
     ReportData,
     Sample,
@@ -111,6 +112,21 @@ def summary() -> Summary:
     return summary_of()
 
 
+def filter_report(kept: dict[str, int], sign: str = "--", rule: str = "c >= 0.35") -> FilterReport:
+    counts = PairCounts(11000, sum(kept.values()), {}, 0, 0, 0,
+                        {"++": 6000, "+-": 4000, sign: 1000}, kept)  # fmt: skip
+    own = KeepRule("threshold", threshold=0.35)
+    rules = [RuleCount("no filter", KeepRule("all"), False, 11000, 1.0, 0.545),
+             RuleCount(rule, own, True, 6000, 0.5454, None)]  # fmt: skip
+    return FilterReport(
+        method="vc_soup", rule=own, size_of=None, value="helpful", values=["helpful", "harmless"],
+        datasets=["helpful"], normalisation="zscore", scope="dataset", counts=counts,
+        heldout=counts, scale={}, equal_pairs={}, correlation=[[1.0, -0.25], [-0.25, None]],
+        conflicts=[[0, 0.375], [0.375, 0]], comparison=RuleComparison(11000, 11000, rules, []),
+        files=[],
+    )  # fmt: skip
+
+
 def report_of(summary: Summary) -> ReportData:
     return ReportData(
         title="a run",
@@ -123,12 +139,10 @@ def report_of(summary: Summary) -> ReportData:
         pairs=[PairsRead("helpful", 12345, 11000, 1000, 300, 38, {"empty response": 5, "odd": 2},
                           {"equal ratings": 21}, 9, 2)],
         scores=[PairsScored("helpful", "harmless", 11000, 9, {"too odd": 8}, 17, -0.25, 1.5)],
-        patterns=[Patterns("helpful", {"++": 6000, "+-": 4000, "--": 1000},
-                           {"vc_soup": {"++": 5900, "+-": 100}, "random": {"++": 3300}})],
-        agreements=[Agreement("helpful", [[0, 0.375], [0.375, 0]], [[1.0, -0.25], [-0.25, None]],
-                              [Policy("no filter", 11000, 1.0, 0.545, False),
-                               Policy("c >= 0.35", 6000, 0.5454, None, True)])],
-        consistency_plots=[Plot("Consistency of helpful", DOT)],
+        filters=[Filters("helpful", {
+            "vc_soup": filter_report({"++": 5900, "+-": 100}),
+            "random": filter_report({"++": 3300}),
+        }, "vc_soup", [Plot("Consistency of helpful", DOT)])],
         trained=[Trained("vc_soup", "helpful", 1, {"steps": 120, "loss": 0.61234, "stopped": None}),
                  Trained("random", "helpful", 0, {"steps": 119, "KL": 1234.5})],
         prompts=[Prompts("helpful", 64, 3, ["What is seen twice?"]),
@@ -233,7 +247,7 @@ def test_counts_of_every_stage_are_on_the_page(summary):
         "helpful37.5 %",
         "harmless−0.25",
         "no filter11,000100.0 %54.5 %",
-        "c ≥ 0.35 (the recipe)6,00054.5 %–",
+        "c ≥ 0.35 (vc_soup)6,00054.5 %–",
         "++6,0005,9003,300",
         "−−1,00000",
         "all11,0006,000 (55 %)3,300 (30 %)",
@@ -277,7 +291,6 @@ def test_hostile_text_is_shown_and_never_run():
     values = (hostile("value"), "harmless")
     summary = summary_of(values=values, methods=(hostile("method"), "random"))
     data = report_of(summary)
-    filtered = hostile("filtered")
     data = replace(
         data,
         title=hostile("title"),
@@ -286,10 +299,9 @@ def test_hostile_text_is_shown_and_never_run():
         pairs=[replace(data.pairs[0], dataset=hostile("data"), rejected={hostile("reason"): 1},
                        left_out={hostile("left"): 1})],
         scores=[replace(data.scores[0], value=hostile("scored"), reasons={hostile("why"): 1})],
-        patterns=[Patterns(filtered, {hostile("sign"): 1}, {hostile("filter"): {}})],
-        agreements=[replace(data.agreements[0], value=filtered,
-                            policies=[Policy(hostile("policy"), 1, None, None, True)])],
-        consistency_plots=[Plot(hostile("caption"), DOT)],
+        filters=[Filters(hostile("filtered"), {(method := hostile("filter")): filter_report(
+            {}, hostile("sign"), hostile("rule"),
+        )}, method, [Plot(hostile("caption"), DOT)])],
         trained=[Trained(hostile("who"), "v", 0, {hostile("metric"): hostile("number")})],
         prompts=[Prompts(hostile("prompts"), 1, 0, [hostile("seen")])],
         samples=[Sample(hostile("prompt"), [Answer(hostile("soup"), hostile("answer"),
@@ -345,6 +357,14 @@ def test_numbers_are_written_for_reading(value, decimals, shown):
 )
 def test_decimals_show_three_digits_of_the_range(span, decimals):
     assert decimals_for(span) == decimals
+
+
+def test_methods_of_any_name_have_styles_of_their_own():
+    names = [f"method {i}" for i in range(36)]
+    styles = method_styles(summary_of(methods=names, seeds=(0,)))
+    assert list(styles) == names and len(set(styles.values())) == 36
+    first = [(style.colour, style.sign) for style in styles.values()][:3]
+    assert first == [("#1f62b0", "●"), ("#d96b1f", "■"), ("#2f9163", "▲")]
 
 
 def chunks(png: bytes) -> list[bytes]:

@@ -16,12 +16,9 @@ from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.report.counts import (
-    agreement,
-    consistency_plots,
-    filter_reports,
+    filters,
     pairs_read,
     pairs_scored,
-    patterns,
 )
 from vcsoup_dist.report.page import TEMPLATES
 from vcsoup_dist.scoring import stage as scoring_stage
@@ -68,7 +65,7 @@ def run(tmp_path_factory, tiny_model: Path) -> Run:
             "kind": {"reward": {"columns": ["k+", "k-"]}, "judge": judge, "data": data},
             "brief": {"reward": {"columns": ["b+", "b-"]}, "judge": judge},
         },
-        "methods": ["rewarded_soup", "vc_soup"],
+        "methods": {"rewarded_soup": {}, "strict": {"kind": "vc_soup"}},
         "consistency": {"threshold": 0.3},
         "scoring": {"max_bad_rows": 0.5},
     }
@@ -132,26 +129,24 @@ def test_the_columns_of_the_data_table_add_up_to_the_rows_read(tmp_path, tiny_mo
 
 
 def test_each_methods_report_is_found_by_value(run: Run):
-    reports = filter_reports(run.recipe, run.workspace, run.report)
-    assert list(reports) == ["kind"] and set(reports["kind"]) == {"rewarded_soup", "vc_soup"}
-    counted = patterns("kind", reports["kind"])
-    every, kept = reports["kind"]["vc_soup"].counts.sign_patterns, counted.kept
-    assert counted.all_pairs == every
-    for method, report in reports["kind"].items():
-        assert sum(kept[method].values()) == report.counts.kept
+    (kind,) = filters(run.recipe, run.workspace, run.report)
+    assert kind.value == "kind" and set(kind.reports) == {"rewarded_soup", "strict"}
+    for method, report in kind.reports.items():
+        assert report.method == method and report.value == "kind"
+        assert sum(report.counts.sign_patterns_kept.values()) == report.counts.kept
 
 
 def test_the_comparison_is_vc_soups_whatever_the_order_of_the_methods(run: Run):
-    reports = filter_reports(run.recipe, run.workspace, run.report)["kind"]
-    found = agreement("kind", reports)
-    (own,) = [policy for policy in found.policies if policy.recipe]
-    assert (own.name, own.pairs) == ("c >= 0.3", reports["vc_soup"].counts.kept)
-    assert found.conflicts == reports["vc_soup"].conflicts
-    assert [len(row) for row in found.correlation] == [2, 2]
+    (kind,) = filters(run.recipe, run.workspace, run.report)
+    assert kind.shown == "strict"
+    report = kind.reports[kind.shown]
+    (own,) = [rule for rule in report.comparison.rules if rule.is_own]
+    assert (own.name, own.count) == ("c >= 0.3", report.counts.kept)
 
 
 def test_each_value_has_two_plots_as_vc_soup_sees_it(run: Run):
-    histogram, gaps = consistency_plots(run.workspace, run.report)
-    assert histogram.caption == "kind: consistency of its pairs, as vc_soup sees it"
+    (kind,) = filters(run.recipe, run.workspace, run.report)
+    histogram, gaps = kind.plots
+    assert histogram.caption == "kind: consistency of its pairs, as strict sees it"
     assert gaps.caption.startswith("kind: gaps")
     assert histogram.png != gaps.png and gaps.png.startswith(b"\x89PNG")

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vcsoup_dist.methods.vc_soup import VCSoup
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.records.filter_report import GAPS, HISTOGRAM, FilterReport
 from vcsoup_dist.records.training_summary import TrainingSummary
 from vcsoup_dist.report.page_data import (
-    Agreement,
+    Filters,
     PairsRead,
     PairsScored,
-    Patterns,
     Plot,
-    Policy,
     Trained,
 )
 from vcsoup_dist.workspace import Product, Workspace
@@ -64,51 +62,23 @@ def pairs_scored(workspace: Workspace, product: Product) -> list[PairsScored]:
     return found
 
 
-def filter_reports(
-    recipe: Recipe, workspace: Workspace, product: Product
-) -> dict[str, dict[str, FilterReport]]:
-    """Value -> method -> report of its filtered set."""
-    return {
-        value: {
-            str(each.method): FilterReport.read(workspace.need(each))
-            for each in product.inputs_of("filter")
-            if each.value == value
-        }
-        for value in recipe.trained_values()
-    }
-
-
-def patterns(value: str, reports: Mapping[str, FilterReport]) -> Patterns:
-    """The sign patterns of a value's pairs, which are the same for every method."""
-    every = next(iter(reports.values())).counts.sign_patterns
-    kept = {method: report.counts.sign_patterns_kept for method, report in reports.items()}
-    return Patterns(value, every, kept)
-
-
-def agreement(value: str, reports: Mapping[str, FilterReport]) -> Agreement:
-    """As `vc_soup` reports it where it takes part: its comparison marks the recipe's rule."""
-    report = reports.get("vc_soup", next(iter(reports.values())))
-    policies = [
-        Policy(each.name, each.count, each.share, each.all_positive, each.is_own)
-        for each in report.comparison.rules
-    ]
-    return Agreement(value, report.conflicts, report.correlation, policies)
-
-
-def consistency_plots(workspace: Workspace, product: Product) -> list[Plot]:
-    """Two plots per value, of `vc_soup`'s filtered set where it takes part."""
-    shown: dict[str | None, Product] = {}
-    for each in product.inputs_of("filter"):
-        if each.value not in shown or each.method == "vc_soup":
-            shown[each.value] = each
+def filters(recipe: Recipe, workspace: Workspace, product: Product) -> list[Filters]:
+    """The filtered sets of each trained value; the first VC-Soup's view is shown, if any."""
     found = []
-    for each in shown.values():
-        folder = workspace.need(each)
-        for name, caption in (
-            (HISTOGRAM, f"{each.value}: consistency of its pairs, as {each.method} sees it"),
-            (GAPS, f"{each.value}: gaps of its pairs, by sign pattern"),
-        ):
-            found.append(Plot(caption, (folder / name).read_bytes()))
+    for value in recipe.trained_values():
+        own = [each for each in product.inputs_of("filter") if each.value == value]
+        sets = {str(each.method): workspace.need(each) for each in own}
+        vc_soups = (name for name in sets if isinstance(recipe.methods[name], VCSoup))
+        shown = next(vc_soups, next(iter(sets)))
+        plots = [
+            Plot(caption, (sets[shown] / file).read_bytes())
+            for file, caption in (
+                (HISTOGRAM, f"{value}: consistency of its pairs, as {shown} sees it"),
+                (GAPS, f"{value}: gaps of its pairs, by sign pattern"),
+            )
+        ]
+        reports = {name: FilterReport.read(folder) for name, folder in sets.items()}
+        found.append(Filters(value, reports, shown, plots))
     return found
 
 

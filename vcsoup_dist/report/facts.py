@@ -7,7 +7,10 @@ from graphlib import TopologicalSorter
 from importlib.metadata import version
 
 from vcsoup_dist import __version__
+from vcsoup_dist.methods.vc_soup import VCSoup
 from vcsoup_dist.recipe import CallableReward, ClassifierReward, Recipe, Sft
+from vcsoup_dist.recipe.rewards import Reward
+from vcsoup_dist.records.keep_rule import KeepRule
 from vcsoup_dist.records.training_summary import TrainingSummary
 from vcsoup_dist.report.page_data import Prompts
 from vcsoup_dist.workspace import Product, Workspace
@@ -17,18 +20,11 @@ PACKAGES = ("torch", "transformers", "deepspeed", "ray")
 
 def facts(recipe: Recipe, workspace: Workspace, product: Product) -> dict[str, str]:
     """What was run: term -> fact."""
-    rewards = []
-    for name in recipe.values:
-        judge = recipe.judge_of(name)
-        kind = (
-            judge.classifier
-            if isinstance(judge, ClassifierReward)
-            else judge.callable
-            if isinstance(judge, CallableReward)
-            else "columns"
-        )
-        other = " (took no part in filtering)" if recipe.values[name].judge else ""
-        rewards.append(f"{name}: {kind}{other}")
+    rewards = [
+        f"{name}: {_reward_text(recipe.judge_of(name))}"
+        + (" (took no part in filtering)" if value.judge else "")
+        for name, value in recipe.values.items()
+    ]
     steps = {
         TrainingSummary.read(workspace.need(each)).steps for each in product.inputs_of("train")
     }
@@ -37,7 +33,11 @@ def facts(recipe: Recipe, workspace: Workspace, product: Product) -> dict[str, s
         **({"theta_0": _sft_text(recipe, workspace, product)} if recipe.sft else {}),
         "judged by": "; ".join(rewards),
         "methods": ", ".join(recipe.methods),
-        "filter of vc_soup": _filter_text(recipe),
+        **{
+            f"filter of {name}": _filter_text(method.keep_rule(recipe), recipe)
+            for name, method in recipe.methods.items()
+            if isinstance(method, VCSoup)
+        },
         "training": f"{recipe.training.objective}, {_range(steps)} steps of "
         f"{recipe.training.pairs_per_step} pairs, learning rate {recipe.training.learning_rate:g}",
         "seeds": ", ".join(map(str, recipe.seeds)),
@@ -84,6 +84,15 @@ def commands_for(product: Product) -> list[str]:
     return ["vcsoup run recipe.yaml   # or, stage by stage:", *stages]
 
 
+def _reward_text(reward: Reward) -> str:
+    match reward:
+        case ClassifierReward():
+            return reward.classifier
+        case CallableReward():
+            return reward.callable
+    return "columns"
+
+
 def _sft_text(recipe: Recipe, workspace: Workspace, product: Product) -> str:
     (theta_0,) = product.inputs_of("sft")
     sft = recipe.sft or Sft()
@@ -94,15 +103,15 @@ def _sft_text(recipe: Recipe, workspace: Workspace, product: Product) -> str:
     )
 
 
-def _filter_text(recipe: Recipe) -> str:
-    rule = recipe.consistency.rule
-    bound = {
-        "threshold": f"consistency ≥ {recipe.consistency.threshold:g}",
-        "ratio": f"the best {recipe.consistency.ratio or 0:.0%} by consistency",
+def _filter_text(rule: KeepRule, recipe: Recipe) -> str:
+    ratio = f"{rule.ratio or 0:.0%}"
+    kept = {
+        "threshold": f"consistency ≥ {rule.threshold or 0:g}",
+        "ratio": f"the best {ratio} by consistency",
         "all_positive": "all gaps positive",
-        "random": f"a random {recipe.consistency.ratio or 0:.0%}",
-    }[rule]
-    return f"{bound}, gaps scaled by {recipe.consistency.normalisation}"
+        "random": f"a random {ratio}",
+    }[rule.kind]
+    return f"{kept}, gaps scaled by {recipe.consistency.normalisation}"
 
 
 def _range(numbers: set[int]) -> str:

@@ -1,4 +1,4 @@
-"""What a report shows, as plain data: a stage fills it in, `report.render` writes it as a page.
+"""What a report shows, as plain data: `stage.make` gathers it, `page.render` shows it.
 
 All text may hold anything; it is escaped where it is shown.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from vcsoup_dist.records.filter_report import FilterReport
 from vcsoup_dist.records.summary import Summary
 
 
@@ -34,7 +35,7 @@ class PairsRead:
     joined: int
     """Rows that are the other half of a pair: one response a row."""
     returned_prompts: int
-    """Times that a prompt came back after others; only neighbouring rows are paired."""
+    """Times that a prompt came back after others; only adjacent rows are paired."""
 
 
 @dataclass(frozen=True)
@@ -56,40 +57,24 @@ class PairsScored:
 
 
 @dataclass(frozen=True)
-class Patterns:
-    """One value's usable pairs by the signs of their gaps, before and after each filter."""
+class Plot:
+    """A PNG with a caption."""
 
-    value: str
-    all_pairs: Mapping[str, int]
-    """Pairs by pattern, such as `++` or `+-` in the order of the values."""
-    kept: Mapping[str, Mapping[str, int]]
-    """Method -> pattern -> pairs that it keeps; a pattern that is not named counts 0."""
+    caption: str
+    png: bytes
 
 
 @dataclass(frozen=True)
-class Policy:
-    """What one policy of the filter keeps of a value's pairs, or would keep."""
-
-    name: str
-    pairs: int
-    share: float | None
-    """Of the usable pairs; None where there are none."""
-    all_positive: float | None
-    """Share of the kept pairs whose gaps are all positive; None where nothing is kept."""
-    recipe: bool
-    """Whether it is the recipe's."""
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How far the N values agree about one value's training pairs."""
+class Filters:
+    """What the methods keep of one value's pairs."""
 
     value: str
-    conflicts: Sequence[Sequence[float]]
-    """[N, N] share of the usable pairs in which two values prefer different answers."""
-    correlation: Sequence[Sequence[float | None]]
-    """[N, N] of the gaps; None where one of the two does not vary."""
-    policies: Sequence[Policy]
+    reports: Mapping[str, FilterReport]
+    """By method."""
+    shown: str
+    """The method whose view of the pairs is shown."""
+    plots: Sequence[Plot]
+    """Its plots."""
 
 
 @dataclass(frozen=True)
@@ -135,14 +120,6 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Plot:
-    """A PNG with a caption."""
-
-    caption: str
-    png: bytes
-
-
-@dataclass(frozen=True)
 class ReportData:
     """Everything on the page, in the page's order."""
 
@@ -161,9 +138,7 @@ class ReportData:
     """PNG of `figures.edge_plot`; None where the summary has no edges."""
     pairs: Sequence[PairsRead]
     scores: Sequence[PairsScored]
-    patterns: Sequence[Patterns]
-    agreements: Sequence[Agreement]
-    consistency_plots: Sequence[Plot]
+    filters: Sequence[Filters]
     trained: Sequence[Trained]
     prompts: Sequence[Prompts]
     samples: Sequence[Sample]

@@ -10,12 +10,9 @@ from vcsoup_dist.evaluation.actors import ANSWERS
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.report.answers import evaluations, prompt_counts, samples
 from vcsoup_dist.report.counts import (
-    agreement,
-    consistency_plots,
-    filter_reports,
+    filters,
     pairs_read,
     pairs_scored,
-    patterns,
     trained,
 )
 from vcsoup_dist.report.facts import commands_for, facts, notes
@@ -47,7 +44,6 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
     if summary.edges:
         pictures["edges.png"] = figures.edge_plot(summary)
     prompts = prompt_counts(recipe, workspace, product, tables)
-    filtered = filter_reports(recipe, workspace, product)
     data = ReportData(
         title=recipe.name,
         facts=facts(recipe, workspace, product),
@@ -58,9 +54,7 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
         edge_plot=pictures.get("edges.png"),
         pairs=[pairs_read(workspace, each) for each in product.inputs_of("read")],
         scores=pairs_scored(workspace, product),
-        patterns=[patterns(value, reports) for value, reports in filtered.items()],
-        agreements=[agreement(value, reports) for value, reports in filtered.items()],
-        consistency_plots=consistency_plots(workspace, product),
+        filters=filters(recipe, workspace, product),
         trained=[trained(workspace, each) for each in product.inputs_of("train")],
         prompts=prompts,
         samples=samples(recipe, summary, tables),
