@@ -45,7 +45,7 @@ import os, signal
 from vcsoup_dist.cli.main import main
 from vcsoup_dist.souping.output import write
 from vcsoup_dist.souping.output.journal import Journal
-write.NOTE_EVERY = 0.0
+write.SYNC_EVERY = 0.0
 def append(self, chunks, append=Journal.append):
     append(self, chunks)
     os.kill(os.getpid(), signal.SIGSTOP)

@@ -238,14 +238,14 @@ def test_a_damaged_file_gives_a_layout_within_it_or_a_user_error(tmp_path_factor
 
 
 INDEXES = {
-    "parent": ({"a": "../outside.safetensors"}, "no file of its directory"),
-    "absolute": ({"a": "/etc/passwd"}, "no file of its directory"),
-    "dots": ({"a": ".."}, "no file of its directory"),
-    "subfolder": ({"a": "sub/x.safetensors"}, "no file of its directory"),
-    "backslash": ({"a": "..\\x"}, "no file of its directory"),
-    "NUL": ({"a": "x\0"}, "no file of its directory"),
-    "number": ({"a": 3}, "no file of its directory"),
-    "missing file": ({"a": "gone.safetensors"}, "no such weights file"),
+    "parent": ({"a": "../outside.safetensors"}, "not a file of its directory"),
+    "absolute": ({"a": "/etc/passwd"}, "not a file of its directory"),
+    "dots": ({"a": ".."}, "not a file of its directory"),
+    "subfolder": ({"a": "sub/x.safetensors"}, "not a file of its directory"),
+    "backslash": ({"a": "..\\x"}, "not a file of its directory"),
+    "NUL": ({"a": "x\0"}, "not a file of its directory"),
+    "number": ({"a": 3}, "not a file of its directory"),
+    "missing file": ({"a": "gone.safetensors"}, "weights file is missing"),
     "missing tensor": ({"a": "x.safetensors", "b": "x.safetensors"}, "'b' is in x.safetensors"),
     "unlisted tensor": ({"a": "x.safetensors", "c": "y.safetensors"}, "holds 'd'"),
     "no map": (None, "no weight_map"),

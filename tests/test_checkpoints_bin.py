@@ -125,9 +125,9 @@ def test_shards_are_read_in_file_order(tmp_path):
 @pytest.mark.parametrize(
     "place, message",
     [
-        ({"c": "../outside.bin"}, "is no file of its directory"),
-        ({"d": "pytorch_model-00002-of-00002.bin"}, "has no such tensor"),
-        ({"d": "pytorch_model-00003-of-00003.bin"}, "there is no such weights file"),
+        ({"c": "../outside.bin"}, "is not a file of its directory"),
+        ({"d": "pytorch_model-00002-of-00002.bin"}, "lacks that tensor"),
+        ({"d": "pytorch_model-00003-of-00003.bin"}, "this weights file is missing"),
         ({"a": None}, f"holds 'a', which {BIN_INDEX_NAME} does not place there"),
     ],
 )
@@ -154,14 +154,14 @@ REFUSED = {
     "conjugate": ({"x": torch.ones(2, dtype=torch.complex64).conj()}, "a lazy view"),
     "dtype": ({"x": torch.ones(2, dtype=torch.complex128)}, "cannot be stored as safetensors"),
     "no data": ({"x": torch.empty(3, device="meta")}, "has no data in this file"),
-    "number": ({"step": 3}, "'step' is no tensor but of type int"),
-    "nested": ({"model": {"x": torch.ones(2)}}, "'model' is no tensor but of type dict"),
+    "number": ({"step": 3}, "'step' is not a tensor but of type int"),
+    "nested": ({"model": {"x": torch.ones(2)}}, "'model' is not a tensor but of type dict"),
     "list": ([torch.ones(2)], "holds no state_dict"),
     "name": ({3: torch.ones(2)}, "3 is no name"),
     "surrogate": ({"\ud800": torch.ones(2)}, "is no name"),
     "empty": ({}, "hold no tensor"),
     "class": ({"x": Path("a")}, r"wants to call pathlib\."),
-    "counter": (Counter("a"), "is no tensor but of type int"),
+    "counter": (Counter("a"), "is not a tensor but of type int"),
 }
 
 

@@ -242,7 +242,7 @@ def test_paths_that_are_no_folders(tmp_path, monkeypatch):
         "m.gguf": "GGUF file",
         "m.pt": "PyTorch file",
         "m.tar": "unpack it",
-        "m.txt": "is a file, no model directory",
+        "m.txt": "is a file, not a model directory",
     }
     for path, line in lines.items():
         with pytest.raises(UserError, match=line):
@@ -303,7 +303,7 @@ def test_a_model_is_one_also_beside_what_is_read_by_others(tmp_path):
 def test_the_key_begins_the_line_and_configs_are_read(tmp_path):
     path = model(tmp_path / "p")
     (path / "config.json").write_text("[]")
-    with pytest.raises(UserError, match=r"^model: .*config.json: its JSON is no object"):
+    with pytest.raises(UserError, match=r"^model: .*config.json: its JSON is not an object"):
         require_model(path, "model")
     (path / "config.json").unlink()
     with pytest.raises(UserError, match=r"^values.a.reward: .*no config.json"):

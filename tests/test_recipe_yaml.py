@@ -300,7 +300,7 @@ def test_a_weight_of_mergekits_yaml_is_no_truth_value(tmp_path):
     with pytest.raises(UserError, match="weight is True; only one number"):
         read_mergekit_config(file)
     file.write_text(text % "2")
-    assert read_mergekit_config(file).weights == (1.0,)
+    assert read_mergekit_config(file, MergeOptions())[1] == [(1.0,)]
 
 
 def test_a_key_set_on_the_command_line_is_as_if_it_stood_in_the_file(read):

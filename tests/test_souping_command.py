@@ -211,7 +211,7 @@ MISTAKES = {
         ("export", "helpful", "--model", "gone", "--out", "x"), "gone",
     ),
     "verify of nothing": (("verify", "gone"), "`vcsoup verify` checks what `vcsoup merge` wrote"),
-    "verify of a policy": (("verify", "helpful"), "manifest.json: there is none"),
+    "verify of a policy": (("verify", "helpful"), "manifest.json: is missing"),
 }  # fmt: skip
 
 
@@ -241,7 +241,7 @@ def test_a_dry_run_says_what_would_be_done_and_keeps_nothing(folder):
     (folder / "taken").mkdir()
     (folder / "taken" / "file").write_text("")
     arguments = ["--weights", "1,0", "--out", "taken", "--dry-run"]
-    assert "is there already" in vcsoup(*TWO, *arguments, folder=folder, code=2)
+    assert "already exists" in vcsoup(*TWO, *arguments, folder=folder, code=2)
 
 
 def flip(file: Path, at: int) -> None:
@@ -520,7 +520,7 @@ REFUSED = {
     ),
     "a name of the hub": (
         linear("[{model: meta-llama/Llama-3, parameters: {weight: 1}}]"),
-        "meta-llama/Llama-3 is no directory; download the model first",
+        "meta-llama/Llama-3 is not a directory; download the model first",
     ),
     "weights that cancel": (
         linear("[{model: helpful, parameters: {weight: 1}},"
@@ -530,8 +530,8 @@ REFUSED = {
         linear("[{model: helpful, parameters: {weight: 1}},"
                " {model: helpful, parameters: {weight: 1}}]"), "the same policy is named twice",
     ),
-    "no models": (linear("[]"), "`models` is no list of models"),
-    "models that are a word": (linear("helpful"), "`models` is no list of models"),
+    "no models": (linear("[]"), "`models` is not a list of models"),
+    "models that are a word": (linear("helpful"), "`models` is not a list of models"),
     "a model that is a word": (linear("[helpful]"), "models[0] must have `model` and `parameters`"),
     "an unknown dtype": (linear(dtype="int8"), "dtype 'int8' is not known"),
     "a list of dtypes": (linear(dtype="[float16]"), "dtype"),

@@ -99,7 +99,9 @@ def test_a_number_of_layers_that_the_files_do_not_have_is_refused(whole, tmp_pat
         without(whole, tmp_path / name, "no such name", num_hidden_layers=layers)
         for name in ("a", "b")
     ]
-    with pytest.raises(UserError, match="there are 4 layers|which is no number of layers") as told:
+    with pytest.raises(
+        UserError, match="there are 4 layers|which is not a number of layers"
+    ) as told:
         merge(policies, out=tmp_path / "soup", weights=[[0.5, 0.5]])
     assert len(str(told.value)) < 600
 

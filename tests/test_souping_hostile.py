@@ -89,11 +89,13 @@ def replace(file: Path, make) -> None:
 
 HOSTILE = {
     "index to the parent": (
-        lambda p: index(p, "../q/model.safetensors"), "is no file of its directory",
+        lambda p: index(p, "../q/model.safetensors"), "is not a file of its directory",
     ),
-    "index to an absolute path": (lambda p: index(p, "/etc/passwd"), "is no file of its directory"),
-    "index to a missing file": (lambda p: index(p, "gone.safetensors"), "no such weights file"),
-    "index to a number": (lambda p: index(p, 7), "is no file of its directory"),
+    "index to an absolute path": (
+        lambda p: index(p, "/etc/passwd"), "is not a file of its directory",
+    ),
+    "index to a missing file": (lambda p: index(p, "gone.safetensors"), "weights file is missing"),
+    "index to a number": (lambda p: index(p, 7), "is not a file of its directory"),
     "length beyond all files": (
         lambda p: header(p, {"a": entry(0, 4)}, 4, 1 << 62), "truncated or no safetensors",
     ),
@@ -116,7 +118,7 @@ HOSTILE = {
         lambda p: replace(p / "model.safetensors", os.mkfifo), "model.safetensors is no regular",
     ),
     "a pipe for a tokenizer": (
-        lambda p: replace(p / "tokenizer.json", os.mkfifo), "tokenizer.json is no regular file",
+        lambda p: replace(p / "tokenizer.json", os.mkfifo), "tokenizer.json is not a regular file",
     ),
     "a link to itself": (
         lambda p: replace(p / "model.safetensors", lambda file: file.symlink_to(file)),
@@ -126,7 +128,7 @@ HOSTILE = {
         lambda p: (p / "config.json").write_text('{"hidden_size": 8'), "config.json: its JSON cann",
     ),
     "a config that is a list": (
-        lambda p: (p / "config.json").write_text("[]"), "config.json: its JSON is no object",
+        lambda p: (p / "config.json").write_text("[]"), "config.json: its JSON is not an object",
     ),
     "a config without end": (
         lambda p: (p / "config.json").write_text("[" * 100_000), "config.json: its JSON cannot be",
@@ -350,8 +352,8 @@ PLACES = {
     "a file": ("p/config.json", "is "),
     "a pipe": ("pipe", "is "),
     "below no file system": ("/proc/nowhere/out", ""),
-    "the parent": ("..", "no plain folder name"),
-    "the root": ("/", "no plain folder name"),
+    "the parent": ("..", "not a plain folder name"),
+    "the root": ("/", "not a plain folder name"),
 }
 
 
@@ -406,7 +408,7 @@ def test_a_manifest_cannot_name_files_outside_its_directory(tmp_path):
     for name in ("../p/config.json", "/etc/passwd", "a/../../p/config.json"):
         manifest["files"][name] = manifest["files"]["config.json"]
         path.write_text(json.dumps(manifest))
-        with pytest.raises(UserError, match="is no file of its directory"):
+        with pytest.raises(UserError, match="is not a file of its directory"):
             verify_directory(tmp_path / "out")
         del manifest["files"][name]
     for broken in ("{", "[]", '{"format": 9}', '{"format": 1, "files": {"a": 1}, "tensors": {}}'):

@@ -21,12 +21,12 @@ from vcsoup_dist.souping.verify import verify_directory
 STOPPING = """
 import os, signal, sys
 from vcsoup_dist.cli.main import main
-from vcsoup_dist.souping.output import publish, write
+from vcsoup_dist.souping.output import publish, state, write
 from vcsoup_dist.souping.output.journal import Journal
-write.NOTE_EVERY = 0.0
+write.SYNC_EVERY = 0.0
 owner, name, after = {
     "writing": (Journal, "append", True),
-    "publishing": (write, "publish", False),
+    "publishing": (state, "publish", False),
     "renaming": (publish, "put_in_place", False),
 }[sys.argv.pop(1)]
 wrapped, stopped = getattr(owner, name), []
@@ -107,7 +107,7 @@ def test_what_somebody_puts_in_the_place_of_a_soup_is_left_alone(
             shutil.copytree(place / what, target)
 
     code, said = disturbed(place, moment, disturb, *arguments)
-    assert code == 2 and said.startswith(f"vcsoup: {target}: is "), said
+    assert code == 2 and said.startswith(f"vcsoup: {target}: "), said
     if what == "file":
         assert target.read_text() == "mine"
     else:

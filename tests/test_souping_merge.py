@@ -19,7 +19,8 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping import merge, stream
 from vcsoup_dist.souping.chunks import cut_chunks
 from vcsoup_dist.souping.kernels.kernel import weighted_sum
-from vcsoup_dist.souping.output.targets import placement
+from vcsoup_dist.souping.merge_run import MergeRun
+from vcsoup_dist.souping.options import MergeOptions
 from vcsoup_dist.souping.output.write import write_soups
 from vcsoup_dist.souping.plan import plan_merge
 from vcsoup_dist.souping.verify import verify_directory
@@ -29,8 +30,9 @@ NAMES = ["helpful", "harmless"]
 
 def merge_named(policies, soups, out, *, names=NAMES, dtype=None, shard_size=10**9, **options):
     """Soups as folders of `out`."""
-    plan = plan_merge(policies, soups, names=names, dtype=dtype, shard_size=shard_size)
-    return write_soups(plan, placement(plan, out, inside=True), **options)
+    options = MergeOptions(dtype=dtype, shard_size=shard_size, **options)
+    plan = plan_merge(policies, soups, names, options)
+    return write_soups(MergeRun.into(out, plan, options, inside=True))
 
 
 def tensors_of(seed):
@@ -191,17 +193,18 @@ def test_progress_adds_up_to_the_data_read_and_written(pair, tmp_path, monkeypat
 
 def test_a_plan_says_what_it_will_cost_and_touches_nothing(pair, tmp_path):
     before = files_of(tmp_path)
-    plan = plan_merge(pair, {"a": (0.5, 0.5)}, names=NAMES, shard_size=400)
+    options = MergeOptions(shard_size=400)
+    plan = plan_merge(pair, {"a": (0.5, 0.5)}, NAMES, options)
     assert plan.bytes_read == 2 * sum(spec.nbytes for spec in read_layout(pair[0]).values())
     assert files_of(tmp_path) == before
-    write_soups(plan, placement(plan, tmp_path / "out", inside=False))
+    write_soups(MergeRun.into(tmp_path / "out", plan, options, inside=False))
     written = {path: len(content) for path, content in files_of(tmp_path / "out").items()}
     extra = ("README.md", "manifest.json", "model.safetensors.index.json")
     assert plan.soup_bytes == sum(written.values()) - sum(written[name] for name in extra)
 
 
 def test_chunks_cover_every_number_of_every_tensor_once(large_pair):
-    plan = plan_merge(large_pair, {"a": (1, 0)}, names=NAMES, shard_size=100_000)
+    plan = plan_merge(large_pair, {"a": (1, 0)}, NAMES, MergeOptions(shard_size=100_000))
     chunks = list(cut_chunks(plan.shards))
     assert [chunk.number for chunk in chunks] == list(range(len(chunks)))
     seen: dict[str, int] = {}
@@ -248,11 +251,13 @@ def test_a_file_of_empty_tensors_only_is_written_whoever_does_it(tmp_path):
     }  # fmt: skip
     policies = [write_policy(tmp_path / f"p{i}", tensors, shard_size=20) for i in range(2)]
     assert len(list(policies[0].glob("*.safetensors"))) == 2
-    plan = plan_merge(policies, {"a": (0.5, 0.5)}, names=NAMES, shard_size=20)
     for ranks in ([0], [0, 1], [1, 0]):
         out = tmp_path / f"out-{ranks}"
-        where = placement(plan, out, inside=False)
-        done = [write_soups(plan, where, rank=rank, world_size=len(ranks)) for rank in ranks]
+        done = []
+        for rank in ranks:
+            options = MergeOptions(shard_size=20, rank=rank, world_size=len(ranks))
+            plan = plan_merge(policies, {"a": (0.5, 0.5)}, NAMES, options)
+            done.append(write_soups(MergeRun.into(out, plan, options, inside=False)))
         assert any(each.finished for each in done)
         assert read_all(out) == read_all(policies[0])
         verify_directory(out)
@@ -317,8 +322,8 @@ def test_policies_that_do_not_fit_are_refused_before_anything_is_written(case, t
     ("soups", "message"),
     [({}, "at least one policy and one soup"), ({"a": (1.0,)}, "1 weights for 2 policies"),
      ({"a": (float("nan"), 1)}, "finite"), ({"a": (float("inf"), 1)}, "finite"),
-     ({"../a": (1, 0)}, "no plain folder name"), ({"..": (1, 0)}, "no plain folder name"),
-     ({"": (1, 0)}, "no plain folder name"), ({"p0": (1, 0)}, "p0: is there already")],
+     ({"../a": (1, 0)}, "not a plain folder name"), ({"..": (1, 0)}, "not a plain folder name"),
+     ({"": (1, 0)}, "not a plain folder name"), ({"p0": (1, 0)}, "p0: already exists")],
 )  # fmt: skip
 def test_soups_that_cannot_be_are_refused(pair, tmp_path, soups, message):
     before = files_of(tmp_path)

@@ -345,4 +345,4 @@ def test_a_recipe_that_is_not_there_is_one_line(world, root):
 def test_policies_have_no_run_directory(world, root):
     policy = Path("trained/policies/vc_soup/long/seed-0")
     command = ["merge", policy, "--weights", "1", "--out", "soup", "-d", root]
-    assert "--run-dir is of a recipe" in vcsoup(*command, folder=world.folder, code=2)
+    assert "--run-dir is for a recipe" in vcsoup(*command, folder=world.folder, code=2)

@@ -17,15 +17,15 @@ import xxhash
 from merging import bf16, files_of, read_all, vcsoup, write_policy
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.souping import merge
+from vcsoup_dist.souping import merge, merge_run
 from vcsoup_dist.souping.export import export
 from vcsoup_dist.souping.output import write
 from vcsoup_dist.souping.verify import verify_directory
 
 # The command, with entries in the journal as often as chunks are done.
 HASTY = """
-from vcsoup_dist.souping.output import write
-write.NOTE_EVERY, write.SYNC_SHARE = 0.0, 1.0
+from vcsoup_dist.souping.output import state, write
+write.SYNC_EVERY, write.SYNC_SHARE = 0.0, 1.0
 """
 MAIN = "from vcsoup_dist.cli.main import main\nmain()\n"
 SOUPS = 4
@@ -262,7 +262,7 @@ def small_disk(tmp_path):
 
 
 # As if the room had gone after the preflight.
-UNFORESEEN = HASTY + "write.check_disk = lambda plan, work: None\n"
+UNFORESEEN = HASTY + "state.check_disk = lambda plan, work: None\n"
 
 
 def test_a_full_disk_is_one_line_and_with_more_room_the_same_command_goes_on(
@@ -410,14 +410,14 @@ def test_a_rank_run_again_while_the_last_one_publishes_finds_all_done(
     small, alone, tmp_path, monkeypatch
 ):
     small(rank=0, world_size=2)
-    deal, finished = write.deal_shards, []
+    deal, finished = merge_run.deal_shards, []
 
     def deal_meanwhile(*arguments):
-        monkeypatch.setattr(write, "deal_shards", deal)
+        monkeypatch.setattr(merge_run, "deal_shards", deal)
         finished.append(small(rank=1, world_size=2).finished)
         return deal(*arguments)
 
-    monkeypatch.setattr(write, "deal_shards", deal_meanwhile)
+    monkeypatch.setattr(merge_run, "deal_shards", deal_meanwhile)
     finished.append(small(rank=0, world_size=2).finished)
     assert finished == [True, True]
     assert files_of(tmp_path / "out") == alone and not (tmp_path / "out.partial").exists()
@@ -438,7 +438,7 @@ def test_finalise_names_the_ranks_that_are_missing_and_publishes_when_none_is(
         small(world_size=4, finalise=True)
     with monkeypatch.context() as patch:
         # As on a network file system, where the journals of others are seen too late.
-        patch.setattr(write, "finish", lambda *_, **__: False)
+        patch.setattr(write.state, "publish_soups", lambda *_, **__: False)
         small(rank=3, world_size=4)
     assert not (tmp_path / "out").exists()
     for _ in range(2):  # once more does no harm
@@ -446,7 +446,7 @@ def test_finalise_names_the_ranks_that_are_missing_and_publishes_when_none_is(
         assert files_of(tmp_path / "out") == alone and not (tmp_path / "out.partial").exists()
         # As a kill leaves it between the last two things that are removed.
         (tmp_path / "out.partial").mkdir()
-        (tmp_path / "out.partial" / "door.lock").touch()
+        (tmp_path / "out.partial" / "folder.lock").touch()
     assert small(world_size=4, finalise=True).finished
     assert not (tmp_path / "out.partial").exists()
 

@@ -9,23 +9,10 @@ import argparse
 import time
 from pathlib import Path
 
-from vcsoup_dist.checkpoints.direct_io import Bytes
-from vcsoup_dist.souping.chunks import Chunk, cut_chunks
+from vcsoup_dist.souping.chunks import cut_chunks
+from vcsoup_dist.souping.options import MergeOptions
 from vcsoup_dist.souping.plan import plan_merge
-from vcsoup_dist.souping.stream import stream
-
-
-class Discard:
-    """A sink that keeps nothing."""
-
-    def prepare(self, chunk: Chunk) -> None:
-        pass
-
-    def place(self, chunk: Chunk, offset: int) -> int:
-        return offset
-
-    def put(self, soup: int, chunk: Chunk, offset: int, data: Bytes) -> None:
-        pass
+from vcsoup_dist.souping.stream import Sink, stream
 
 
 def main() -> None:
@@ -36,10 +23,10 @@ def main() -> None:
     parser.add_argument("--weights", action="append", required=True)
     args = parser.parse_args()
     rows = {f"soup{i}": list(map(float, row.split(","))) for i, row in enumerate(args.weights)}
-    plan = plan_merge(args.policies, rows, names=[path.name for path in args.policies])
+    plan = plan_merge(args.policies, rows, [path.name for path in args.policies], MergeOptions())
     began = time.monotonic()
     chunks = 0
-    for _ in stream(plan.recipients(), cut_chunks(plan.shards), Discard(), memory=1 << 30):
+    for _ in stream(plan.sums(), cut_chunks(plan.shards), Sink(), memory=1 << 30):
         chunks += 1
     seconds = time.monotonic() - began
     print(f"{chunks} chunks, {plan.bytes_read / 1e9:.1f} GB read in {seconds:.1f} s")

@@ -84,7 +84,7 @@ def _lacking_layers(names: Collection[str], config: Mapping[str, Any]) -> str | 
     key = "num_hidden_layers" if "num_hidden_layers" in config else "n_layer"
     count = config.get(key, max(layers) + 1)
     if type(count) is not int or count < 1:
-        return f"its config.json says {key}: {short(count)}, which is no number of layers"
+        return f"its config.json says {key}: {short(count)}, which is not a number of layers"
     absent = next((i for i in range(min(count, max(layers) + 1)) if i not in layers), None)
     if absent is not None:
         return f"there is no tensor of {start}.{absent}"

@@ -47,7 +47,7 @@ def find_tag(path: Path) -> Path:
         name = latest.read_text(errors="replace").strip()
         tag = path / name
         if not name.isprintable() or name in ("", ".", "..") or "/" in name or not tag.is_dir():
-            raise UserError(f"{latest}: names {name[:80]!r}, which is no folder beside it")
+            raise UserError(f"{latest}: names {name[:80]!r}, which is not a folder next to it")
     elif (path / "latest_universal").is_file():
         _refuse_universal(path)
     else:

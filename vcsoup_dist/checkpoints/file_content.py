@@ -43,7 +43,7 @@ def fault_of_weights(file: Path) -> str | None:
     if file.suffix == ".bin" and first[8:9] == b"{" and int.from_bytes(first[:8], "little") < size:
         return "is a safetensors file under another name; rename it to model.safetensors"
     if first.startswith(b"{") and size < _NO_MODEL_IS_SMALLER:
-        return f"is a saved answer of a server, no weights; {AGAIN}"
+        return f"is a saved answer of a server, not weights; {AGAIN}"
     return None
 
 
@@ -62,7 +62,7 @@ def _begin(file: Path) -> tuple[bytes, int, str | None]:
     try:
         state = file.stat()
         if not stat.S_ISREG(state.st_mode):
-            return b"", 0, "is no regular file; give a folder of files"
+            return b"", 0, "is not a regular file; give a folder of files"
         with open(file, "rb") as opened:
             return opened.read(_FIRST), state.st_size, None
     except OSError as error:

@@ -112,7 +112,7 @@ def _no_folder(path: Path) -> Folder:
         advice = f"give the folder that it is in, {path.parent}"
     elif not path.is_file():
         what = "no folder"
-    return Folder(path, f"is {what}, no model directory", advice)
+    return Folder(path, f"is {what}, not a model directory", advice)
 
 
 def _cache(path: Path, folders: set[str]) -> Folder | None:

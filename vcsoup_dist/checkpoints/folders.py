@@ -81,7 +81,7 @@ def _require_config(path: Path) -> None:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{file}: its JSON cannot be read ({reason}); copy it again") from None
     if not isinstance(value, dict):
-        raise UserError(f"{file}: its JSON is no object; copy it again")
+        raise UserError(f"{file}: its JSON is not an object; copy it again")
 
 
 def _require_archives(path: Path) -> None:
@@ -95,7 +95,7 @@ def _require_archives(path: Path) -> None:
                 whole = bool(first) and (first != b"PK\3\4" or zipfile.is_zipfile(opened))
         except FileNotFoundError:
             raise UserError(
-                f"{file}: there is no such weights file; copy or download it again"
+                f"{file}: this weights file is missing; copy or download it again"
             ) from None
         except OSError as error:
             raise UserError(f"{file}: cannot be read: {error.strerror}") from None

@@ -23,7 +23,7 @@ class Format(NamedTuple):
 FOLDERS = (
     Format(
         ("model_index.json",),
-        "a diffusers pipeline, no language model",
+        "a diffusers pipeline, not a language model",
         "give a text model",
     ),
     Format(

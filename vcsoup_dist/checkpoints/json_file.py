@@ -19,5 +19,5 @@ def read_json(file: Path) -> dict[str, Any]:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{file}: its JSON cannot be read ({reason})") from None
     if not isinstance(value, dict):
-        raise UserError(f"{file}: its JSON is no object")
+        raise UserError(f"{file}: its JSON is not an object")
     return value

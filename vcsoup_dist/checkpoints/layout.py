@@ -96,7 +96,7 @@ def element_count(shape: Sequence[int]) -> int:
     Numbers in a file can be of any length: nothing is multiplied that has become too large.
     """
     if len(shape) > MAX_DIMENSIONS:
-        raise ValueError(f"a shape of {len(shape)} dimensions is none of a tensor")
+        raise ValueError(f"a shape of {len(shape)} dimensions is not a tensor's")
     if 0 in shape:
         return 0
     count = 1
@@ -133,7 +133,7 @@ def read_weights_files(
         missing = [name for name in sorted(files) if not (directory / name).is_file()]
         if missing:
             raise UserError(
-                f"{directory / missing[0]}: there is no such weights file, {len(missing)} of the"
+                f"{directory / missing[0]}: this weights file is missing, {len(missing)} of the"
                 f" {len(files)} that {index_name} lists are missing; copy or download them again"
             )
         if single.is_file() and single_name not in files:
@@ -151,7 +151,7 @@ def read_weights_files(
         for name in sorted(promised or ()):
             if name not in found:
                 raise UserError(
-                    f"{index}: says {name!r} is in {file_name}, which has no such tensor"
+                    f"{index}: says {name!r} is in {file_name}, which lacks that tensor"
                 )
         for name, spec in found.items():
             if promised is not None and name not in promised:
@@ -186,7 +186,7 @@ def indexed_files(index: Path) -> dict[str, set[str]]:
             or "\\" in file_name
         ):
             raise UserError(
-                f"{index}: places {tensor!r} in {file_name!r}, which is no file of its directory"
+                f"{index}: places {tensor!r} in {file_name!r}, which is not a file of its directory"
             )
         files.setdefault(file_name, set()).add(tensor)
     return files
@@ -203,7 +203,7 @@ def read_header(file: Path) -> dict[str, TensorSpec]:
     """The tensors of one safetensors file by offset; UserError where the header is no true one."""
     try:
         if not file.is_file():
-            raise UserError(f"{file}: there is no such weights file; copy or download it again")
+            raise UserError(f"{file}: this weights file is missing; copy or download it again")
         with open(file, "rb") as opened:
             size = os.fstat(opened.fileno()).st_size
             length = int.from_bytes(opened.read(8), "little")
@@ -212,7 +212,7 @@ def read_header(file: Path) -> dict[str, TensorSpec]:
                     raise UserError(f"{file}: {fault}")
                 raise UserError(
                     f"{file}: says its header has {length} bytes, the file has {size} in all;"
-                    " it is truncated or no safetensors file"
+                    " it is truncated or not a safetensors file"
                 )
             raw = opened.read(length)
     except OSError as error:
@@ -228,14 +228,16 @@ def read_header(file: Path) -> dict[str, TensorSpec]:
 def _entry(name: str, entry: Any, file: Path, data_start: int) -> TensorSpec:
     where = f"{file}: tensor {name[:200]!r}"
     if not isinstance(entry, dict):
-        raise UserError(f"{where}: its header entry is no object")
+        raise UserError(f"{where}: its header entry is not an object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise UserError(f"{where}: unknown dtype {str(dtype)[:40]!r}")
     if not _are_counts(shape):
-        raise UserError(f"{where}: its shape is no list of non-negative whole numbers")
+        raise UserError(f"{where}: its shape is not a list of non-negative whole numbers")
     if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise UserError(f"{where}: data_offsets is no pair of ascending non-negative whole numbers")
+        raise UserError(
+            f"{where}: data_offsets is not a pair of ascending non-negative whole numbers"
+        )
     begin, end = offsets
     try:
         nbytes = tensor_bytes(dtype, shape)
@@ -275,7 +277,7 @@ def _parse_json(raw: bytes, file: Path) -> dict[str, Any]:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{file}: its JSON cannot be read ({reason})") from None
     if not isinstance(value, dict):
-        raise UserError(f"{file}: its JSON is no object")
+        raise UserError(f"{file}: its JSON is not an object")
     return value
 
 

@@ -82,7 +82,7 @@ def adapter(path: Path, files: set[str], weights: Sequence[str]) -> Folder | Non
     head = "SequenceClassification" if config.get("task_type") == "SEQ_CLS" else "CausalLM"
     return Folder(
         path,
-        f"is a {kind} adapter ({sign}), no whole model",
+        f"is a {kind} adapter ({sign}), not a whole model",
         f"merge it into {base} first: AutoPeftModelFor{head}.from_pretrained(...)"
         ".merge_and_unload().save_pretrained(MODEL)",
     )

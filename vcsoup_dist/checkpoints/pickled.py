@@ -139,10 +139,10 @@ def state_dict_specs(pickled: Pickled, state_dict: Any) -> dict[str, TensorSpec]
     specs = []
     for name, tensor in state_dict.items():
         if not is_name(name):
-            raise UserError(f"{pickled.file}: {name!r} is no name for a tensor; {SAVE_AGAIN}")
+            raise UserError(f"{pickled.file}: {name!r} is not a name for a tensor; {SAVE_AGAIN}")
         if not isinstance(tensor, torch.Tensor):
             raise UserError(
-                f"{pickled.file}: {name!r} is no tensor but of type {type(tensor).__name__};"
+                f"{pickled.file}: {name!r} is not a tensor but of type {type(tensor).__name__};"
                 " save the model's state_dict() alone"
             )
         specs.append(pickled.spec(name, tensor))
@@ -165,14 +165,14 @@ def _read_file(file: Path) -> dict[str, TensorSpec]:
 def _stored_members(file: Path) -> dict[int, int]:
     """Start of data -> bytes, of all members; UserError where the file is no such archive."""
     if not file.is_file():
-        raise UserError(f"{file}: there is no such weights file; copy or download it again")
+        raise UserError(f"{file}: this weights file is missing; copy or download it again")
     members: dict[int, int] = {}
     try:
         with open(file, "rb") as opened:
             size, magic = os.fstat(opened.fileno()).st_size, opened.read(4)
             if magic != b"PK\3\4":
                 raise UserError(
-                    f"{file}: is no zip archive, so not of torch.save since 1.6; {SAVE_AGAIN}"
+                    f"{file}: is not a zip archive, so not of torch.save since 1.6; {SAVE_AGAIN}"
                 )
             with zipfile.ZipFile(opened) as archive:
                 entries = archive.infolist()
@@ -196,7 +196,7 @@ def _stored_members(file: Path) -> dict[int, int]:
         raise
     except Exception as error:  # zipfile raises half a dozen kinds for damaged archives
         raise UserError(
-            f"{file}: is no whole zip archive ({_reason(error)}); copy or download it again"
+            f"{file}: is not a whole zip archive ({_reason(error)}); copy or download it again"
         ) from None
     return members
 

@@ -41,7 +41,7 @@ def read_vocabulary(directory: Path) -> Vocabulary:
         for token, place in _added(directory):
             found.tokens.setdefault(place, token)
     except (TypeError, ValueError, AttributeError):
-        raise UserError(f"{directory}: its added tokens are no list of tokens and ids") from None
+        raise UserError(f"{directory}: its added tokens are not a list of tokens and ids") from None
     return found
 
 
@@ -69,7 +69,7 @@ def _of_tokenizer_json(file: Path) -> Vocabulary:
         tokens |= {int(each["id"]): str(each["content"]) for each in added}
         pairs = None if merges is None else [_pair(each) for each in merges]
     except (TypeError, ValueError, KeyError, IndexError):
-        raise UserError(f"{file}: is no tokenizer that the tokenizers library writes") from None
+        raise UserError(f"{file}: is not a tokenizer that the tokenizers library writes") from None
     flags = {
         each["content"]: sorted(key for key in each if each[key] is True and key != "special")
         for each in added
@@ -108,7 +108,7 @@ def _of_vocab_json(file: Path) -> Vocabulary:
     try:
         tokens = {int(place): str(token) for token, place in read_json(file).items()}
     except (TypeError, ValueError):
-        raise UserError(f"{file}: is no list of tokens and ids") from None
+        raise UserError(f"{file}: is not a list of tokens and ids") from None
     merges, pairs = file.with_name("merges.txt"), None
     if merges.is_file():
         lines = _text(merges).splitlines()

@@ -123,7 +123,7 @@ def load_states(file: Path) -> Pickled:
     """What a file of a DeepSpeed checkpoint holds; UserError where it is none."""
     pickled = load_without_data(file, _ALLOWED)
     if not isinstance(pickled.content, dict):
-        raise UserError(f"{file}: is no file of a DeepSpeed checkpoint")
+        raise UserError(f"{file}: is not a file of a DeepSpeed checkpoint")
     return pickled
 
 
@@ -302,7 +302,7 @@ def as_shapes(found: Any, model: Pickled, key: str) -> dict[str, tuple[int, ...]
         and _is_possible(shape)
         for name, shape in found.items()
     ):
-        raise UserError(f"{model.file}: its {key} are no shapes by name")
+        raise UserError(f"{model.file}: its {key} are not shapes by name")
     return {name: tuple(shape) for name, shape in found.items()}
 
 
@@ -311,5 +311,5 @@ def _names_to(kind: type[T], model: Pickled, key: str) -> Mapping[str, T]:
     if not isinstance(found, dict) or not all(
         isinstance(name, str) and isinstance(value, kind) for name, value in found.items()
     ):
-        raise UserError(f"{model.file}: its {key} are no {kind.__name__} by name")
+        raise UserError(f"{model.file}: its {key} are not {kind.__name__} by name")
     return found

@@ -254,10 +254,10 @@ def _is_recipe(path: Path) -> bool:
 def _is_mergekit(file: Path) -> bool:
     """Whether a YAML is mergekit's; UserError where it is neither that nor a recipe."""
     from vcsoup_dist.recipe import Recipe
-    from vcsoup_dist.souping.mergekit_config import MARKS, yaml_keys
+    from vcsoup_dist.souping.mergekit_config import OWN_KEYS, yaml_keys
 
     keys = yaml_keys(file)
-    if keys is not None and keys & MARKS:
+    if keys is not None and keys & OWN_KEYS:
         return True
     if keys is not None and not keys & Recipe.model_fields.keys():
         raise UserError(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from vcsoup_dist.checkpoints.digests import CHUNK
+from vcsoup_dist.checkpoints.layout import DTYPE_BITS
 from vcsoup_dist.checkpoints.writer import Shard
 
 
@@ -22,6 +23,11 @@ class Chunk(NamedTuple):
     """What it is written as."""
     begin: int
     end: int
+
+    @property
+    def nbytes(self) -> int:
+        """Of one soup."""
+        return (self.end - self.begin) * DTYPE_BITS[self.dtype] // 8
 
 
 def cut_chunks(shards: Sequence[Shard]) -> Iterator[Chunk]:

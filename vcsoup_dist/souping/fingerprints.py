@@ -51,7 +51,7 @@ def require_unchanged(source: Source, states: Mapping[Path, FileState], mark: li
             continue
         raise UserError(
             f"{path}: was changed while it was merged, and no soup of it is published; merge again"
-            " when nothing writes to it any more (--overwrite begins anew)"
+            " when nothing writes to it any more (--overwrite starts over)"
         )
 
 

@@ -5,30 +5,28 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import log
-from vcsoup_dist.souping.arguments import Folder, as_bytes, as_path, as_paths, as_rows
+from vcsoup_dist.souping.arguments import Folder, as_path, as_paths, as_rows
+from vcsoup_dist.souping.expected_time import expected_seconds
 from vcsoup_dist.souping.grids import (
     distinct_random_weights,
     simplex_grid,
     validate_weights,
     weights_name,
 )
-from vcsoup_dist.souping.kernels.formats import format_named
-from vcsoup_dist.souping.mergekit_config import read_mergekit_config
-from vcsoup_dist.souping.output.targets import Placement, placement, require_apart
-from vcsoup_dist.souping.output.write import (
-    Written,
-    due,
-    finish,
-    missing_ranks,
-    narrowed,
-    write_soups,
-)
-from vcsoup_dist.souping.plan import SHARD_SIZE, MergePlan, check_disk, plan_merge
-from vcsoup_dist.souping.progress_text import describe, expected_seconds, last_line, not_done
+from vcsoup_dist.souping.merge_run import MergeRun
+from vcsoup_dist.souping.options import MergeOptions
+from vcsoup_dist.souping.output.state import missing_ranks, missing_soups, publish_soups
+from vcsoup_dist.souping.output.write import MergeReport, write_soups
+from vcsoup_dist.souping.plan import plan_merge
+from vcsoup_dist.souping.progress_text import missing_line, plan_lines, report_line
+from vcsoup_dist.souping.resources import check_disk
 from vcsoup_dist.souping.verify import verify_soups
+
+Row = tuple[float, ...]
 
 
 def merge(
@@ -39,120 +37,81 @@ def merge(
     grid: float | None = None,
     random: int | None = None,
     seed: int = 0,
+    extrapolate: bool = False,
     config: Folder | None = None,
-    base: Folder | None = None,
-    model: Folder | None = None,
-    dtype: str | None = None,
-    memory: int = 1 << 30,
-    shard_size: int | None = SHARD_SIZE,
-    rank: int = 0,
-    world_size: int = 1,
     finalise: bool = False,
     dry_run: bool = False,
     verify: bool = False,
     sample: float = 1.0,
-    overwrite: bool = False,
-    extrapolate: bool = False,
-    allow_nonfinite: bool = False,
-    sha256: bool = False,
-) -> Written | None:
+    **options: Any,
+) -> MergeReport | None:
     """Write linear soups of checkpoints, streaming every input once; None for a dry run.
 
     policies: N Hugging Face directories (safetensors or `.bin`) or DeepSpeed checkpoints;
-    weights: K rows of N numbers; grid: step of the simplex grid instead; random: how many draws
-    by `seed` from the uniform distribution on the simplex instead; config: a mergekit YAML
-    instead of policies and weights; out: the soup's directory, or with several soups the one in
-    which each gets a directory named by its weights; base: theta_0, for
-    theta_0 + sum_i lambda_i (theta_i - theta_0); model: whose config and tokenizer the soups get,
-    the first policy's that has them where None; dtype: "bf16", "fp16", "fp32" or "fp64" of what
-    is written, the first policy's where None; memory: bytes; shard_size: bytes per file, None
-    for files cut as the first policy's; rank, world_size: which share of the files this process
-    writes; finalise: only publish what all ranks have written; dry_run: only say what would be
+    out: the soup's directory, or with several soups the one in which each gets a directory named
+    by its weights; weights: K rows of N numbers, or one row; grid: step of the simplex grid
+    instead; random: how many draws by `seed` from the uniform distribution on the simplex instead;
+    extrapolate: allow weights outside [0, 1]; config: a mergekit YAML instead of policies and
+    weights; finalise: only publish what all ranks have written; dry_run: only say what would be
     done; verify: compare the soups with their sources afterwards, a `sample` of all chunks;
-    overwrite: replace what is at `out`; extrapolate: allow weights outside [0, 1];
-    allow_nonfinite: sum NaN and infinity as IEEE says; sha256: record also these hashes.
+    options: fields of `MergeOptions`, of which dtype is "bf16", "fp16", "fp32" or "fp64".
 
-    Folders are strings or paths; one row of weights may be given by itself.
-
-    Run again it goes on, or has nothing to do. UserError for whatever a person can mend, TypeError
-    for an argument of another type.
+    Folders are strings or paths. The same call resumes a merge that was killed, and does nothing
+    where all is made. UserError for whatever a person can fix, TypeError for an argument of another
+    type.
     """
-    policies, out = as_paths(policies, "policies"), as_path(out, "out")
-    config = None if config is None else as_path(config, "config")
-    base = None if base is None else as_path(base, "base")
-    model = None if model is None else as_path(model, "model")
-    weights = None if weights is None else as_rows(weights, "weights")
-    memory = as_bytes(memory, "memory")
+    folders, target = as_paths(policies, "policies"), as_path(out, "out")
+    given = None if weights is None else as_rows(weights, "weights")
+    settings = MergeOptions.of(**options)
     if config is not None:
-        if policies or weights or grid is not None or random is not None or base is not None:
+        if folders or given or grid is not None or random is not None or settings.base is not None:
             raise UserError("--config names policies, weights and base; give no others")
-        asked = read_mergekit_config(config)
-        policies, base = asked.policies, asked.base
-        rows: list[Sequence[float]] = [asked.weights]
-        written_as = format_named(dtype, "--dtype") if dtype else asked.dtype
+        from vcsoup_dist.souping.mergekit_config import read_mergekit_config  # imports pydantic
+
+        folders, rows, settings = read_mergekit_config(as_path(config, "config"), settings)
     else:
-        rows = _rows(policies, weights, grid, random, seed, base, extrapolate)
-        written_as = format_named(dtype, "--dtype") if dtype else None
-    if not 0 <= rank < world_size:
-        raise UserError(f"--rank must lie between 0 and {world_size - 1}, got {rank}")
+        rows = _rows(len(folders), given, grid, random, seed)
+        for row in rows:
+            validate_weights(row, extrapolate=extrapolate, any_sum=settings.base is not None)
     if not 0 < sample <= 1:
         raise UserError(f"--sample is a share, above 0 and up to 1, got {sample}")
-    names = policy_names(policies)
+    names = policy_names(folders)
     inside = grid is not None or random is not None or len(rows) > 1
-    soups = {weights_name(row) if inside else out.absolute().name: row for row in rows}
+    soups = {weights_name(row) if inside else target.absolute().name: row for row in rows}
     if len(soups) < len(rows):
         raise UserError("two soups have the same weights to six decimals; give one of them")
-    plan = plan_merge(
-        policies,
-        soups,
-        names=names,
-        base=base,
-        dtype=written_as,
-        shard_size=shard_size,
-        companions=model,
-    )
-    where = placement(plan, out, inside=inside)
-    require_apart(where, [*policies, *(each for each in (base, model) if each)])
+    plan = plan_merge(folders, soups, names, settings)
+    run = MergeRun.into(target, plan, settings, inside=inside)
+    run.require_outside([*folders, settings.base, settings.model])
     if finalise:
-        return _finalise(plan, where, world_size, overwrite, sha256)
-    for line in describe(plan, where, memory=memory):
+        return _finalise(run)
+    for line in plan_lines(run):
         log.info("%s", line)
     if dry_run:
-        plan = narrowed(plan, due(plan, where, overwrite))
-        if not plan.soups:
-            log.info("nothing to do: %s is made of just this", out)
-            return None
-        check_disk(plan, where.work)
-        seconds = expected_seconds(plan, where, memory=memory)
-        log.info("expected  %.0f s, by a measured sample; nothing was kept", seconds)
+        _estimate(run, target)
         return None
-    began = time.monotonic()
-    written = write_soups(
-        plan,
-        where,
-        memory=memory,
-        rank=rank,
-        world_size=world_size,
-        overwrite=overwrite,
-        allow_nonfinite=allow_nonfinite,
-        sha256=sha256,
-    )
-    if written.soups:
-        log.info("%s", last_line(written, time.monotonic() - began))
-    else:
-        log.info("nothing to do: %s is made of just this", out)
-    if not written.finished:
+    report = write_and_log(run, target)
+    if not report.finished:
         log.info("other ranks are not done; the last one publishes, or --finalise does")
     elif verify:
-        found = verify_soups(
-            plan, list(where.targets.values()), memory=memory, sample=sample, seed=seed
-        )
+        found = verify_soups(run, sample=sample, seed=seed)
         log.info(
             "verified: %d tensors, %.3f GB of soups equal the sums of their sources",
             found.tensors,
             found.nbytes / 1e9,
         )
-    return written
+    return report
+
+
+def write_and_log(run: MergeRun, out: Path) -> MergeReport:
+    """Write the soups of a run, and log what that took."""
+    began = time.monotonic()
+    report = write_soups(run)
+    if report.soups:
+        log.info("%s", report_line(report, time.monotonic() - began))
+    else:
+        log.info("nothing to do: %s is made of just this", out)
+    return report
 
 
 def policy_names(policies: Sequence[Path]) -> list[str]:
@@ -169,36 +128,36 @@ def policy_names(policies: Sequence[Path]) -> list[str]:
 
 
 def _rows(
-    policies: Sequence[Path],
-    weights: Sequence[Sequence[float]] | None,
-    grid: float | None,
-    random: int | None,
-    seed: int,
-    base: Path | None,
-    extrapolate: bool,
-) -> list[Sequence[float]]:
+    policies: int, weights: list[Row] | None, grid: float | None, random: int | None, seed: int
+) -> list[Row]:
     if not policies:
         raise UserError("a merge needs policies, or a --config that names them")
     if sum(given is not None for given in (weights, grid, random)) != 1:
         raise UserError("give one of --weights, --grid, --random and --config")
     if grid is not None:
-        return list(simplex_grid(len(policies), grid))
+        return simplex_grid(policies, grid)
     if random is not None:
-        return list(distinct_random_weights(len(policies), random, seed))
-    assert weights is not None
-    for row in weights:
-        if len(row) != len(policies):
-            raise UserError(f"{len(row)} weights for {len(policies)} policies: {list(row)}")
-        validate_weights(row, extrapolate=extrapolate, any_sum=base is not None)
-    return list(weights)
+        return distinct_random_weights(policies, random, seed)
+    for row in weights or ():
+        if len(row) != policies:
+            raise UserError(f"{len(row)} weights for {policies} policies: {list(row)}")
+    return weights or []
 
 
-def _finalise(
-    plan: MergePlan, where: Placement, world_size: int, overwrite: bool, sha256: bool
-) -> Written:
-    if not finish(plan, where, overwrite=overwrite, sha256=sha256):
-        if not where.work.is_dir():
-            raise UserError(f"{where.work}: there is nothing to finalise")
-        missing = missing_ranks(plan, where, world_size)
-        raise UserError(f"{where.work}: {not_done(missing, world_size)}")
-    return Written(tuple(plan.soups), 0, 0, 0, True)
+def _estimate(run: MergeRun, out: Path) -> None:
+    missing = run.of_soups(missing_soups(run))
+    if not missing.plan.soups:
+        log.info("nothing to do: %s is made of just this", out)
+        return
+    check_disk(missing.plan, run.work)
+    seconds = expected_seconds(missing)
+    log.info("expected  %.0f s, by a measured sample; nothing was kept", seconds)
+
+
+def _finalise(run: MergeRun) -> MergeReport:
+    if not publish_soups(run):
+        if not run.work.is_dir():
+            raise UserError(f"{run.work}: there is nothing to finalise")
+        missing = missing_ranks(run)
+        raise UserError(f"{run.work}: {missing_line(missing, run.options.world_size)}")
+    return MergeReport(tuple(run.plan.soups), finished=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +17,14 @@ import yaml
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.recipe.yaml_file import read_yaml
 from vcsoup_dist.souping.kernels.formats import format_named
+from vcsoup_dist.souping.options import MergeOptions
 
 _KEYS = {"models", "merge_method", "base_model", "dtype", "out_dtype", "parameters"}
 _METHODS = ("linear", "task_arithmetic")
 
 
-@dataclass(frozen=True)
-class MergekitConfig:
-    """One soup."""
-
-    policies: tuple[Path, ...]
-    weights: tuple[float, ...]
-    """As `merge` takes them: normalised and scaled already."""
-    base: Path | None
-    dtype: str | None
-    """safetensors' name of what is written; None for the first policy's."""
-
-
-MARKS = {"models", "merge_method", "slices", "modules"}
-"""Keys of mergekit that no recipe has."""
+OWN_KEYS = {"models", "merge_method", "slices", "modules"}
+"""Of mergekit; no recipe has them."""
 _MOST = 1 << 20  # bytes: no configuration is longer
 
 
@@ -52,8 +41,14 @@ def yaml_keys(file: Path) -> set[str] | None:
     return set(map(str, content)) if isinstance(content, dict) else set()
 
 
-def read_mergekit_config(file: Path) -> MergekitConfig:
-    """UserError for anything that mergekit would do and a linear soup does not."""
+def read_mergekit_config(
+    file: Path, options: MergeOptions
+) -> tuple[list[Path], list[tuple[float, ...]], MergeOptions]:
+    """Policies, their one row of weights (normalised and scaled), and options with base and dtype.
+
+    A dtype in `options` is kept. UserError for anything that mergekit would do and a linear soup
+    does not.
+    """
     content = read_yaml(file, "mergekit configuration").content
     for key in content.keys() - _KEYS:
         raise UserError(
@@ -62,47 +57,56 @@ def read_mergekit_config(file: Path) -> MergekitConfig:
     method = content.get("merge_method")
     if method not in _METHODS:
         raise UserError(f"{file}: merge_method is {method!r}; supported are {', '.join(_METHODS)}")
+    arithmetic = method == "task_arithmetic"
     shared = _parameters(file, content, "parameters", {"weight", "normalize", "lambda"})
     base = _path(file, content, "base_model") if content.get("base_model") is not None else None
-    if method == "task_arithmetic" and base is None:
+    if arithmetic and base is None:
         raise UserError(f"{file}: task_arithmetic needs a base_model")
+    policies, weights = _models(file, content, shared, base if arithmetic else None)
+    if not policies:
+        raise UserError(f"{file}: `models` names no model but the base")
+    is_policy = base is None or base.resolve() in [each.resolve() for each in policies]
+    if not arithmetic and not is_policy:
+        raise UserError(
+            f"{file}: mergekit sums the base_model of a linear merge too; give it a weight under"
+            " `models`, or leave base_model out"
+        )
+    if shared.get("normalize", not arithmetic):
+        total = math.fsum(weights)
+        if abs(total) < 1e-9:
+            raise UserError(f"{file}: the weights sum to 0 and cannot be normalised")
+        weights = [weight / total for weight in weights]
+    if arithmetic:
+        weights = [weight * shared.get("lambda", 1.0) for weight in weights]
+    dtype = options.dtype or _dtype(file, content)
+    return (
+        policies,
+        [tuple(weights)],
+        replace(options, base=base if arithmetic else None, dtype=dtype),
+    )
+
+
+def _models(
+    file: Path, content: dict[str, Any], shared: dict[str, float], base: Path | None
+) -> tuple[list[Path], list[float]]:
+    """Models and their weights, without the base."""
     models = content.get("models")
     if not isinstance(models, list) or not models:
-        raise UserError(f"{file}: `models` is no list of models")
+        raise UserError(f"{file}: `models` is not a list of models")
     policies, weights = [], []
     for i, entry in enumerate(models):
         where = f"models[{i}]"
         if not isinstance(entry, dict) or entry.keys() - {"model", "parameters"}:
             raise UserError(f"{file}: {where} must have `model` and `parameters`, and no more")
         policy = _path(file, entry, "model", where)
-        if method == "task_arithmetic" and base and policy.resolve() == base.resolve():
+        if base and policy.resolve() == base.resolve():
             continue  # its difference from itself is nothing
         own = _parameters(file, entry, where, {"weight"})
         if "weight" not in own and "weight" not in shared:
             raise UserError(f"{file}: {where} has no weight")
         policies.append(policy)
         weights.append(own.get("weight", shared.get("weight", 0.0)))
-    if not policies:
-        raise UserError(f"{file}: `models` names no model but the base")
-    if method == "linear" and base and base.resolve() not in [each.resolve() for each in policies]:
-        raise UserError(
-            f"{file}: mergekit sums the base_model of a linear merge too; give it a weight under"
-            " `models`, or leave base_model out"
-        )
-    normalise = bool(shared.get("normalize", method == "linear"))
-    if normalise:
-        total = math.fsum(weights)
-        if abs(total) < 1e-9:
-            raise UserError(f"{file}: the weights sum to 0 and cannot be normalised")
-        weights = [weight / total for weight in weights]
-    if method == "task_arithmetic":
-        weights = [weight * shared.get("lambda", 1.0) for weight in weights]
-    return MergekitConfig(
-        tuple(policies),
-        tuple(weights),
-        base if method == "task_arithmetic" else None,
-        _dtype(file, content),
-    )
+    return policies, weights
 
 
 def _parameters(
@@ -132,7 +136,7 @@ def _path(file: Path, holder: dict[str, Any], key: str, where: str = "") -> Path
     for path in (expanded, file.parent / value):
         if path.is_dir():
             return path
-    raise UserError(f"{file}: {where or key}: {value} is no directory; download the model first")
+    raise UserError(f"{file}: {where or key}: {value} is not a directory; download the model first")
 
 
 def _dtype(file: Path, content: dict[str, Any]) -> str | None:

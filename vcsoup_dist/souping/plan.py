@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import resource
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +22,14 @@ from vcsoup_dist.checkpoints.sources import Source, open_source
 from vcsoup_dist.checkpoints.writer import Shard, TensorMeta, header_bytes, plan_shards, shards_like
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import log
+from vcsoup_dist.souping.chunks import Chunk
 from vcsoup_dist.souping.compatible import require_same, require_summable
 from vcsoup_dist.souping.fingerprints import FileState, files_of, source_fingerprint, state_of
 from vcsoup_dist.souping.kernels.formats import FLOAT_DTYPES, Float64
 from vcsoup_dist.souping.name_matching import aligned
-from vcsoup_dist.souping.stream import Recipients
+from vcsoup_dist.souping.options import SHARD_SIZE, MergeOptions
+from vcsoup_dist.souping.stream import WeightedSums
 from vcsoup_dist.souping.tokenizer_source import choose_tokenizer_source
-
-SHARD_SIZE = 5 * 10**9
-"""Bytes per weights file, the size that readers are used to."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +48,20 @@ class MergePlan:
     """Name of theta_0 where soups are theta_0 + sum_i lambda_i (theta_i - theta_0)."""
     shards: tuple[Shard, ...]
     """The files of every soup, in the order of the first policy's bytes."""
-    companions: Path | None
+    model: Path | None
     """Whose config, tokenizer and chat template the soups get."""
     auxiliary_digests: Mapping[str, str]
     """Name -> digest of each of these files."""
     states: Mapping[Path, FileState]
     """Of all files that the sources' tensors lie in, as they were when their headers were read."""
     source_fingerprints: Sequence[list[Any]]
-    """[N] cheap signs of what each source is."""
+    """[N]"""
 
-    def recipients(self) -> Recipients:
-        """What the one pass sums."""
-        widest = [DTYPE_BITS[dtype] // 8 for shard in self.shards for _, dtype, _ in shard.tensors]
+    def sums(self) -> WeightedSums:
+        """What the one pass computes."""
+        widths = [DTYPE_BITS[dtype] // 8 for shard in self.shards for _, dtype, _ in shard.tensors]
         layouts = [source.layout for source in self.sources]
-        return Recipients(layouts, self.names, self.weights, max(widest, default=8))
+        return WeightedSums(layouts, self.names, self.weights, max(widths, default=8))
 
     @property
     def bytes_read(self) -> int:
@@ -73,85 +70,76 @@ class MergePlan:
 
     @property
     def soup_bytes(self) -> int:
-        """Of one soup: weights, their headers, and companions."""
-        files = auxiliary_files(self.companions).values() if self.companions else ()
+        """Of one soup: weights, their headers, and auxiliary files."""
+        files = auxiliary_files(self.model).values() if self.model else ()
         weights = sum(shard.nbytes + len(header_bytes(shard)) for shard in self.shards)
         return weights + sum(file.stat().st_size for file in files)
+
+    def bytes_of(self, chunk: Chunk) -> tuple[int, int]:
+        """Of a chunk: read from all policies, written to all soups."""
+        bits = sum(DTYPE_BITS[source.layout[chunk.tensor].dtype] for source in self.sources)
+        return (chunk.end - chunk.begin) * bits // 8, chunk.nbytes * len(self.soups)
+
+    def of_soups(self, soups: Sequence[str]) -> MergePlan:
+        """The same for some soups only."""
+        kept = [place for place, soup in enumerate(self.soups) if soup in soups]
+        return replace(
+            self,
+            soups={soup: row for soup, row in self.soups.items() if soup in soups},
+            weights=np.ascontiguousarray(self.weights[kept]),
+        )
 
 
 def plan_merge(
     policies: Sequence[Path | Source],
     soups: Mapping[str, Sequence[float]],
-    *,
     names: Sequence[str],
-    base: Path | None = None,
-    dtype: str | None = None,
-    shard_size: int | None = SHARD_SIZE,
-    companions: Path | None = None,
+    options: MergeOptions,
 ) -> MergePlan:
     """Check all that can be checked without reading weights or looking at the output.
 
     policies: checkpoints that `open_source` knows, or opened ones; soups: name -> N weights;
-    names: of the policies; base: theta_0 of task vectors; dtype: safetensors' name of what floats
-    are written as, the first policy's where None; shard_size: bytes, None for files cut as the
-    first policy's; companions: where config and tokenizer come from, the first policy that has
-    them where None. UserError where policies do not fit together or a soup is ill defined.
+    names: of the policies. UserError where policies do not fit together or a soup is ill defined.
     """
     if len(policies) != len(names) or len(set(names)) != len(names):
         raise ValueError(f"{len(policies)} policies need as many distinct names, got {names}")
-    if not policies or not soups:
-        raise UserError("a merge needs at least one policy and one soup")
-    for soup, row in soups.items():
-        if len(row) != len(policies):
-            raise UserError(f"soup {soup} has {len(row)} weights for {len(policies)} policies")
-        if not all(weight == 0 or 1e-100 < abs(weight) < 1e100 for weight in row):
-            raise UserError(
-                f"soup {soup}: weights must be finite, and 0 or between 1e-100 and 1e100 in size,"
-                f" got {list(row)}"
-            )
-        if Path(soup).name != soup or soup in ("", ".."):
-            raise UserError(f"soup {soup!r}: its name is no plain folder name")
-    if shard_size is not None and shard_size < 1:
-        raise UserError(f"a weights file cannot have {shard_size} bytes; give a larger shard size")
-    if companions is not None:
-        require_config(companions)
+    _check_soups(soups, len(policies))
+    if options.model is not None:
+        require_config(options.model)
     sources = [each if isinstance(each, Source) else open_source(each) for each in policies]
-    names = list(names)
+    all_names = list(names)
     weights = np.array([list(row) for row in soups.values()], dtype=np.float64)
-    base_name = None
-    if base is not None:
-        base_name = base.resolve().name
-        if base_name in names:
-            base_name = f"base {base_name}"
+    base = None
+    if options.base is not None:
+        base = _base_name(options.base, names)
         of_base = np.array([_rest_of(row) for row in weights.tolist()])
         if of_base.any():  # else theta_0 cancels, and is not read
-            sources.append(open_source(base))
-            names.append(base_name)
+            sources.append(open_source(options.base))
+            all_names.append(base)
             weights = np.column_stack([weights, of_base])
     sources = aligned(sources)
-    for name, source in zip(names, sources, strict=True):
+    for name, source in zip(all_names, sources, strict=True):
         require_summable(source.layout, name)
-        require_same(sources[0].layout, names[0], source.layout, name)
+        require_same(sources[0].layout, all_names[0], source.layout, name)
         _check_not_quantised(source, name)
         for note in source.notes:
             log.info("%s: %s", name, note)
-    named_base = (base_name, base) if base is not None and base_name else None
-    donor = choose_tokenizer_source(
-        list(zip(names, (source.path for source in sources[: len(policies)]), strict=False)),
-        named_base,
-        companions,
+    model = choose_tokenizer_source(
+        [(name, source.path) for name, source in zip(names, sources, strict=False)],
+        (base, options.base) if base and options.base else None,
+        options.model,
     )
-    if donor:
-        _require_whole(sources[0], donor)
+    if model:
+        _require_whole(sources[0], model)
     return MergePlan(
         sources=tuple(sources),
-        names=tuple(names),
+        names=tuple(all_names),
         soups={soup: tuple(row) for soup, row in soups.items()},
         weights=weights,
-        base=base_name,
-        shards=tuple(_shards(sources[0], dtype, shard_size)),
-        companions=donor,
-        auxiliary_digests=auxiliary_digests(donor) if donor else {},
+        base=base,
+        shards=tuple(_shards(sources[0], options)),
+        model=model,
+        auxiliary_digests=auxiliary_digests(model) if model else {},
         states={path: state_of(path) for source in sources for path in files_of(source)},
         source_fingerprints=[source_fingerprint(source) for source in sources],
     )
@@ -160,52 +148,39 @@ def plan_merge(
 def require_config(model: Path) -> None:
     """UserError where a folder has no config to give to a soup."""
     if not (model / CONFIG_NAME).is_file():
-        raise UserError(f"{model}: is no model directory, it has no {CONFIG_NAME}")
+        raise UserError(f"{model}: is not a model directory, it has no {CONFIG_NAME}")
 
 
-def _require_whole(source: Source, donor: Path) -> None:
+def _check_soups(soups: Mapping[str, Sequence[float]], policies: int) -> None:
+    if not policies or not soups:
+        raise UserError("a merge needs at least one policy and one soup")
+    for soup, row in soups.items():
+        if len(row) != policies:
+            raise UserError(f"soup {soup} has {len(row)} weights for {policies} policies")
+        if not all(weight == 0 or 1e-100 < abs(weight) < 1e100 for weight in row):
+            raise UserError(
+                f"soup {soup}: weights must be finite, and 0 or between 1e-100 and 1e100 in size,"
+                f" got {list(row)}"
+            )
+        if Path(soup).name != soup or soup in ("", ".."):
+            raise UserError(f"soup {soup!r}: its name is not a plain folder name")
+
+
+def _base_name(base: Path, names: Sequence[str]) -> str:
+    name = base.resolve().name
+    return f"base {name}" if name in names else name
+
+
+def _require_whole(source: Source, model: Path) -> None:
     """UserError where all policies lack what the config of their soup promises."""
     shapes = {name: spec.shape for name, spec in source.layout.items()}
     shapes |= {name: shapes[other] for name, other in source.aliases.items()}
-    if lack := what_is_lacking(shapes, read_json(donor / CONFIG_NAME)):
+    if lack := what_is_lacking(shapes, read_json(model / CONFIG_NAME)):
         raise UserError(
             f"{source.path}: {lack}; a loader would make up at random what a soup lacks, so give "
             "whole policies (of DeepSpeed checkpoints without frozen parameters, first "
             "`vcsoup export --model BASE --frozen-from-model`)"
         )
-
-
-def check_disk(plan: MergePlan, work: Path) -> None:
-    """UserError where the soups do not fit on the disk of `work`, beside what is there of them."""
-    there = sum(path.stat().st_blocks * 512 for path in work.rglob("*.safetensors"))
-    needed = plan.soup_bytes * len(plan.soups) - there
-    free = free_bytes(work)
-    if needed > free:
-        raise UserError(
-            f"{work.parent}: the soups need {needed / 1e9:.2f} GB more, {free / 1e9:.2f} GB are"
-            " free; make room, or merge fewer soups"
-        )
-
-
-def free_bytes(place: Path) -> int:
-    """On the disk where `place` is or would be."""
-    place = place.absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
-
-
-def raise_open_files(needed: int) -> None:
-    """Allow this process `needed` open files; UserError where the machine does not."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or needed <= soft:
-        return
-    if hard != resource.RLIM_INFINITY and needed > hard:
-        raise UserError(
-            f"so many soups at once need {needed} open files, {hard} are allowed: raise the limit"
-            " (ulimit -Hn) or merge them in parts"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _rest_of(row: Sequence[float]) -> float:
@@ -214,14 +189,14 @@ def _rest_of(row: Sequence[float]) -> float:
     return rest if abs(rest) > 1e-12 else 0.0
 
 
-def _shards(first: Source, dtype: str | None, shard_size: int | None) -> list[Shard]:
+def _shards(first: Source, options: MergeOptions) -> list[Shard]:
     def meta(spec: TensorSpec) -> TensorMeta:
-        written = dtype if dtype is not None and spec.dtype in FLOAT_DTYPES else spec.dtype
+        written = options.dtype if options.dtype and spec.dtype in FLOAT_DTYPES else spec.dtype
         return spec.name, written, spec.shape
 
     specs = list(first.layout.values())
-    if shard_size is not None or first.kind != "safetensors":
-        return plan_shards([meta(spec) for spec in specs], shard_size or SHARD_SIZE)
+    if options.shard_size is not None or first.kind != "safetensors":
+        return plan_shards([meta(spec) for spec in specs], options.shard_size or SHARD_SIZE)
     files: dict[Path, list[TensorMeta]] = {}
     for spec in specs:
         files.setdefault(spec.file, []).append(meta(spec))

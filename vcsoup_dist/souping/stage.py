@@ -1,8 +1,8 @@
-"""The door of souping: all missing soups of one method and seed in one pass over its policies.
+"""Souping: all missing soups of one method and seed in one pass over its policies.
 
 One process makes and publishes them, or ranks write a share each (`make_share`) and one process
 publishes what they have written (`publish_shares`). All work in the same folder, that of the first
-missing soup, so one goes on from what others have left.
+missing soup, so one resumes what others have left.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ import contextlib
 import itertools
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe
-from vcsoup_dist.souping.output.targets import Placement
-from vcsoup_dist.souping.output.work_folder import door, writers
-from vcsoup_dist.souping.output.write import finish, missing_ranks, write_soups
-from vcsoup_dist.souping.plan import MergePlan, plan_merge
-from vcsoup_dist.souping.progress_text import last_line, not_done
+from vcsoup_dist.souping.merge_run import MergeRun
+from vcsoup_dist.souping.options import MergeOptions
+from vcsoup_dist.souping.output.state import missing_ranks, publish_soups
+from vcsoup_dist.souping.output.work_folder import active_writers, locked
+from vcsoup_dist.souping.output.write import write_soups
+from vcsoup_dist.souping.plan import plan_merge
+from vcsoup_dist.souping.progress_text import missing_line, report_line
 from vcsoup_dist.workspace import Draft, Product, Workspace
 
 
@@ -28,7 +31,7 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
     for group in _groups(products):
         with contextlib.ExitStack() as stack:
             drafts = [stack.enter_context(workspace.publishing(product)) for product in group]
-            _write(recipe, workspace, drafts, rank=0, world_size=1, publishing=True)
+            _write(_run(workspace, drafts, _options(recipe, group)))
 
 
 def make_share(
@@ -36,9 +39,12 @@ def make_share(
 ) -> None:
     """Write one rank's share of soups, and publish nothing."""
     for group in _groups(products):
+        options = _options(recipe, group)
+        title = f"{options.title}, rank {rank} of {world_size}"
+        options = replace(options, rank=rank, world_size=world_size, publish=False, title=title)
         with workspace.sharing(group) as drafts:
             if drafts:
-                _write(recipe, workspace, drafts, rank, world_size, publishing=False)
+                _write(_run(workspace, drafts, options))
 
 
 def publish_shares(
@@ -49,10 +55,11 @@ def publish_shares(
     UserError that names the ranks which are still at work, or have not written theirs.
     """
     for group in _groups(products):
-        title = _title(group)
-        plan, where = _plan(recipe, workspace, [workspace.draft(product) for product in group])
-        with door(where.work, make=False):
-            at_work = writers(where.work)
+        drafts = [workspace.draft(product) for product in group]
+        run = _run(workspace, drafts, replace(_options(recipe, group), world_size=world_size))
+        title = run.options.title
+        with locked(run.work, make=False):
+            at_work = active_writers(run.work)
         if at_work:
             raise UserError(
                 f"{title}: still at work: {'; '.join(at_work)}; publish them afterwards"
@@ -63,9 +70,8 @@ def publish_shares(
             if all(map(workspace.is_made, group)):
                 continue  # another was faster
             # What they have written may have been removed meanwhile.
-            if missing_ranks(plan, where, world_size) or not finish(plan, where, overwrite=True):
-                missing = missing_ranks(plan, where, world_size)
-                raise UserError(f"{title}: {not_done(missing, world_size)}")
+            if missing_ranks(run) or not publish_soups(run):
+                raise UserError(f"{title}: {missing_line(missing_ranks(run), world_size)}")
         log.info("%s: %d, published", title, len(group))
 
 
@@ -74,49 +80,32 @@ def _groups(products: Sequence[Product]) -> Iterator[list[Product]]:
         yield list(group)
 
 
-def _title(group: Sequence[Product]) -> str:
-    return f"soups of {group[0].method}, seed {group[0].seed}"
+def _options(recipe: Recipe, group: Sequence[Product]) -> MergeOptions:
+    return MergeOptions(
+        shard_size=recipe.soup.shard_size,
+        memory=recipe.soup.memory,
+        overwrite=True,
+        title=f"soups of {group[0].method}, seed {group[0].seed}",
+    )
 
 
-def _plan(
-    recipe: Recipe, workspace: Workspace, drafts: Sequence[Draft]
-) -> tuple[MergePlan, Placement]:
+def _run(workspace: Workspace, drafts: Sequence[Draft], options: MergeOptions) -> MergeRun:
     """One pass that writes below one folder, from where each soup goes to its own draft."""
     products = [draft.product for draft in drafts]
     policies = products[0].inputs_of("train")
     plan = plan_merge(
         [workspace.need(policy) for policy in policies],
         {product.name.rsplit("/", 1)[1]: product.weights or () for product in products},
-        names=[policy.value or policy.name for policy in policies],
-        shard_size=recipe.soup.shard_size,
+        [policy.value or policy.name for policy in policies],
+        options,
     )
     targets = {soup: draft.output for soup, draft in zip(plan.soups, drafts, strict=True)}
-    return plan, Placement(drafts[0].scratch / "soups", targets)
+    return MergeRun(plan, drafts[0].scratch / "soups", targets, options)
 
 
-def _write(
-    recipe: Recipe,
-    workspace: Workspace,
-    drafts: Sequence[Draft],
-    rank: int,
-    world_size: int,
-    publishing: bool,
-) -> None:
-    plan, where = _plan(recipe, workspace, drafts)
+def _write(run: MergeRun) -> None:
     began = time.monotonic()
-    title = _title([draft.product for draft in drafts])
-    if not publishing:
-        title += f", rank {rank} of {world_size}"
-    written = write_soups(
-        plan,
-        where,
-        memory=recipe.soup.memory,
-        rank=rank,
-        world_size=world_size,
-        overwrite=True,
-        title=title,
-        publishing=publishing,
-    )
+    report = write_soups(run)
     seconds = time.monotonic() - began
-    said = last_line(written, seconds) if written.soups else "nothing is left to write"
-    log.info("%s: %d, %s", title, len(plan.soups), said)
+    result = report_line(report, seconds) if report.soups else "nothing is left to write"
+    log.info("%s: %d, %s", run.options.title, len(run.plan.soups), result)

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import os
 import queue
-import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -27,28 +25,30 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping.chunks import Chunk
 from vcsoup_dist.souping.kernels.formats import FLOAT_DTYPES, Float64
 from vcsoup_dist.souping.kernels.kernel import weighted_sum
+from vcsoup_dist.souping.process_memory import anonymous_memory
 
 MOST_THREADS = 24
 SMALLEST_BLOCK = 1 << 12  # elements
 RESERVE = 1 << 26  # bytes of `memory` for threads, kernels and journals
 
 
-class Sink(Protocol):
-    """Where the chunks of the soups go."""
+class Sink:
+    """Where the chunks of the soups go; this one keeps nothing."""
 
     def prepare(self, chunk: Chunk) -> None:
         """Called before the chunk is begun, in order, by one thread."""
 
     def place(self, chunk: Chunk, offset: int) -> int:
         """Where byte `offset` of the chunk's tensor lies in its file; memory is laid out alike."""
+        return offset
 
     def put(self, soup: int, chunk: Chunk, offset: int, data: Bytes) -> None:
         """A part of a chunk, from byte `offset` of its tensor; called by any thread."""
 
 
 @dataclass(frozen=True)
-class Recipients:
-    """What is summed from what."""
+class WeightedSums:
+    """What is summed: K soups of N policies."""
 
     layouts: Sequence[Layout]
     """[N]; all hold the chunks' tensors in the same shapes."""
@@ -60,7 +60,7 @@ class Recipients:
     """Bytes of the widest element of the soups."""
 
 
-class Done(NamedTuple):
+class FinishedChunk(NamedTuple):
     """A finished chunk: the digests of its bytes."""
 
     chunk: Chunk
@@ -73,13 +73,13 @@ class Done(NamedTuple):
 
 
 def stream(
-    what: Recipients,
+    sums: WeightedSums,
     chunks: Iterable[Chunk],
     sink: Sink,
     *,
     memory: int,
     allow_nonfinite: bool = False,
-) -> Generator[Done]:
+) -> Generator[FinishedChunk]:
     """Make all chunks; they come back in the order in which they are finished.
 
     memory: bytes, of all buffers and what the process holds already. Closing the generator
@@ -87,33 +87,34 @@ def stream(
     in a policy unless `allow_nonfinite`, for integers that differ between policies, for whatever
     reader and sink raise; other chunks that were begun are finished first.
     """
-    threads, block = _threads_and_block(what, memory)
+    threads, block = _threads_and_block(sums, memory)
     with ExitStack() as stack:
-        readers = [stack.enter_context(CheckpointReader(layout)) for layout in what.layouts]
+        readers = [stack.enter_context(CheckpointReader(layout)) for layout in sums.layouts]
+        summing = _Summing(sums, readers, sink, block, allow_nonfinite)
         buffers: queue.SimpleQueue[_Buffers] = queue.SimpleQueue()
         for _ in range(threads):
-            buffers.put(_Buffers.new(what, block))
+            buffers.put(_Buffers.new(sums, block))
         pool = ThreadPoolExecutor(threads)
         stack.callback(pool.shutdown, cancel_futures=True)
 
-        def make(chunk: Chunk) -> Done:
+        def sum_chunk(chunk: Chunk) -> FinishedChunk:
             held = buffers.get()
             try:
-                return _sum_chunk(what, readers, held, block, chunk, sink, allow_nonfinite)
+                return summing.chunk(chunk, held)
             finally:
                 buffers.put(held)
 
-        yield from _in_turn(pool, make, chunks, sink.prepare, 2 * threads)
+        yield from _in_turn(pool, sum_chunk, chunks, sink.prepare, 2 * threads)
 
 
 def _in_turn(
     pool: ThreadPoolExecutor,
-    make: Callable[[Chunk], Done],
+    make: Callable[[Chunk], FinishedChunk],
     chunks: Iterable[Chunk],
     prepare: Callable[[Chunk], None],
     most: int,
-) -> Iterator[Done]:
-    begun: set[Future[Done]] = set()
+) -> Iterator[FinishedChunk]:
+    begun: set[Future[FinishedChunk]] = set()
     try:
         for chunk in chunks:
             prepare(chunk)
@@ -131,7 +132,7 @@ def _in_turn(
         raise
 
 
-def _finished(begun: set[Future[Done]]) -> Iterator[Done]:
+def _finished(begun: set[Future[FinishedChunk]]) -> Iterator[FinishedChunk]:
     """Wait for one at least, and take out of `begun` what is finished; raises after the good."""
     finished, _ = wait(begun, return_when=FIRST_COMPLETED)
     begun -= finished
@@ -147,67 +148,75 @@ class _Buffers:
     outputs: Sequence[Bytes]
 
     @classmethod
-    def new(cls, what: Recipients, block: int) -> _Buffers:
-        """Room for `block` elements of the widest dtype, wherever they begin in a page."""
+    def new(cls, sums: WeightedSums, block: int) -> _Buffers:
+        """For `block` elements of the widest dtype, wherever they begin in a page."""
         return cls(
-            [page_buffer(block * widest(layout) + 2 * PAGE) for layout in what.layouts],
-            [page_buffer(block * what.out_width + PAGE) for _ in what.weights],
+            [page_buffer(block * widest(layout) + 2 * PAGE) for layout in sums.layouts],
+            [page_buffer(block * sums.out_width + PAGE) for _ in sums.weights],
         )
 
 
-def _sum_chunk(
-    what: Recipients,
-    readers: Sequence[CheckpointReader],
-    buffers: _Buffers,
-    block: int,
-    chunk: Chunk,
-    sink: Sink,
-    allow_nonfinite: bool,
-) -> Done:
-    dtypes = [layout[chunk.tensor].dtype for layout in what.layouts]
-    widths = [DTYPE_BITS[dtype] // 8 for dtype in dtypes]
-    out_width = DTYPE_BITS[chunk.dtype] // 8
-    of_inputs = [xxhash.xxh3_128() for _ in readers]
-    of_outputs = [xxhash.xxh3_128() for _ in buffers.outputs]
-    nonfinite: set[int] = set()
-    for begin in range(chunk.begin, chunk.end, block):
-        count = min(block, chunk.end - begin)
-        inputs = [
-            reader.read(chunk.tensor, begin * width, count * width, buffer)
-            for reader, width, buffer in zip(readers, widths, buffers.inputs, strict=True)
-        ]
-        for hasher, data in zip(of_inputs, inputs, strict=True):
-            hasher.update(data.data)
-        if not of_outputs:
-            continue
-        offset = begin * out_width
-        shift = sink.place(chunk, offset) % PAGE
-        outputs = [buffer[shift : shift + count * out_width] for buffer in buffers.outputs]
-        if chunk.dtype in FLOAT_DTYPES:
-            flags = weighted_sum(inputs, dtypes, what.weights, chunk.dtype, outputs)
-            bad = [i for i, flag in enumerate(flags) if flag]
-            if bad and is_equal_buffer(chunk.tensor, inputs, dtypes):
-                weighted_sum(
-                    inputs[:1], dtypes[:1], np.ones((len(outputs), 1)), chunk.dtype, outputs
-                )
-                bad = []
-            nonfinite.update(bad)
-            if nonfinite and not allow_nonfinite:
-                raise UserError(
-                    f"policy {what.names[min(nonfinite)]}: {chunk.tensor!r} holds NaN or infinity;"
-                    " its training has failed, take an earlier checkpoint"
-                )
-        else:
-            _copy_equal(inputs, outputs, chunk.tensor, what.names)
-        for soup, (hasher, data) in enumerate(zip(of_outputs, outputs, strict=True)):
-            hasher.update(data.data)
-            sink.put(soup, chunk, offset, data)
-    return Done(
-        chunk,
-        tuple(each.digest() for each in of_inputs),
-        tuple(each.digest() for each in of_outputs),
-        tuple(sorted(nonfinite)),
-    )
+@dataclass(frozen=True)
+class _Summing:
+    """What all threads share."""
+
+    sums: WeightedSums
+    readers: Sequence[CheckpointReader]
+    sink: Sink
+    block: int
+    """Elements that a thread holds at a time of every policy and soup."""
+    allow_nonfinite: bool
+
+    def chunk(self, chunk: Chunk, buffers: _Buffers) -> FinishedChunk:
+        """Read, sum and hand on a chunk."""
+        widths = [DTYPE_BITS[layout[chunk.tensor].dtype] // 8 for layout in self.sums.layouts]
+        out_width = DTYPE_BITS[chunk.dtype] // 8
+        of_inputs = [xxhash.xxh3_128() for _ in self.readers]
+        of_outputs = [xxhash.xxh3_128() for _ in buffers.outputs]
+        nonfinite: set[int] = set()
+        for begin in range(chunk.begin, chunk.end, self.block):
+            count = min(self.block, chunk.end - begin)
+            inputs = [
+                reader.read(chunk.tensor, begin * width, count * width, buffer)
+                for reader, width, buffer in zip(self.readers, widths, buffers.inputs, strict=True)
+            ]
+            for hasher, data in zip(of_inputs, inputs, strict=True):
+                hasher.update(data.data)
+            if not of_outputs:
+                continue
+            offset = begin * out_width
+            shift = self.sink.place(chunk, offset) % PAGE
+            outputs = [buffer[shift : shift + count * out_width] for buffer in buffers.outputs]
+            nonfinite |= self._sum(chunk, inputs, outputs)
+            for soup, (hasher, data) in enumerate(zip(of_outputs, outputs, strict=True)):
+                hasher.update(data.data)
+                self.sink.put(soup, chunk, offset, data)
+        return FinishedChunk(
+            chunk,
+            tuple(each.digest() for each in of_inputs),
+            tuple(each.digest() for each in of_outputs),
+            tuple(sorted(nonfinite)),
+        )
+
+    def _sum(self, chunk: Chunk, inputs: Sequence[Bytes], outputs: Sequence[Bytes]) -> set[int]:
+        """Fill `outputs`; which policies hold NaN or infinity."""
+        names = self.sums.names
+        if chunk.dtype not in FLOAT_DTYPES:
+            _copy_equal(inputs, outputs, chunk.tensor, names)
+            return set()
+        dtypes = [layout[chunk.tensor].dtype for layout in self.sums.layouts]
+        flags = weighted_sum(inputs, dtypes, self.sums.weights, chunk.dtype, outputs)
+        nonfinite = {i for i, flag in enumerate(flags) if flag}
+        if nonfinite and is_equal_buffer(chunk.tensor, inputs, dtypes):
+            ones = np.ones((len(outputs), 1))
+            weighted_sum(inputs[:1], dtypes[:1], ones, chunk.dtype, outputs)
+            return set()
+        if nonfinite and not self.allow_nonfinite:
+            raise UserError(
+                f"policy {names[min(nonfinite)]}: {chunk.tensor!r} holds NaN or infinity;"
+                " its training has failed, take an earlier checkpoint"
+            )
+        return nonfinite
 
 
 def is_equal_buffer(tensor: str, inputs: Sequence[Bytes], dtypes: Sequence[str]) -> bool:
@@ -232,11 +241,11 @@ def _copy_equal(
         output[:] = inputs[0]
 
 
-def _threads_and_block(what: Recipients, memory: int) -> tuple[int, int]:
+def _threads_and_block(sums: WeightedSums, memory: int) -> tuple[int, int]:
     """Threads, and the elements that each holds at a time of every policy and soup."""
-    per_element = sum(map(widest, what.layouts)) + what.out_width * len(what.weights)
-    fixed = (2 * len(what.layouts) + len(what.weights)) * PAGE
-    room = max(memory - anonymous_bytes() - RESERVE, memory // 4)
+    per_element = sum(map(widest, sums.layouts)) + sums.out_width * len(sums.weights)
+    fixed = (2 * len(sums.layouts) + len(sums.weights)) * PAGE
+    room = max(memory - anonymous_memory() - RESERVE, memory // 4)
     # Two of three wait for the disk while one sums.
     threads = min(MOST_THREADS, 3 * _cores())
     while True:
@@ -248,8 +257,8 @@ def _threads_and_block(what: Recipients, memory: int) -> tuple[int, int]:
     if block < SMALLEST_BLOCK:
         least = 4 * (SMALLEST_BLOCK * per_element + fixed)
         raise UserError(
-            f"{memory} bytes of memory are too few for {len(what.layouts)} policies and"
-            f" {len(what.weights)} soups; allow at least {whole_pages(least)}"
+            f"{memory} bytes of memory are too few for {len(sums.layouts)} policies and"
+            f" {len(sums.weights)} soups; allow at least {whole_pages(least)}"
         )
     return threads, block
 
@@ -257,16 +266,6 @@ def _threads_and_block(what: Recipients, memory: int) -> tuple[int, int]:
 def widest(layout: Layout) -> int:
     """Bytes of the widest element of a checkpoint."""
     return max((DTYPE_BITS[spec.dtype] for spec in layout.values()), default=8) // 8
-
-
-def anonymous_bytes() -> int:
-    """Memory of this process that is no file's; 0 where /proc does not say."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return 0
-    found = re.search(r"RssAnon:\s*(\d+) kB", status)
-    return int(found[1]) * 1024 if found else 0
 
 
 def _cores() -> int:

@@ -7,25 +7,26 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from vcsoup_dist.checkpoints.auxiliary_files import auxiliary_files
 from vcsoup_dist.checkpoints.digests import combined, digest
 from vcsoup_dist.checkpoints.direct_io import PAGE, Bytes, page_buffer
-from vcsoup_dist.checkpoints.json_file import read_json
-from vcsoup_dist.checkpoints.layout import raw_header, read_layout
+from vcsoup_dist.checkpoints.layout import Layout, raw_header, read_layout
 from vcsoup_dist.checkpoints.reader import CheckpointReader
 from vcsoup_dist.checkpoints.writer import Shard
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import progress
+from vcsoup_dist.records.soup_manifest import MANIFEST_NAME, SoupManifest, read_manifest
 from vcsoup_dist.souping.arguments import Folder, as_path
 from vcsoup_dist.souping.chunks import Chunk, cut_chunks
-from vcsoup_dist.souping.output.manifest import FORMAT, MANIFEST_NAME, shard_digest
-from vcsoup_dist.souping.output.weights_files import chunk_bytes
-from vcsoup_dist.souping.plan import MergePlan
-from vcsoup_dist.souping.stream import Done, Recipients, stream
+from vcsoup_dist.souping.merge_run import MergeRun
+from vcsoup_dist.souping.output.manifest import shard_digest
+from vcsoup_dist.souping.stream import FinishedChunk, Sink, WeightedSums, stream
+
+AGAIN = "remove the soup and merge it again"
 
 
 class Verified(NamedTuple):
@@ -36,18 +37,12 @@ class Verified(NamedTuple):
     """Of weights that were read."""
 
 
-def verify_soups(
-    plan: MergePlan,
-    folders: Sequence[Path],
-    *,
-    memory: int = 1 << 30,
-    sample: float = 1.0,
-    seed: int = 0,
-) -> Verified:
-    """Sum the policies again and compare with the finished soups in `folders`, byte by byte.
+def verify_soups(run: MergeRun, *, sample: float = 1.0, seed: int = 0) -> Verified:
+    """Sum the policies again and compare with the finished soups, byte by byte.
 
     sample: share of the chunks that are compared, drawn by `seed`. UserError where a soup differs.
     """
+    plan, folders = run.plan, list(run.targets.values())
     layouts = [read_layout(folder) for folder in folders]
     for shard in plan.shards:
         for name, dtype, shape in shard.tensors:
@@ -62,79 +57,69 @@ def verify_soups(
     with ExitStack() as stack:
         readers = [stack.enter_context(CheckpointReader(layout)) for layout in layouts]
         sink = _Comparison(readers, folders)
-        # Each thread has one more buffer, for what lies there.
+        # Each thread has one more buffer, for what the soup holds.
         buffers = len(plan.sources) + len(folders)
-        room = memory * buffers // (buffers + 1)
-        made = stream(plan.recipients(), chunks, sink, memory=room, allow_nonfinite=True)
-        compared = sum(chunk_bytes(done.chunk) * len(folders) for done in _shown(made, chunks))
+        memory = run.options.memory * buffers // (buffers + 1)
+        summed = stream(plan.sums(), chunks, sink, memory=memory, allow_nonfinite=True)
+        compared = sum(done.chunk.nbytes * len(folders) for done in _shown(summed, chunks))
     return Verified(len({chunk.tensor for chunk in chunks}), compared)
 
 
 def verify_directory(folder: Folder, *, memory: int = 1 << 30) -> Verified:
     """Compare the files of a soup with its `manifest.json`; UserError for one that differs."""
     folder = as_path(folder, "folder")
-    manifest = _read_manifest(folder)
-    files: dict[str, dict[str, Any]] = manifest["files"]
+    manifest = read_manifest(folder)
     layout = read_layout(folder)
-    weights_files = sorted({spec.file.name for spec in layout.values()})
-    for name, entry in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"{path}: is missing; remove the soup and merge it again")
-        if path.stat().st_size != entry["bytes"]:
-            raise UserError(
-                f"{path}: has {path.stat().st_size} bytes, was written with {entry['bytes']}"
-            )
-        if name not in weights_files and digest(path.read_bytes()).hex() != entry["digest"]:
-            raise UserError(f"{path}: is not what was written")
-    for name in [*weights_files, *auxiliary_files(folder)]:
-        if name not in files:
-            raise UserError(f"{folder / name}: is not in {MANIFEST_NAME}; it was added later")
     shards = [
         Shard(
             file, tuple((s.name, s.dtype, s.shape) for s in layout.values() if s.file.name == file)
         )
-        for file in weights_files
+        for file in sorted({spec.file.name for spec in layout.values()})
     ]
+    _verify_files(folder, manifest, {shard.file_name for shard in shards})
+    tensors = _tensor_digests(folder, layout, shards, memory)
+    for name, each in tensors.items():
+        if manifest.tensors.get(name) != each.hex():
+            raise UserError(f"{layout[name].file}: {name!r} is not what was written; {AGAIN}")
+    for shard in shards:
+        path = folder / shard.file_name
+        if shard_digest(raw_header(path), shard, tensors).hex() != manifest.files[path.name].digest:
+            raise UserError(f"{path}: its header is not what was written; {AGAIN}")
+    return Verified(len(layout), sum(chunk.nbytes for chunk in cut_chunks(shards)))
+
+
+def _verify_files(folder: Path, manifest: SoupManifest, weights: set[str]) -> None:
+    """Sizes of all files, and contents of all but the weights."""
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path}: is missing; {AGAIN}")
+        if path.stat().st_size != entry.nbytes:
+            raise UserError(
+                f"{path}: has {path.stat().st_size} bytes, was written with {entry.nbytes}"
+            )
+        if name not in weights and digest(path.read_bytes()).hex() != entry.digest:
+            raise UserError(f"{path}: is not what was written")
+    for name in [*sorted(weights), *auxiliary_files(folder)]:
+        if name not in manifest.files:
+            raise UserError(f"{folder / name}: is not in {MANIFEST_NAME}; it was added later")
+
+
+def _tensor_digests(
+    folder: Path, layout: Layout, shards: Sequence[Shard], memory: int
+) -> dict[str, bytes]:
     chunks = list(cut_chunks(shards))
-    what = Recipients([layout], [folder.name], np.empty((0, 1)), 1)
-    found: dict[int, bytes] = {}
-    for done in _shown(stream(what, chunks, _Nowhere(), memory=memory), chunks):
-        found[done.chunk.number] = done.inputs[0]
+    no_sums = WeightedSums([layout], [folder.name], np.empty((0, 1)), 1)
+    read = _shown(stream(no_sums, chunks, Sink(), memory=memory), chunks)
+    found = {done.chunk.number: done.inputs[0] for done in read}
     of_chunks: dict[str, list[bytes]] = {name: [] for name in layout}
     for chunk in chunks:
         of_chunks[chunk.tensor].append(found[chunk.number])
-    tensors = {name: combined(each) for name, each in of_chunks.items()}
-    for name, each in tensors.items():
-        if manifest["tensors"].get(name) != each.hex():
-            raise UserError(
-                f"{layout[name].file}: {name!r} is not what was written; remove the soup and merge"
-                " it again"
-            )
-    for shard in shards:
-        path = folder / shard.file_name
-        if shard_digest(raw_header(path), shard, tensors).hex() != files[path.name]["digest"]:
-            raise UserError(
-                f"{path}: its header is not what was written; remove the soup and merge it again"
-            )
-    return Verified(len(layout), sum(map(chunk_bytes, chunks)))
+    return {name: combined(each) for name, each in of_chunks.items()}
 
 
-class _Nowhere:
-    """The sink of no soups."""
-
-    def prepare(self, chunk: Chunk) -> None:
-        pass
-
-    def place(self, chunk: Chunk, offset: int) -> int:
-        return offset
-
-    def put(self, soup: int, chunk: Chunk, offset: int, data: Bytes) -> None:
-        raise AssertionError("there are no soups")
-
-
-class _Comparison(_Nowhere):
-    """Compares what should be written with what lies there."""
+class _Comparison(Sink):
+    """Compares what should be written with what the soup holds."""
 
     def __init__(self, readers: Sequence[CheckpointReader], folders: Sequence[Path]) -> None:
         self._readers = readers
@@ -150,32 +135,12 @@ class _Comparison(_Nowhere):
             first = offset + int(np.flatnonzero(there != data)[0])
             raise UserError(
                 f"{self._folders[soup]}: {chunk.tensor!r} differs from the sum of its sources, from"
-                f" byte {first} of it on; remove the soup and merge it again"
+                f" byte {first} of it on; {AGAIN}"
             )
 
 
-def _shown(finished: Iterator[Done], chunks: Sequence[Chunk]) -> Iterator[Done]:
-    with progress("verify", sum(map(chunk_bytes, chunks)) / 1e9, "GB") as advance:
+def _shown(finished: Iterator[FinishedChunk], chunks: Sequence[Chunk]) -> Iterator[FinishedChunk]:
+    with progress("verify", sum(chunk.nbytes for chunk in chunks) / 1e9, "GB") as advance:
         for done in finished:
-            advance(chunk_bytes(done.chunk) / 1e9)
+            advance(done.chunk.nbytes / 1e9)
             yield done
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST_NAME
-    if not path.is_file():
-        raise UserError(f"{path}: there is none; `vcsoup verify` checks what `vcsoup merge` wrote")
-    manifest = read_json(path)
-    if manifest.get("format") != FORMAT:
-        raise UserError(
-            f"{path}: is of format {manifest.get('format')!r}, this version knows {FORMAT}"
-        )
-    entries = manifest.get("files")
-    entries = entries if isinstance(entries, dict) else {"": None}
-    known = all(isinstance(e, dict) and e.keys() >= {"bytes", "digest"} for e in entries.values())
-    if not known or not isinstance(manifest.get("tensors"), dict):
-        raise UserError(f"{path}: lacks `files` or `tensors`; it was damaged")
-    for name in entries:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise UserError(f"{path}: names {name!r}, which is no file of its directory")
-    return manifest

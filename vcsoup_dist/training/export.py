@@ -15,9 +15,11 @@ import torch.distributed as dist
 
 from vcsoup_dist.checkpoints.layout import Layout, read_layout
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.souping.output.manifest import MANIFEST_NAME
-from vcsoup_dist.souping.output.targets import placement
-from vcsoup_dist.souping.output.write import finish, write_soups
+from vcsoup_dist.records.soup_manifest import MANIFEST_NAME
+from vcsoup_dist.souping.merge_run import MergeRun
+from vcsoup_dist.souping.options import MergeOptions
+from vcsoup_dist.souping.output.state import publish_soups
+from vcsoup_dist.souping.output.write import write_soups
 from vcsoup_dist.souping.plan import plan_merge
 
 MEMORY = 1 << 28  # bytes of each rank
@@ -43,19 +45,9 @@ def export_policy(
     transformers does. Resumes after a kill. UserError where the checkpoint, or what was written,
     does not hold exactly the model's tensors.
     """
-    plan = plan_merge(
-        [checkpoint],
-        {"policy": (1.0,)},
-        names=["checkpoint"],
+    options = MergeOptions(
+        model=auxiliary,
         dtype=DTYPES[dtype],
-        companions=auxiliary,
-    )
-    fix = "remove that folder to resume from the one before"
-    require_tensors(plan.sources[0].layout, expected, checkpoint, fix)
-    where = placement(plan, checkpoint.with_name("export"), inside=False)
-    written = write_soups(
-        plan,
-        where,
         memory=MEMORY,
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
@@ -63,12 +55,17 @@ def export_policy(
         card=False,
         title="export",
     )
+    plan = plan_merge([checkpoint], {"policy": (1.0,)}, ["checkpoint"], options)
+    fix = "remove that folder to resume from the one before"
+    require_tensors(plan.sources[0].layout, expected, checkpoint, fix)
+    run = MergeRun.into(checkpoint.with_name("export"), plan, options, inside=False)
+    report = write_soups(run)
     dist.barrier(group=group)
     if dist.get_rank() == 0:
         # Ranks of other nodes may have seen each other's journals too late.
-        if not written.finished and not finish(plan, where, overwrite=True, card=False):
-            raise UserError(f"{where.work}: a rank has not written its share; run it again")
-        _move(where.out, output, expected)
+        if not report.finished and not publish_soups(run):
+            raise UserError(f"{run.work}: a rank has not written its share; run it again")
+        _move(run.out, output, expected)
     dist.barrier(group=group)
 
 

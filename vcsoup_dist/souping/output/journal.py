@@ -1,4 +1,4 @@
-"""Which chunks of a merge are done: what lets it go on after a kill, and rank meet rank.
+"""Which chunks of a merge are done: what lets it resume after a kill, and ranks share the work.
 
 One file per rank in the work folder, a line per chunk, appended after the data of that chunk are
 on the disk.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.souping.stream import Done
+from vcsoup_dist.souping.stream import FinishedChunk
 
 
 class Digests(NamedTuple):
@@ -33,7 +33,7 @@ class Journal:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         os.ftruncate(self._descriptor, len(_whole_lines(path)))  # less a line that a kill cut short
 
-    def append(self, chunks: Iterable[Done]) -> None:
+    def append(self, chunks: Iterable[FinishedChunk]) -> None:
         """Note finished chunks, durably, or none of them."""
         lines = [
             json.dumps(

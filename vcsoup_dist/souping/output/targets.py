@@ -10,52 +10,16 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from vcsoup_dist.checkpoints.auxiliary_files import CONFIG_NAME
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import exchange, sync
-from vcsoup_dist.souping.plan import MergePlan
+from vcsoup_dist.souping.resources import existing_parent
 
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 """What rename(2) of a folder says where another file, or a folder that is not empty, lies."""
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where the soups of a plan go."""
-
-    out: Path
-    targets: Mapping[str, Path]
-    """Soup -> its finished directory."""
-
-    @property
-    def work(self) -> Path:
-        return self.out.with_name(self.out.name + ".partial")
-
-    def folder(self, soup: str) -> Path:
-        """Where the soup is while it is written."""
-        return self.work / "soups" / soup
-
-
-def placement(plan: MergePlan, out: Path, *, inside: bool) -> Placement:
-    """inside: soups are folders in `out`; else the only one is `out` itself."""
-    if not inside and len(plan.soups) > 1:
-        raise ValueError("several soups cannot all be one directory")
-    out = out.resolve()
-    return Placement(out, {soup: out / soup if inside else out for soup in plan.soups})
-
-
-def require_apart(where: Placement, sources: Sequence[Path]) -> None:
-    """UserError where a soup would replace one of the checkpoints that it is made from."""
-    for target in where.targets.values():
-        for source in sources:
-            if target.resolve() in (source.resolve(), *source.resolve().parents):
-                raise UserError(
-                    f"{target}: is, or holds, the policy {source}; choose another --out"
-                )
 
 
 def require_free(target: Path, overwrite: bool) -> None:
@@ -66,16 +30,30 @@ def require_free(target: Path, overwrite: bool) -> None:
     """
     if os.path.lexists(target) and not _is_empty(target) and not overwrite:
         raise UserError(
-            f"{target}: is there already, and not made of these policies and weights as they"
+            f"{target}: already exists, and is not made of these policies and weights as they"
             " are now; --overwrite replaces it"
         )
     if overwrite and target.is_dir() and not _is_replaceable(target):
-        raise UserError(f"{target}: is no model directory, and is not replaced; move it away")
+        raise UserError(f"{target}: is not a model directory, so it is not replaced; move it away")
     for place in (target.parent, target):
         if os.path.lexists(place) and not place.is_dir():
-            raise UserError(f"{place}: is no directory; choose another --out")
+            raise UserError(f"{place}: is not a directory; choose another --out")
     if target.is_dir() and not target.is_symlink():
         _require_removable(target)
+
+
+def require_same_file_system(work: Path, targets: Sequence[Path]) -> None:
+    """UserError unless soups can be renamed from the work folder to their targets."""
+    device = work.stat().st_dev
+    for target in targets:
+        parent = existing_parent(target.parent)
+        if os.path.ismount(target) or parent.stat().st_dev != device:
+            raise UserError(
+                f"{target}: is on another file system than {work}; give an --out whose parent"
+                " folder is on the same one, such as a new folder in it"
+            )
+        if not os.access(parent, os.W_OK):
+            raise UserError(f"{parent}: cannot be written; choose another --out")
 
 
 def put_in_place(folder: Path, target: Path, overwrite: bool) -> None:

@@ -7,15 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vcsoup_dist.checkpoints.direct_io import Bytes
-from vcsoup_dist.checkpoints.layout import DTYPE_BITS
 from vcsoup_dist.checkpoints.writer import Shard, ShardFile, header_bytes
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping.chunks import Chunk
-
-
-def chunk_bytes(chunk: Chunk) -> int:
-    """Of one soup."""
-    return (chunk.end - chunk.begin) * DTYPE_BITS[chunk.dtype] // 8
+from vcsoup_dist.souping.stream import Sink
 
 
 def require_whole(folder: Path, shard: Shard) -> None:
@@ -24,20 +19,12 @@ def require_whole(folder: Path, shard: Shard) -> None:
     size = len(header_bytes(shard)) + shard.nbytes
     if not path.is_file() or path.stat().st_size != size:
         raise UserError(
-            f"{path}: is gone or cut, though parts of it were done; remove"
-            f" {folder.parent.parent} to begin anew"
+            f"{path}: is missing or truncated, though parts of it were done;"
+            f" remove {folder.parent.parent} to start over"
         )
 
 
-def most_open_shards(chunks: Sequence[Chunk], window: int) -> int:
-    """How many shards some `window` chunks in a row belong to, at the most."""
-    places = [chunk.shard for chunk in chunks]
-    ranks = {place: i for i, place in enumerate(dict.fromkeys(places))}
-    ends = zip(places, [*places[window - 1 :], *places[-1:] * window], strict=False)
-    return max((ranks[last] - ranks[first] + 1 for first, last in ends), default=0)
-
-
-class SoupFiles:
+class SoupFiles(Sink):
     """A shard's files of all soups are opened with its first chunk and closed with its last."""
 
     def __init__(
@@ -48,7 +35,7 @@ class SoupFiles:
         self._shards = shards
         self._written = Counter[int]()  # bytes of one soup, by shard
         for chunk in finished:
-            self._written[chunk.shard] += chunk_bytes(chunk)
+            self._written[chunk.shard] += chunk.nbytes
         self._open: dict[int, list[ShardFile]] = {}
 
     def prepare(self, chunk: Chunk) -> None:
@@ -63,7 +50,7 @@ class SoupFiles:
 
     def finish(self, chunk: Chunk) -> None:
         """All of the chunk is written; the shard's files are synced and closed with the last."""
-        self._written[chunk.shard] += chunk_bytes(chunk)
+        self._written[chunk.shard] += chunk.nbytes
         if self._written[chunk.shard] == self._shards[chunk.shard].nbytes:
             self._close_shard(chunk.shard)
 
