@@ -180,7 +180,7 @@ HOSTILE = {
     "length cuts the header": ({"a": entry(0, 4)}, bytes(4), 9, "JSON cannot be read"),
     "header of garbage": (b"\xff\xfe{", b"", None, "JSON cannot be read"),
     "header nested without end": (b"[" * 100_000, b"", None, "JSON cannot be read"),
-    "header is a list": ([1], b"", None, "no object"),
+    "header is a list": ([1], b"", None, "not an object"),
     "truncated data": ({"a": entry(0, 4)}, bytes(3), None, "'a' ends at byte .* truncated"),
     "trailing bytes": ({"a": entry(0, 4)}, bytes(5), None, "1 bytes that its header"),
     "overlap": ({"a": entry(0, 4), "b": entry(2, 6)}, bytes(6), None, "'b' overlaps"),
@@ -215,7 +215,7 @@ def test_a_hostile_header_is_one_clear_line(tmp_path, case):
 @pytest.mark.parametrize("size", range(8))
 def test_a_file_shorter_than_its_length_field_is_named(tmp_path, size):
     (tmp_path / "model.safetensors").write_bytes(bytes(size))
-    with pytest.raises(UserError, match="truncated or no safetensors"):
+    with pytest.raises(UserError, match="truncated or not a safetensors"):
         read_layout(tmp_path)
 
 

@@ -157,8 +157,8 @@ REFUSED = {
     "number": ({"step": 3}, "'step' is not a tensor but of type int"),
     "nested": ({"model": {"x": torch.ones(2)}}, "'model' is not a tensor but of type dict"),
     "list": ([torch.ones(2)], "holds no state_dict"),
-    "name": ({3: torch.ones(2)}, "3 is no name"),
-    "surrogate": ({"\ud800": torch.ones(2)}, "is no name"),
+    "name": ({3: torch.ones(2)}, "3 is not a name"),
+    "surrogate": ({"\ud800": torch.ones(2)}, "is not a name"),
     "empty": ({}, "hold no tensor"),
     "class": ({"x": Path("a")}, r"wants to call pathlib\."),
     "counter": (Counter("a"), "is not a tensor but of type int"),
@@ -193,7 +193,7 @@ def test_code_in_a_pickle_does_not_run(tmp_path, legacy):
         state = {"a": torch.ones(2), "b": Hostile(*call)}
         file = tmp_path / BIN_SINGLE_NAME
         torch.save(state, file, _use_new_zipfile_serialization=not legacy)
-        with pytest.raises(UserError, match="no zip archive" if legacy else "wants to call"):
+        with pytest.raises(UserError, match="not a zip archive" if legacy else "wants to call"):
             open_source(tmp_path)
         assert not ran.exists()
 

@@ -337,7 +337,7 @@ REFUSED = {
     "no flat groups": (change(OPTIM, fp32_flat_groups=[{}]), "no flat groups"),
     "shapes are none": (
         change(MODEL.replace("rank_1", "rank_0"), param_shapes=[{"a": (-1,)}]),
-        "param_shapes are no shapes",
+        "param_shapes are not shapes",
     ),
     "no fragment": (
         change(MODEL, frozen_param_fragments={}),
@@ -355,7 +355,7 @@ REFUSED = {
         change(MODEL.replace("rank_1", "rank_0"), wrapped_as="model."),
         "'wrapped_as' is 'model.'",
     ),
-    "no dict": (lambda tag: torch.save([1], tag / OPTIM), "no file of a DeepSpeed checkpoint"),
+    "no dict": (lambda tag: torch.save([1], tag / OPTIM), "not a file of a DeepSpeed checkpoint"),
     "universal": (lambda tag: (tag / "zero").mkdir(), "universal"),
 }
 
@@ -395,7 +395,7 @@ def test_which_checkpoint_of_a_folder(tmp_path):
         open_checkpoint(tmp_path / "step-00000003.partial")
     for name in ("step-00000009", "../elsewhere", "", "."):
         (tmp_path / "latest").write_text(name)
-        with pytest.raises(UserError, match="is no folder beside it"):
+        with pytest.raises(UserError, match="is not a folder next to it"):
             open_checkpoint(tmp_path)
 
 

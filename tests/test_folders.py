@@ -187,7 +187,7 @@ KINDS = {
     "bin as safetensors": (
         lambda p: replaced(p, "model.safetensors", "PK\3\4"), "torch.save file under another",
     ),
-    "empty weights": (lambda p: replaced(p, "model.safetensors", ""), "truncated or no safet"),
+    "empty weights": (lambda p: replaced(p, "model.safetensors", ""), "truncated or not a safet"),
     "empty": (lambda p: p.mkdir(), "is empty"),
     "diffusers": (
         lambda p: put(p, "model_index.json", "unet/diffusion_pytorch_model.safetensors"),

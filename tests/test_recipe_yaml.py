@@ -11,6 +11,7 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.slurm_jobs.site import load_site
 from vcsoup_dist.souping.mergekit_config import read_mergekit_config
+from vcsoup_dist.souping.options import MergeOptions
 
 HEAD = """name: x
 model: some/model
@@ -93,7 +94,7 @@ def test_doubled_keys_are_refused_in_json_a_site_file_and_mergekits_yaml(
         "      weight: 0.3\n      weight: 0.7\n"
     )
     with pytest.raises(UserError, match=r"line 6: models.0.parameters.weight: .* twice"):
-        read_mergekit_config(merge)
+        read_mergekit_config(merge, MergeOptions())
 
 
 def test_own_keys_go_before_merged_ones(read):
@@ -298,7 +299,7 @@ def test_a_weight_of_mergekits_yaml_is_no_truth_value(tmp_path):
     text = "merge_method: linear\nmodels: [{model: a, parameters: {weight: %s}}]\n"
     file.write_text(text % "yes")
     with pytest.raises(UserError, match="weight is True; only one number"):
-        read_mergekit_config(file)
+        read_mergekit_config(file, MergeOptions())
     file.write_text(text % "2")
     assert read_mergekit_config(file, MergeOptions())[1] == [(1.0,)]
 

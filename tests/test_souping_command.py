@@ -607,7 +607,7 @@ def test_overwriting_replaces_models_and_no_other_folder(folder):
     (folder / "home" / "thesis.txt").write_text("years")
     arguments = ["--weights", "0.3,0.7", "--out", "home", "--overwrite"]
     said = vcsoup(*TWO, *arguments, folder=folder, code=2)
-    assert "no model directory" in said
+    assert "not a model directory" in said
     assert [path.name for path in (folder / "home").iterdir()] == ["thesis.txt"]
     assert not (folder / "home.partial").exists()
     (folder / "home" / "config.json").write_text("{}")

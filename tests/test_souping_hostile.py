@@ -97,7 +97,7 @@ HOSTILE = {
     "index to a missing file": (lambda p: index(p, "gone.safetensors"), "weights file is missing"),
     "index to a number": (lambda p: index(p, 7), "is not a file of its directory"),
     "length beyond all files": (
-        lambda p: header(p, {"a": entry(0, 4)}, 4, 1 << 62), "truncated or no safetensors",
+        lambda p: header(p, {"a": entry(0, 4)}, 4, 1 << 62), "truncated or not a safetensors",
     ),
     "length within the header": (lambda p: header(p, {"a": entry(0, 4)}, 4, 9), "JSON cannot be"),
     "overlap": (
@@ -108,14 +108,14 @@ HOSTILE = {
         lambda p: header(p, {"a": entry(0, 1 << 45)}, 4), "'a' ends at byte .* truncated",
     ),
     "truncated data": (lambda p: truncate(p, -1), "it is truncated"),
-    "truncated header": (lambda p: truncate(p, 30), "it is truncated or no safetensors"),
-    "truncated length": (lambda p: truncate(p, 3), "it is truncated or no safetensors"),
-    "empty file": (lambda p: truncate(p, 0), "it is truncated or no safetensors"),
+    "truncated header": (lambda p: truncate(p, 30), "it is truncated or not a safetensors"),
+    "truncated length": (lambda p: truncate(p, 3), "it is truncated or not a safetensors"),
+    "empty file": (lambda p: truncate(p, 0), "it is truncated or not a safetensors"),
     "more than the header says": (
         lambda p: (p / "model.safetensors").open("ab").write(b"x"), "1 bytes that its header does",
     ),
     "a pipe for weights": (
-        lambda p: replace(p / "model.safetensors", os.mkfifo), "model.safetensors is no regular",
+        lambda p: replace(p / "model.safetensors", os.mkfifo), "model.safetensors is not a regular",
     ),
     "a pipe for a tokenizer": (
         lambda p: replace(p / "tokenizer.json", os.mkfifo), "tokenizer.json is not a regular file",
@@ -133,7 +133,7 @@ HOSTILE = {
     "a config without end": (
         lambda p: (p / "config.json").write_text("[" * 100_000), "config.json: its JSON cannot be",
     ),
-    "no directory": (lambda p: (shutil.rmtree(p), p.write_text("x")), "is a file, no model"),
+    "no directory": (lambda p: (shutil.rmtree(p), p.write_text("x")), "is a file, not a model"),
 }  # fmt: skip
 
 
@@ -166,10 +166,10 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path, soup, legacy):
     file = tmp_path / "p" / "pytorch_model.bin"
     torch.save(state, file, _use_new_zipfile_serialization=not legacy)
     said = soup(code=2)
-    assert ("no zip archive" if legacy else "wants to call") in said and not ran.exists()
+    assert ("not a zip archive" if legacy else "wants to call") in said and not ran.exists()
     torch.save({"a": torch.ones(2, 3)}, file)
     os.truncate(file, file.stat().st_size - 20)
-    assert "no whole zip archive" in soup(code=2)
+    assert "not a whole zip archive" in soup(code=2)
 
 
 ODD_NAMES = [
@@ -365,7 +365,7 @@ def test_places_where_nothing_can_be_written_are_one_line(tmp_path, case):
         write_policy(folder / policy, small(1))
     os.mkfifo(folder / "pipe")
     before = seen(tmp_path)
-    several = [] if message.startswith("no plain") else [["--grid", "0.5"]]
+    several = [] if message.startswith("not a plain") else [["--grid", "0.5"]]
     for weights in (["--weights", "0.25,0.75"], *several):
         for more in ([], ["--dry-run"], ["--overwrite"]):
             command = ["merge", "p", "q", *weights, "--out", out, *more]
@@ -411,7 +411,19 @@ def test_a_manifest_cannot_name_files_outside_its_directory(tmp_path):
         with pytest.raises(UserError, match="is not a file of its directory"):
             verify_directory(tmp_path / "out")
         del manifest["files"][name]
-    for broken in ("{", "[]", '{"format": 9}', '{"format": 1, "files": {"a": 1}, "tensors": {}}'):
+    whole = json.dumps(manifest)
+    damaged = (
+        whole.replace('"format": 1', '"format": 9'),
+        whole.replace('"bytes": ', '"bytes": 1e999, "was": '),
+        whole.replace('"weight": ', '"weight": "heavy", "was": '),
+    )
+    for broken in (
+        "{",
+        "[]",
+        '{"format": 9}',
+        *damaged,
+        '{"format": 1, "files": {"a": 1}, "tensors": {}}',
+    ):
         path.write_text(broken)
         said = vcsoup("verify", "out", folder=tmp_path, code=2)
         assert said.startswith("vcsoup: out/manifest.json: ") and said.count("\n") == 1

@@ -299,7 +299,7 @@ def test_a_disk_that_is_full_at_any_moment_is_one_line(small_disk, tmp_path, mon
     rows = [(0.3, 0.7), (0.6, 0.4)]
     merge.merge(policies, out=tmp_path / "clean", weights=rows)
     clean = files_of(tmp_path / "clean")
-    monkeypatch.setattr(write, "check_disk", lambda plan, work: None)
+    monkeypatch.setattr(write.state, "check_disk", lambda plan, work: None)
     said = set()
     for pages in range(1, 200):
         out = small_disk(pages * 4096) / "out"
@@ -632,7 +632,7 @@ def test_work_that_was_lost_is_said_and_not_published_as_zeros(small, alone, tmp
     else:
         shutil.rmtree(soup)
     for ranks in ({"rank": 1, "world_size": 2}, {}):
-        with pytest.raises(UserError, match="is gone or cut.*; remove"):
+        with pytest.raises(UserError, match="is missing or truncated.*; remove"):
             small(**ranks)
     assert not (tmp_path / "out" / "soup_0.50_0.50").exists()
     shutil.rmtree(tmp_path / "out.partial")

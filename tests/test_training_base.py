@@ -195,7 +195,7 @@ def test_a_config_that_says_no_quantisation_or_another_dtype_is_fine(copy):
 
 
 CONFIGS = {
-    "a list": ("[1, 2]", "JSON is no object"),
+    "a list": ("[1, 2]", "JSON is not an object"),
     "half": ('{"model_type": ', "JSON cannot be read"),
     "empty": ("{}", "is missing or empty"),
     "no type": ('{"hidden_size": 8}', "names no model_type"),

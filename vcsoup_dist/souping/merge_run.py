@@ -29,6 +29,8 @@ class MergeRun:
         if not inside and len(plan.soups) > 1:
             raise ValueError("several soups cannot all be one directory")
         out = out.resolve()
+        if not out.name:
+            raise UserError(f"{out}: is the root of the file system; choose another --out")
         targets = {soup: out / soup if inside else out for soup in plan.soups}
         return cls(plan, out, targets, options)
 
