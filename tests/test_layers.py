@@ -14,14 +14,8 @@ LAYERS = [
     *("cli", "demo", "check", "status", "slurm_jobs", "pipeline", "methods"),
     *("report", "evaluation", "training", "souping", "consistency", "scoring"),
     *("forward", "checkpoints", "preferences", "workspace", "launch", "recipe", "records"),
-    *(
-        "identity",
-        "progress files processes",
-        "moments plot_style",
-        "errors",
-        "__init__",
-        "import_paths",
-    ),
+    *("identity", "locks", "progress files processes", "moments plot_style", "errors"),
+    *("__init__", "import_paths"),
 ]
 """From the top to the ground; packages and modules of one line do not import each other."""
 
