@@ -66,7 +66,7 @@ def volume_by_sweep(points, reference) -> float:
 
 
 @given(point_sets() | point_sets(FLOATS))
-def test_the_front_is_exactly_the_points_nobody_dominates(points):
+def test_the_front_is_exactly_the_points_that_no_other_dominates(points):
     expected = [not any(dominates(p, q) for p in points) for q in points]
     assert fronts.nondominated(points).tolist() == expected
 
@@ -75,9 +75,9 @@ def test_the_front_is_exactly_the_points_nobody_dominates(points):
 def test_the_front_can_minimise_single_values(points, data):
     n = points.shape[1]
     maximised = data.draw(st.lists(st.booleans(), min_size=n, max_size=n))
-    turned = np.where(maximised, points, -points)
+    flipped = np.where(maximised, points, -points)
     np.testing.assert_array_equal(
-        fronts.nondominated(points, maximised), fronts.nondominated(turned, True)
+        fronts.nondominated(points, maximised), fronts.nondominated(flipped, True)
     )
 
 
@@ -161,7 +161,7 @@ def test_mean_inner_product_by_hand():
 
 
 @pytest.mark.parametrize("points", [[[math.nan, 1.0]], [[math.inf, 1.0]], [1.0, 2.0]])
-def test_points_that_are_no_points_are_refused(points):
+def test_malformed_points_are_refused(points):
     for function in (fronts.nondominated, fronts.balanced, fronts.bounds):
         with pytest.raises(ValueError, match="points must be"):
             function(points)
@@ -216,7 +216,7 @@ def test_bootstrap_memory_does_not_grow_with_the_prompts(monkeypatch):
 
 
 @pytest.mark.parametrize("samples", [[], [[1.0]], [1.0, math.nan]])
-def test_the_bootstrap_refuses_what_has_no_mean(samples):
+def test_the_bootstrap_refuses_samples_without_a_mean(samples):
     with pytest.raises(ValueError, match="samples must be"):
         bootstrap_mean(samples, 100, 0.95, 0)
 
@@ -350,11 +350,11 @@ def test_a_pick_follows_the_preference(by_hand):
 
 def test_the_order_of_evaluations_changes_only_the_order_of_methods(by_hand):
     first = summarise(by_hand, resamples=100, confidence=0.9)
-    turned = summarise([by_hand[0], *by_hand[:0:-1]], resamples=100, confidence=0.9)
+    backwards = summarise([by_hand[0], *by_hand[:0:-1]], resamples=100, confidence=0.9)
     assert {m.method: m.hypervolume for m in first.methods} == {
-        m.method: m.hypervolume for m in turned.methods
+        m.method: m.hypervolume for m in backwards.methods
     }
-    assert {row.names: row for row in first.rows} == {row.names: row for row in turned.rows}
+    assert {row.names: row for row in first.rows} == {row.names: row for row in backwards.rows}
 
 
 def test_a_value_without_a_policy_is_evaluated_but_has_no_weight():
@@ -397,7 +397,7 @@ def test_the_csv_has_one_line_per_row_with_full_numbers(by_hand):
     assert [line["balanced"] for line in lines].count("1") == 1
 
 
-def test_a_reward_that_is_no_number_is_the_users_to_fix(by_hand):
+def test_a_reward_that_is_not_finite_is_the_users_to_fix(by_hand):
     by_hand[3].rewards["harmless"][1] = np.nan
     with pytest.raises(UserError, match=r"a/0/half: .* `harmless` is nan .* number 2;"):
         summarise(by_hand, resamples=100, confidence=0.95)

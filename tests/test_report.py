@@ -419,7 +419,7 @@ def test_labels_cover_neither_each_other_nor_markers_nor_lines():
                  [(p, 6.0) for p in points], [line])  # fmt: skip
     figure.draw_without_rendering()
     boxes = [label.get_window_extent() for label in axes.texts]
-    assert 5 < len(boxes) < 40  # some have no room, and are left out
+    assert 5 < len(boxes) < 40  # some fit nowhere and are left out
     for i, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[i + 1 :])
         assert not box.count_contains(axes.transData.transform(points))

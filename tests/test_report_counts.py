@@ -38,7 +38,7 @@ class Run:
 
 
 def rows() -> list[dict]:
-    """Answers rated for two values, some of them for one alone; at the end what is no pair."""
+    """Answers rated for two values, some for one alone; at the end rows that make no pair."""
     found = []
     for i in range(PAIRS):
         brief = [None, None] if i < UNRATED else [float(i % 5), float(i % 3)]

@@ -52,15 +52,15 @@ def notes(recipe: Recipe, prompts: Sequence[Prompts]) -> list[str]:
     found = []
     if all(value.judge is None for value in recipe.values.values()):
         found.append(
-            "The soups are judged by the rewards that filtered the pairs, and a filter can overfit "
-            "its own rewards; name a `judge` per value for an independent view."
+            "The rewards that filtered the pairs also judge the soups, and a filter can overfit "
+            "its own rewards. Name a `judge` per value for an independent view."
         )
     overlap = sum(len(each.in_training) for each in prompts)
     if overlap:
-        found.append(f"{overlap} evaluation prompts occur in training data; they are listed below.")
+        found.append(f"{overlap} evaluation prompts occur in training data; see the list below.")
     if len(recipe.seeds) == 1:
         found.append(
-            "There is one seed: the intervals are over prompts and do not show how much another "
+            "There is one seed. The intervals are over prompts; they do not show how much another "
             "training run would differ."
         )
     return found

@@ -47,12 +47,12 @@ def as_text(summary: Summary) -> str:
     table.add_column("")
     for index, row in enumerate(summary.rows):
         cells = [f"{c.mean:.3f} [{c.low:.3f}, {c.high:.3f}]" for c in row.cells.values()]
-        marks = [
+        badges = [
             "front" if row.on_front else "",
             "front of its method" if row.on_method_front and not row.on_front else "",
             "balanced" if index == summary.balanced else "",
         ]
-        table.add_row(soup_label(row), *cells, ", ".join(mark for mark in marks if mark))
+        table.add_row(soup_label(row), *cells, ", ".join(badge for badge in badges if badge))
     out = io.StringIO()
     Console(file=out, width=60 + 30 * len(summary.values), highlight=False, markup=False).print(
         table

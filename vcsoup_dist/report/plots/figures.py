@@ -37,8 +37,8 @@ def front_plot(summary: Summary) -> bytes:
     """Every row's mean rewards with its interval; a line through each method's non-dominated rows.
 
     One panel per pair of values; with more than one panel, a panel's line and its strong markers
-    are those not dominated in its two values. Hollow markers are dominated in all values. The
-    ring marks the balanced row, the star theta_0. Labels name the weights on the common front and
+    are those not dominated in its two values. Hollow markers are dominated in all values. A
+    ring: the balanced row; a star: theta_0. Labels name the weights on the common front and
     the first method's policies.
     """
     pairs: list[tuple[str, str | None]] = list(combinations(summary.values, 2))

@@ -1,4 +1,4 @@
-"""Placing short labels beside the points of a plot so that none covers another."""
+"""Short labels next to the points of a plot, none of which covers another."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PLACES = ((1, 1), (1, 0), (-1, -1), (1, -1), (-1, 1), (-1, 0), (0, 1), (0, -1))
 
 @dataclass(frozen=True)
 class Label:
-    """What to write beside a point, no nearer than `gap` points of ink."""
+    """What to write next to a point, at least `gap` typographic points away."""
 
     point: Point
     text: str
@@ -34,7 +34,7 @@ def place_labels(
     markers: Sequence[tuple[Point, float]],
     lines: Sequence[NDArray[np.float64]],
 ) -> None:
-    """Write each label beside its point, the first labels having the first choice.
+    """Write each label next to its point; the first labels choose first.
 
     A label that on every side would cover a marker (centre, size in points), a line [V, 2] or an
     earlier label, or leave the axes, is left out. Points are in data coordinates.

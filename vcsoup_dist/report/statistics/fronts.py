@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 MARGIN = 0.1  # of each value's range, from the worst point down to the reference point
-ROUNDING = 1e-12  # a range this small beside its numbers is their rounding, and counts as none
+ROUNDING = 1e-12  # relative to the numbers; a smaller range is rounding and counts as 0
 
 
 def nondominated(points: ArrayLike, maximised: bool | Sequence[bool] = True) -> NDArray[np.bool_]:
@@ -35,7 +35,7 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
     Exact. In the product of the values' units; a point that is not better than the reference in
     every value adds nothing.
     """
-    # moocore minimises unless it is told otherwise.
+    # moocore minimises by default.
     return float(moocore.hypervolume(_checked(points), ref=np.asarray(reference), maximise=True))
 
 
@@ -59,8 +59,8 @@ def bounds(points: ArrayLike) -> tuple[Array, Array]:
 def normalise(points: ArrayLike, low: ArrayLike, high: ArrayLike) -> Array:
     """[S, N]: `low` becomes 0 and `high` 1 in each value.
 
-    A value with low = high tells nobody apart: it becomes 1 for all, and so never decides which
-    value is a soup's worst.
+    A value with low = high distinguishes no soups: it becomes 1 for all, and so is never a
+    soup's worst.
     """
     checked, low, high = _checked(points), np.asarray(low, float), np.asarray(high, float)
     span = _span(low, high)
@@ -102,7 +102,7 @@ def _span(low: Array, high: Array) -> Array:
 
 def _first_best(first: Array, second: Array) -> int:
     if not len(first):
-        raise ValueError("nothing to pick from: there is no point")
+        raise ValueError("there is no point to pick")
     return max(range(len(first)), key=lambda index: (first[index], second[index], -index))
 
 
