@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vcsoup_dist.methods.vc_soup import VCSoup
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.records.filter_report import GAPS, HISTOGRAM, FilterReport
 from vcsoup_dist.records.training_summary import TrainingSummary
@@ -68,7 +67,7 @@ def filters(recipe: Recipe, workspace: Workspace, product: Product) -> list[Filt
     for value in recipe.trained_values():
         own = [each for each in product.inputs_of("filter") if each.value == value]
         sets = {str(each.method): workspace.need(each) for each in own}
-        vc_soups = (name for name in sets if isinstance(recipe.methods[name], VCSoup))
+        vc_soups = (name for name in sets if recipe.methods[name].kind == "vc_soup")
         shown = next(vc_soups, next(iter(sets)))
         plots = [
             Plot(caption, (sets[shown] / file).read_bytes())

@@ -7,18 +7,19 @@ from graphlib import TopologicalSorter
 from importlib.metadata import version
 
 from vcsoup_dist import __version__
-from vcsoup_dist.methods.vc_soup import VCSoup
 from vcsoup_dist.recipe import CallableReward, ClassifierReward, Recipe, Sft
 from vcsoup_dist.recipe.rewards import Reward
-from vcsoup_dist.records.keep_rule import KeepRule
+from vcsoup_dist.records.filter_report import FilterReport
 from vcsoup_dist.records.training_summary import TrainingSummary
-from vcsoup_dist.report.page_data import Prompts
+from vcsoup_dist.report.page_data import Filters, Prompts
 from vcsoup_dist.workspace import Product, Workspace
 
 PACKAGES = ("torch", "transformers", "deepspeed", "ray")
 
 
-def facts(recipe: Recipe, workspace: Workspace, product: Product) -> dict[str, str]:
+def facts(
+    recipe: Recipe, workspace: Workspace, product: Product, filters: Sequence[Filters]
+) -> dict[str, str]:
     """What was run: term -> fact."""
     rewards = [
         f"{name}: {_reward_text(recipe.judge_of(name))}"
@@ -34,9 +35,9 @@ def facts(recipe: Recipe, workspace: Workspace, product: Product) -> dict[str, s
         "judged by": "; ".join(rewards),
         "methods": ", ".join(recipe.methods),
         **{
-            f"filter of {name}": _filter_text(method.keep_rule(recipe), recipe)
-            for name, method in recipe.methods.items()
-            if isinstance(method, VCSoup)
+            f"filter of {name}": _filter_text(report)
+            for name, report in filters[0].reports.items()
+            if recipe.methods[name].kind == "vc_soup"
         },
         "training": f"{recipe.training.objective}, {_range(steps)} steps of "
         f"{recipe.training.pairs_per_step} pairs, learning rate {recipe.training.learning_rate:g}",
@@ -103,7 +104,8 @@ def _sft_text(recipe: Recipe, workspace: Workspace, product: Product) -> str:
     )
 
 
-def _filter_text(rule: KeepRule, recipe: Recipe) -> str:
+def _filter_text(report: FilterReport) -> str:
+    rule = report.rule
     ratio = f"{rule.ratio or 0:.0%}"
     kept = {
         "threshold": f"consistency ≥ {rule.threshold or 0:g}",
@@ -111,7 +113,7 @@ def _filter_text(rule: KeepRule, recipe: Recipe) -> str:
         "all_positive": "all gaps positive",
         "random": f"a random {ratio}",
     }[rule.kind]
-    return f"{kept}, gaps scaled by {recipe.consistency.normalisation}"
+    return f"{kept}, gaps scaled by {report.normalisation}"
 
 
 def _range(numbers: set[int]) -> str:

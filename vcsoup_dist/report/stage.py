@@ -29,7 +29,7 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
 
     (product,) = products
     tables = {
-        each.name: pq.readas_text(workspace.need(each) / ANSWERS)
+        each.name: pq.read_table(workspace.need(each) / ANSWERS)
         for each in product.inputs_of("evaluate")
     }
     summary = summarise(
@@ -44,9 +44,10 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
     if summary.edges:
         pictures["edges.png"] = figures.edge_plot(summary)
     prompts = prompt_counts(recipe, workspace, product, tables)
+    filtered = filters(recipe, workspace, product)
     data = ReportData(
         title=recipe.name,
-        facts=facts(recipe, workspace, product),
+        facts=facts(recipe, workspace, product, filtered),
         notes=notes(recipe, prompts),
         summary=summary,
         front_plot=pictures["front.png"],
@@ -54,7 +55,7 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
         edge_plot=pictures.get("edges.png"),
         pairs=[pairs_read(workspace, each) for each in product.inputs_of("read")],
         scores=pairs_scored(workspace, product),
-        filters=filters(recipe, workspace, product),
+        filters=filtered,
         trained=[trained(workspace, each) for each in product.inputs_of("train")],
         prompts=prompts,
         samples=samples(recipe, summary, tables),
