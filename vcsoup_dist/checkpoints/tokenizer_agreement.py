@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from vcsoup_dist.checkpoints.config_agreement import ABSENT, Differences, said
-from vcsoup_dist.checkpoints.json_file import read_json
 from vcsoup_dist.checkpoints.vocabulary import (
     VOCABULARY_FILES,
     Vocabulary,
     read_vocabulary,
 )
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.records.json_file import read_json
 
 # Keys of tokenizer_config.json that say how text becomes tokens.
 _RULES = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vcsoup_dist.checkpoints.json_file import read_json
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.records.json_file import read_json
 
 
 @dataclass

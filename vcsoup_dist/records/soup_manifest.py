@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vcsoup_dist.checkpoints.json_file import read_json
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.records.json_file import read_json
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1

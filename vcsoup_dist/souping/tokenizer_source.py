@@ -7,7 +7,6 @@ from pathlib import Path
 
 from vcsoup_dist.checkpoints.auxiliary_files import CONFIG_NAME
 from vcsoup_dist.checkpoints.config_agreement import config_differences
-from vcsoup_dist.checkpoints.json_file import read_json
 from vcsoup_dist.checkpoints.tokenizer_agreement import (
     has_tokenizer,
     tokenizer_differences,
@@ -15,6 +14,7 @@ from vcsoup_dist.checkpoints.tokenizer_agreement import (
 )
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import log
+from vcsoup_dist.records.json_file import read_json
 
 Named = tuple[str, Path]
 """What messages call a model directory, and where it is."""
