@@ -33,8 +33,9 @@ from vcsoup_dist.launch.ranks import run_ranks
 from vcsoup_dist.recipe import Launch, Training
 from vcsoup_dist.training.deepspeed_config import FOLDERS, fill_deepspeed_config
 from vcsoup_dist.training.job import Job, PolicyTask
-from vcsoup_dist.training.memory import GIB, can_use_nvme, estimate_memory, model_size
+from vcsoup_dist.training.memory import can_use_nvme, estimate_memory, model_size
 
+GIB = 2**30
 RANK = "vcsoup_dist.training.rank"
 WORDS = [f"w{i}" for i in range(500)]
 PAIRS_PER_RANK = 8

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from vcsoup_dist.recipe import Training
 from vcsoup_dist.training.deepspeed_config import FOLDERS, fill_deepspeed_config
-from vcsoup_dist.training.memory import GIB, Decoder, ModelSize, TrainingMemory, estimate_memory
+from vcsoup_dist.training.memory import Decoder, ModelSize, TrainingMemory, estimate_memory
 
+GIB = 2**30
 TABLE_SIZES = {
     # As Qwen2.5-1.5B, Llama-3.1-8B and Llama-3.1-70B.
     "1.5B": ModelSize(1_543_714_304, 233_373_696, Decoder(28, 1536, 8960, 256, 151_936)),

@@ -21,11 +21,9 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.recipe import Training
 from vcsoup_dist.training.deepspeed_config import device_of
 
-GIB = 2**30
 HOST_FACTOR = 1.5  # the default of DeepSpeed's `additional_buffer_factor`
 ADAM_BYTES = 12  # fp32 master weight and two moments, per parameter
 GRADIENT_BYTES = 4  # fp32, per parameter
-LOGITS = 1 << 26  # computed at a time; forward/logprobs.py
 
 
 @dataclass(frozen=True)
@@ -187,13 +185,15 @@ def activation_bytes(
     backward pass, not the running layer. The head adds its logits, a chunk at a time, and its
     gradient in fp32; no layer runs meanwhile.
     """
+    from vcsoup_dist.forward.logprobs import CHUNK
+
     layer = tokens * (
         8 * decoder.hidden
         + width * (6 * decoder.hidden + 2 * decoder.key_values + 4 * decoder.intermediate)
     )
     boundary = tokens * width * decoder.hidden
     waiting = decoder.layers * (boundary if checkpointing else layer)
-    logits = min(LOGITS, tokens * decoder.vocabulary)
+    logits = min(CHUNK, tokens * decoder.vocabulary)
     chunk = logits * (4 if width == 4 else 4 + width)
     head = chunk + decoder.vocabulary * decoder.hidden * (4 if width == 4 else 4 + width)
     # Without checkpointing a running layer's activations are among those kept.
