@@ -21,7 +21,7 @@ CHANGED = {
     "policies": ["v1"],
     "soup": {"weights": [[1.0]]},
 }
-"""Few products; v1 turns the pairs that it borrows of v0."""
+"""Few products; v1 swaps some of the pairs that it borrows from v0."""
 
 KILLED = """
 import os, signal, sys

@@ -1,4 +1,4 @@
-"""Gaps, cosine and policies against what follows from their definitions."""
+"""Gaps, cosine and rules against what follows from their definitions."""
 
 from __future__ import annotations
 

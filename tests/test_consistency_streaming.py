@@ -182,7 +182,7 @@ def plain_filter(
                 continue
             swapped = own is not None and g[own] < 0
             g = [-x if swapped else x for x in g]
-            # To the last bit, by which the best are told apart; their own tests are elsewhere.
+            # To the last bit, which decides between the best; their own tests are elsewhere.
             cosine, length = (float(of(np.array([g]))[0]) for of in (consistency, norm))
             pair = {"id": i, "g": g, "c": cosine, "swapped": swapped, "dataset": dataset}
             usable.append(pair | {"norm": length})
@@ -291,12 +291,12 @@ def test_held_out_pairs_come_in_the_order_of_their_ids_whatever_fits_in_memory(
     monkeypatch.setattr(filtered_files, "read_rewards", counted)
     monkeypatch.setattr(filtered_files, "SORTED_BYTES", 1000)
     monkeypatch.setattr(filtered_files, "ROWS", 3)
-    write_heldout(tmp_path / "pieces.parquet", taken)
+    write_heldout(tmp_path / "ranges.parquet", taken)
     assert reads == blocks  # once each, however many ranges of ids
-    assert pq.ParquetFile(tmp_path / "pieces.parquet").num_row_groups > 10
-    assert {file.name for file in tmp_path.glob("*pieces*")} == {"pieces.parquet"}
-    whole, pieces = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("whole", "pieces"))
+    assert pq.ParquetFile(tmp_path / "ranges.parquet").num_row_groups > 10
+    assert {file.name for file in tmp_path.glob("*ranges*")} == {"ranges.parquet"}
+    whole, ranges = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("whole", "ranges"))
     # As text, where NaN, the cosine of a zero gap, is like itself.
-    assert str(whole.to_pylist()) == str(pieces.to_pylist())
+    assert str(whole.to_pylist()) == str(ranges.to_pylist())
     assert whole.num_rows == sum(mask.sum() for mask in kept)
     assert whole["id"].to_pylist() == sorted(whole["id"].to_pylist())

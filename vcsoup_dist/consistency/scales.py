@@ -29,8 +29,8 @@ class Scale:
     s: Array
     """[N] what gaps are measured in."""
     spread: Array
-    """[N] standard deviation, chosen and rejected pooled; infinite where it is but rounding, so
-    that every gap is nothing beside it. NaN where no pair has the reward."""
+    """[N] standard deviation, chosen and rejected pooled; infinite where it is rounding alone, so
+    that every gap counts as 0. NaN where no pair has the reward."""
 
 
 def reward_scale(
@@ -45,8 +45,8 @@ def reward_scale(
     `zscore`: standard deviation of chosen and rejected pooled; `gap_std`: of the gaps; `robust`:
     median absolute deviation of both pooled, scaled to a normal's standard deviation; `none`: 1.
     Deviations have ddof = 0. A mean would cancel in a gap, so none is taken off. NaN where no pair
-    has the reward. `advance` is told the pairs that were read. `rounding` [N]: the share of a
-    reward's size that tells nothing; `ROUNDING` of fp32 where None.
+    has the reward. `advance` is called with the number of pairs read. `rounding` [N]: the share of a
+    reward's size that is rounding; that of fp32 where None.
     """
     n = len(blocks[0].scores)
     if normalisation == "robust":

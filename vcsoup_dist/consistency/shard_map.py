@@ -63,11 +63,11 @@ def _run_as_tasks(
     import ray
 
     task: Any = ray.remote(num_cpus=1)(_task)
-    room = IN_FLIGHT * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    most = IN_FLIGHT * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting: deque[Any] = deque()
     try:
         for item in items:
-            if len(waiting) == room:
+            if len(waiting) == most:
                 yield _result(waiting.popleft())
             waiting.append(task.remote(function, item, workers_lock))
         while waiting:
@@ -100,6 +100,6 @@ def _result(reference: Any) -> Any:
     except ray.exceptions.RayError as error:
         reason = " ".join(str(error).split())[:500]
         raise UserError(
-            f"consistency: a Ray task died again and again; out of memory? lower "
+            f"consistency: a Ray task died several times; out of memory? lower "
             f"scoring.shard_pairs, or give it more ({reason})"
         ) from error

@@ -30,7 +30,7 @@ class Training(Section):
     """Weight of an added negative log-likelihood per token of the chosen answers."""
     pair_weights: Literal["equal", "consistency"] = "equal"
     """`consistency` multiplies a pair's loss by (1 + c) / 2, scaled to a mean of 1 over the value's
-    pairs, where c is the cosine that the filter judged it by."""
+    pairs, where c is the cosine that the filter gave it."""
     learning_rate: float = Field(5e-7, gt=0)
     """Its peak."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
