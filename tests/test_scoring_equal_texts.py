@@ -153,9 +153,13 @@ def test_ties_and_zero_gaps_are_found_in_spite_of_rounding():
     chosen = np.array([[0.1 + 0.2, 1.0], [0.1 + 0.2, 2.0], [1.0, 1.0]])
     rejected = np.array([[0.3, 1.0 + 1e-9], [0.3, 1.0], [0.0, 0.0]])
     settings = GapSettings(Scale(np.ones(2), np.ones(2)), 0, 0.0)
-    nothing = np.zeros(3, dtype=bool)
-    found = measure_block(chosen, rejected, settings, nothing, nothing, np.arange(0))
-    assert found.reasons["tie of its own reward"] == 2 and found.usable.tolist() == [0, 0, 1]
+    ids, nothing = np.arange(3, dtype=np.uint64), np.zeros(3, dtype=bool)
+    found = measure_block(ids, chosen, rejected, settings, nothing, nothing, np.arange(0))
+    assert found.reasons["tie of its own reward"] == 2 and found.columns.usable.tolist() == [
+        0,
+        0,
+        1,
+    ]
     shared = GapSettings(settings.scale, None, 0.0)
-    alone = measure_block(chosen, rejected, shared, nothing, nothing, np.arange(0))
+    alone = measure_block(ids, chosen, rejected, shared, nothing, nothing, np.arange(0))
     assert alone.reasons["zero gap"] == 1 and not alone.swapped.any()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,14 +52,8 @@ def write_part(task: PartFile) -> None:
         return
     schema = filtered_schema(task.part.values)
     with replacing(task.file) as aside, pq.ParquetWriter(aside, schema) as writer:
-        held: list[pa.Table] = []
-        for table in filtered_tables(task.part):
-            held.append(table)
-            if sum(each.num_rows for each in held) >= ROWS:
-                writer.write_table(pa.concat_tables(held))
-                held.clear()
-        if held:
-            writer.write_table(pa.concat_tables(held))
+        for table in _joined(filtered_tables(task.part), lambda table: table.num_rows, ROWS):
+            writer.write_table(table)
 
 
 def write_heldout(path: Path, parts: Sequence[Part]) -> None:
@@ -96,15 +90,23 @@ def write_heldout(path: Path, parts: Sequence[Part]) -> None:
 
 def _sorted_runs(parts: Sequence[Part]) -> Iterator[pa.Table]:
     """The pairs of all parts, as many in the order of their ids as fit in memory."""
+    tables = (table for part in parts for table in filtered_tables(part))
+    for table in _joined(tables, lambda table: table.nbytes, SORTED_BYTES):
+        yield table.sort_by("id")
+
+
+def _joined(
+    tables: Iterable[pa.Table], size: Callable[[pa.Table], int], least: int
+) -> Iterator[pa.Table]:
+    """The tables' rows in larger tables, each of at least that size but the last."""
     held: list[pa.Table] = []
-    for part in parts:
-        for table in filtered_tables(part):
-            held.append(table)
-            if sum(each.nbytes for each in held) >= SORTED_BYTES:
-                yield pa.concat_tables(held).sort_by("id")
-                held.clear()
+    for table in tables:
+        held.append(table)
+        if sum(map(size, held)) >= least:
+            yield pa.concat_tables(held)
+            held.clear()
     if held:
-        yield pa.concat_tables(held).sort_by("id")
+        yield pa.concat_tables(held)
 
 
 def read_row(part: Part, row: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,38 +79,20 @@ class GapSettings:
 
 
 @dataclass(frozen=True)
-class MeasuredBlock:
-    """What is measured of the P pairs of a block."""
+class MeasuredPairs:
+    """P pairs and what is measured of them together."""
 
-    cosines: Array
-    patterns: Patterns
-    usable: Mask
-    eligible: Mask
-    """[P] each, as in `PairColumns`."""
+    columns: PairColumns
     swapped: Mask
     """[P] whether chosen and rejected are exchanged."""
-    reasons: dict[str, int]
+    reasons: Mapping[str, int]
     """Reason -> pairs that are not eligible, each under the first that it has."""
-    pattern_counts: dict[int, int]
+    pattern_counts: Mapping[int, int]
     """Of the usable pairs."""
     unscored: int
     """Pairs that lack a reward."""
     gaps: CoMoments
     """Of the usable pairs."""
-    sample: Array
-    """[k, N] gaps of the usable ones among the sampled pairs."""
-
-
-@dataclass(frozen=True)
-class MeasuredPairs:
-    """All pairs of one or more datasets, end to end; fields as in `MeasuredBlock`."""
-
-    columns: PairColumns
-    swapped: Mask
-    reasons: dict[str, int]
-    pattern_counts: Counter[int]
-    unscored: int
-    gaps: CoMoments
     sample: Array
     """[k, N] gaps of evenly spaced pairs, as far as they are usable."""
 
@@ -130,7 +112,7 @@ def measure_pairs(
     """
     total = sum(block.rows for block in blocks)
     columns = PairColumns(
-        ids=_joined(run(read_ids, blocks), total),
+        ids=np.empty(total, np.uint64),
         cosines=np.empty(total),
         patterns=np.empty(total, np.uint32),
         usable=np.empty(total, dtype=bool),
@@ -144,11 +126,9 @@ def measure_pairs(
     gaps, samples = co_moments(no_gaps), [no_gaps]
     tasks = _tasks(blocks, settings, run, sample, held_out)
     for part in run(_measure_task, tasks):
-        rows = slice(first, first + len(part.cosines))
-        columns.cosines[rows] = part.cosines
-        columns.patterns[rows] = part.patterns
-        columns.usable[rows] = part.usable
-        columns.eligible[rows] = part.eligible
+        rows = slice(first, first + len(part.swapped))
+        for name, column in vars(columns).items():
+            column[rows] = getattr(part.columns, name)
         swapped[rows] = part.swapped
         reasons.update(part.reasons)
         patterns.update(part.pattern_counts)
@@ -156,21 +136,22 @@ def measure_pairs(
         gaps = gaps.merged(part.gaps)
         samples.append(part.sample)
         first = rows.stop
-        advance(len(part.cosines))
+        advance(len(part.swapped))
     return MeasuredPairs(
-        columns, swapped, dict(reasons), patterns, unscored, gaps, np.concatenate(samples)
+        columns, swapped, reasons, patterns, unscored, gaps, np.concatenate(samples)
     )
 
 
 def measure_block(
+    ids: Ids,
     chosen: Array,
     rejected: Array,
     settings: GapSettings,
     held_out: Mask,
     repeated: Mask,
     sampled: NDArray[np.int64],
-) -> MeasuredBlock:
-    """Measure P pairs from their rewards [P, N].
+) -> MeasuredPairs:
+    """Measure P pairs from their ids [P] and rewards [P, N].
 
     held_out, repeated [P]: whose prompt is held out, whose answers an earlier pair has; sampled:
     indices of the pairs whose gaps make the sample.
@@ -186,11 +167,8 @@ def measure_block(
     vague: dict[str, Mask] = {ZERO_GAP: np.isnan(cosines), SHORT: norms < settings.min_norm}
     eligible, without_direction = _without(usable, vague)
     patterns = sign_patterns(gaps)
-    return MeasuredBlock(
-        cosines=cosines,
-        patterns=patterns,
-        usable=usable,
-        eligible=eligible,
+    return MeasuredPairs(
+        columns=PairColumns(ids, cosines, patterns, usable, eligible),
         swapped=swapped,
         reasons=unusable | without_direction,
         pattern_counts=count_patterns(patterns[usable]),
@@ -245,19 +223,15 @@ def _tasks(
         first = rows.stop
 
 
-def _measure_task(task: _Task) -> MeasuredBlock:
+def _measure_task(task: _Task) -> MeasuredPairs:
     check_ids(task.block)
     chosen, rejected = read_rewards(task.block)
     return measure_block(
-        chosen, rejected, task.settings, task.held_out, task.repeated, task.sampled
+        read_ids(task.block),
+        chosen,
+        rejected,
+        task.settings,
+        task.held_out,
+        task.repeated,
+        task.sampled,
     )
-
-
-def _joined(parts: Iterable[Ids], total: int) -> Ids:
-    ids = np.empty(total, np.uint64)
-    filled = 0
-    for part in parts:
-        ids[filled : filled + len(part)] = part
-        filled += len(part)
-    assert filled == total
-    return ids

@@ -45,8 +45,8 @@ def reward_scale(
     `zscore`: standard deviation of chosen and rejected pooled; `gap_std`: of the gaps; `robust`:
     median absolute deviation of both pooled, scaled to a normal's standard deviation; `none`: 1.
     Deviations have ddof = 0. A mean would cancel in a gap, so none is taken off. NaN where no pair
-    has the reward. `advance` is called with the number of pairs read. `rounding` [N]: the share of a
-    reward's size that is rounding; that of fp32 where None.
+    has the reward. `advance` is called with the number of pairs read. `rounding` [N]: the
+    share of a reward's size that is rounding; that of fp32 where None.
     """
     n = len(blocks[0].scores)
     if normalisation == "robust":
