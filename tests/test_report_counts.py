@@ -7,14 +7,21 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from vcsoup_dist.consistency import stage as consistency_stage
+from vcsoup_dist.evaluation.actors import ANSWERS
+from vcsoup_dist.evaluation.prompts import choose_prompts
 from vcsoup_dist.identity import Hashes
 from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe.load import load_recipe
+from vcsoup_dist.records.summary import Summary
+from vcsoup_dist.records.training_summary import PairMetrics, TrainingSummary
+from vcsoup_dist.report import stage as report_stage
 from vcsoup_dist.report.counts import (
     filters,
     pairs_read,
@@ -150,3 +157,35 @@ def test_each_value_has_two_plots_as_vc_soup_sees_it(run: Run):
     assert histogram.caption == "kind: consistency of its pairs, as strict sees it"
     assert gaps.caption.startswith("kind: gaps")
     assert histogram.png != gaps.png and gaps.png.startswith(b"\x89PNG")
+
+
+def test_the_stage_writes_all_its_files_from_what_the_stages_before_it_left(run: Run):
+    pairs = {str(each.dataset): run.workspace.need(each) for each in run.report.inputs_of("read")}
+    prompts = choose_prompts(pairs, run.recipe.evaluation.prompts)
+    for product in run.report.inputs_of("train"):
+        with run.workspace.publishing(product) as draft:
+            TrainingSummary(7, 30, {}, 0.5, PairMetrics(0.25), None).write(draft.output)
+    for number, product in enumerate(run.report.inputs_of("evaluate")):
+        columns = {
+            "prompt_id": [prompt.id for prompt in prompts],
+            "prompt": [prompt.messages for prompt in prompts],
+            "answer": [f"answer of {product.name}"] * len(prompts),
+            "finished": [True] * len(prompts),
+            "reward_kind": [float(number)] * len(prompts),
+            "reward_brief": [-float(number)] * len(prompts),
+        }
+        with run.workspace.publishing(product) as draft:
+            pq.write_table(pa.table(columns), draft.output / ANSWERS)
+    report_stage.make(run.recipe, run.workspace, [run.report])
+    folder = run.workspace.need(run.report)
+    assert {file.name for file in folder.iterdir()} == {
+        "front.png", "hypervolume.png", "index.html", "product.json", "summary.json", "table.csv",
+        "table.txt",
+    }  # fmt: skip
+    rows = Summary.read(folder).rows
+    assert [row.method for row in rows] == [None, "rewarded_soup", "strict"]
+    assert [row.cells["kind"].mean for row in rows] == [0.0, 1.0, 2.0]
+    page = (folder / "index.html").read_text()
+    for shown in ("filter of strict", "consistency ≥ 0.3", "answer of", "7 steps of"):
+        assert shown in page
+    assert "filter of rewarded_soup" not in page
