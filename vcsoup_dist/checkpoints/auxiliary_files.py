@@ -1,4 +1,4 @@
-"""The files that make weights a model directory: configs, tokenizer, templates, code, licence.
+"""The files that make weights a usable model: configs, tokenizer, templates, code, licence.
 
 Nobody knows all their names, so whatever is small goes along unless it is known to be of another
 kind: weights, states of a trainer, logs, a README. What stays behind is said.
@@ -76,12 +76,12 @@ def find_auxiliary_files(directory: Path) -> AuxiliaryFiles:
 
 
 def auxiliary_files(directory: Path) -> dict[str, Path]:
-    """The companions a model directory has: relative name -> file, in order of name."""
+    """The auxiliary files of a model directory: relative name -> file, in order of name."""
     return find_auxiliary_files(directory).files
 
 
 def auxiliary_digests(directory: Path) -> dict[str, str]:
-    """Relative name -> digest of every companion; UserError for one that cannot be read."""
+    """Relative name -> digest of every auxiliary file; UserError for one that cannot be read."""
     found = {}
     for name, file in auxiliary_files(directory).items():
         try:
@@ -92,7 +92,7 @@ def auxiliary_digests(directory: Path) -> dict[str, str]:
 
 
 def copy_auxiliary_files(source: Path, target: Path) -> list[str]:
-    """Copy all companions of `source` into the directory `target`; their relative names."""
+    """Copy all auxiliary files of `source` into the directory `target`; their relative names."""
     files = auxiliary_files(source)
     for name, file in files.items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def _goes_along(path: Path, directory: Path, found: AuxiliaryFiles) -> bool:
-    """Whether a file does; notes in `found.left` one that does not and is no weight or README."""
+    """Whether a file does; notes in `found.left` what does not, but for weights and READMEs."""
     if _WEIGHTS.fullmatch(path.name) or path.name.lower().startswith("readme"):
         return False
     name = path.relative_to(directory).as_posix()

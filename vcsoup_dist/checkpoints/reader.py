@@ -16,15 +16,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+
 from vcsoup_dist.checkpoints.direct_io import PAGE, Bytes, is_cached, open_direct, whole_pages
 from vcsoup_dist.checkpoints.layout import Extent, Layout
 from vcsoup_dist.errors import UserError
 
 MAX_OPEN = 64  # files of one checkpoint; ZeRO-3 checkpoints have one for every rank
-
-
 SAMPLED_PAGES = 32  # of a file: where most are not cached, the file is taken for not cached
 SMALL = 1 << 16  # bytes; less comes faster with the kernel's read-ahead, and fills no cache
+_COMPARED = 1 << 24  # bytes at a time
 
 
 class CheckpointReader:
@@ -107,6 +108,29 @@ class CheckpointReader:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def are_equal(layout: Layout, name: str, other: str, of: Layout | None = None) -> bool:
+    """Whether two tensors are the same bytes of the same dtype and shape.
+
+    of: the checkpoint that `other` is in, where that is not the same one.
+    """
+    of = layout if of is None else of
+    left, right = layout[name], of[other]
+    if (left.dtype, left.shape) != (right.dtype, right.shape):
+        return False
+    if left.extents == right.extents:
+        return True
+    size = min(_COMPARED, left.nbytes)
+    buffers = np.empty(size, np.uint8), np.empty(size, np.uint8)
+    with CheckpointReader(layout) as one, CheckpointReader(of) as two:
+        for begin in range(0, left.nbytes, _COMPARED):
+            parts = [buffer[: left.nbytes - begin] for buffer in buffers]
+            one.read_into(name, begin, parts[0])
+            two.read_into(other, begin, parts[1])
+            if not np.array_equal(parts[0], parts[1]):
+                return False
+    return True
 
 
 class _OpenFile:

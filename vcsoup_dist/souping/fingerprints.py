@@ -1,4 +1,4 @@
-"""Cheap signs of what a checkpoint is, without reading all of it."""
+"""Fingerprints of checkpoints: what they are, without reading all of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAMPLED_BYTES = 1024  # of each
 
 
 class FileState(NamedTuple):
-    """By which a file is told from what lay at its path before."""
+    """Tells a file from what was at its path before."""
 
     modified: int
     """Nanoseconds."""
@@ -37,17 +37,19 @@ def state_of(path: Path) -> FileState:
     return FileState(found.st_mtime_ns, found.st_size, found.st_ino, found.st_ctime_ns)
 
 
-def require_unchanged(source: Source, states: Mapping[Path, FileState], mark: list[Any]) -> None:
+def require_unchanged(
+    source: Source, states: Mapping[Path, FileState], fingerprint: list[Any]
+) -> None:
     """UserError that names a file of the checkpoint that was written since.
 
-    states: of its files, and mark: `source_fingerprint`, as they were.
+    states: of its files, and fingerprint: `source_fingerprint`, as they were.
     """
     for path in files_of(source):
         then, now = states[path], state_of(path)
         if then == now:
             continue
         # Backups and `chmod` touch a file and leave its content.
-        if then[:3] == now[:3] and source_fingerprint(source) == mark:
+        if then[:3] == now[:3] and source_fingerprint(source) == fingerprint:
             continue
         raise UserError(
             f"{path}: was changed while it was merged, and no soup of it is published; merge again"

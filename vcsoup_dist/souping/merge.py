@@ -56,9 +56,8 @@ def merge(
     done; verify: compare the soups with their sources afterwards, a `sample` of all chunks;
     options: fields of `MergeOptions`, of which dtype is "bf16", "fp16", "fp32" or "fp64".
 
-    Folders are strings or paths. The same call resumes a merge that was killed, and does nothing
-    where all is made. UserError for whatever a person can fix, TypeError for an argument of another
-    type.
+    The same call resumes a merge that was killed, and does nothing where all is made. UserError for
+    whatever a person can fix, TypeError for an argument of another type.
     """
     folders, target = as_paths(policies, "policies"), as_path(out, "out")
     given = None if weights is None else as_rows(weights, "weights")
@@ -75,12 +74,9 @@ def merge(
             validate_weights(row, extrapolate=extrapolate, any_sum=settings.base is not None)
     if not 0 < sample <= 1:
         raise UserError(f"--sample is a share, above 0 and up to 1, got {sample}")
-    names = policy_names(folders)
     inside = grid is not None or random is not None or len(rows) > 1
-    soups = {weights_name(row) if inside else target.absolute().name: row for row in rows}
-    if len(soups) < len(rows):
-        raise UserError("two soups have the same weights to six decimals; give one of them")
-    plan = plan_merge(folders, soups, names, settings)
+    soups = _named(rows) if inside else {target.absolute().name: rows[0]}
+    plan = plan_merge(folders, soups, policy_names(folders), settings)
     run = MergeRun.into(target, plan, settings, inside=inside)
     run.require_outside([*folders, settings.base, settings.model])
     if finalise:
@@ -94,12 +90,7 @@ def merge(
     if not report.finished:
         log.info("other ranks are not done; the last one publishes, or --finalise does")
     elif verify:
-        found = verify_soups(run, sample=sample, seed=seed)
-        log.info(
-            "verified: %d tensors, %.3f GB of soups equal the sums of their sources",
-            found.tensors,
-            found.nbytes / 1e9,
-        )
+        _verify(run, sample, seed)
     return report
 
 
@@ -142,6 +133,22 @@ def _rows(
         if len(row) != policies:
             raise UserError(f"{len(row)} weights for {policies} policies: {list(row)}")
     return weights or []
+
+
+def _named(rows: Sequence[Row]) -> dict[str, Row]:
+    soups = {weights_name(row): row for row in rows}
+    if len(soups) < len(rows):
+        raise UserError("two soups have the same weights to six decimals; give one of them")
+    return soups
+
+
+def _verify(run: MergeRun, sample: float, seed: int) -> None:
+    found = verify_soups(run, sample=sample, seed=seed)
+    log.info(
+        "verified: %d tensors, %.3f GB of soups equal the sums of their sources",
+        found.tensors,
+        found.nbytes / 1e9,
+    )
 
 
 def _estimate(run: MergeRun, out: Path) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vcsoup_dist.checkpoints.layout import Source, TensorSpec
+from vcsoup_dist.checkpoints.reader import are_equal
 from vcsoup_dist.checkpoints.tensor_names import is_recomputed
-from vcsoup_dist.souping.tied_heads import are_equal, partner_of, says_untied
+from vcsoup_dist.souping.tied_heads import partner_of, says_untied
 
 
 def aligned(sources: Sequence[Source]) -> list[Source]:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
-
 from vcsoup_dist.checkpoints.auxiliary_files import CONFIG_NAME
 from vcsoup_dist.checkpoints.layout import Layout, Source
-from vcsoup_dist.checkpoints.reader import CheckpointReader
 from vcsoup_dist.records.json_file import read_json
 
 HEADS = ("lm_head.weight", "embed_out.weight", "output_layer.weight")
@@ -16,8 +13,6 @@ EMBEDDINGS = (
     "embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight",
     "tok_embeddings.weight", "word_embedding.weight", "shared.weight", "embeddings.weight",
 )  # fmt: skip
-
-_BLOCK = 1 << 24  # bytes that are compared at a time
 
 
 def is_head(name: str) -> bool:
@@ -37,25 +32,6 @@ def partner_of(tensor: str, layout: Layout, names: Iterable[str]) -> str | None:
         and layout[name].dtype == layout[tensor].dtype
     ]
     return found[0] if len(found) == 1 else None
-
-
-def are_equal(layout: Layout, one: str, other: str) -> bool:
-    """Whether two tensors of a checkpoint are the same bytes of the same dtype and shape."""
-    left, right = layout[one], layout[other]
-    if (left.dtype, left.shape) != (right.dtype, right.shape):
-        return False
-    if left.extents == right.extents:
-        return True
-    size = min(_BLOCK, left.nbytes)
-    buffers = np.empty(size, np.uint8), np.empty(size, np.uint8)
-    with CheckpointReader(layout) as reader:
-        for begin in range(0, left.nbytes, _BLOCK):
-            count = min(_BLOCK, left.nbytes - begin)
-            for name, buffer in zip((one, other), buffers, strict=True):
-                reader.read_into(name, begin, buffer[:count])
-            if not np.array_equal(buffers[0][:count], buffers[1][:count]):
-                return False
-    return True
 
 
 def says_untied(source: Source) -> bool:

@@ -33,18 +33,18 @@ def choose_tokenizer_source(
         complete = [each for each in described if has_tokenizer(each[1])]
         others = [base] if base and (base[1] / CONFIG_NAME).is_file() else []
         candidates = [*complete, *described, *others]
-        donor = candidates[0] if candidates else None
+        source = candidates[0] if candidates else None
     else:
-        donor = (f"--model {model}", model)
+        source = (f"--model {model}", model)
     refused = []
     if described:
         first = described[0]
         for other in described[1:]:
-            refused += _compared(first, other, donor if model is None else None)
-        if model is not None and donor is not None:
-            refused += _fits(first, donor)
+            refused += _compared(first, other, source if model is None else None)
+        if model is not None and source is not None:
+            refused += _fits(first, source)
     with_tokens = [each for each in policies if has_tokenizer(each[1])]
-    for other in [each for each in (base, donor) if each]:
+    for other in [each for each in (base, source) if each]:
         if with_tokens and other not in with_tokens:
             found = vocabulary_differences(with_tokens[0][1], other[1])
             refused += _named(with_tokens[0], other, [], found.refused)
@@ -53,26 +53,26 @@ def choose_tokenizer_source(
             "; ".join(dict.fromkeys(refused))
             + ": only policies of one model with one tokenizer can be merged"
         )
-    return donor[1] if donor else None
+    return source[1] if source else None
 
 
-def _compared(first: Named, other: Named, donor: Named | None) -> list[str]:
-    """What is refused of two policies; the rest is logged. donor: who decides on it, if a policy.
+def _compared(first: Named, other: Named, source: Named | None) -> list[str]:
+    """What is refused of two policies; the rest is logged. source: whose files soups get, if a policy's.
 
     A person who gives a --model has decided on what cannot be known.
     """
     of_config = config_differences(
-        read_json(first[1] / CONFIG_NAME), read_json(other[1] / CONFIG_NAME), chosen=donor is None
+        read_json(first[1] / CONFIG_NAME), read_json(other[1] / CONFIG_NAME), chosen=source is None
     )
     of_tokens = tokenizer_differences(first[1], other[1])
     noted = [*of_config.noted, *(f"tokenizer: {each}" for each in of_tokens.noted)]
-    if noted and donor is not None:
+    if noted and source is not None:
         log.warning(
             "policies %s and %s differ in %s: soups get what %s has (--model chooses another)",
             first[0],
             other[0],
             ", ".join(noted),
-            donor[0],
+            source[0],
         )
     return _named(first, other, of_config.refused, of_tokens.refused)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vcsoup_dist.checkpoints.direct_io import Bytes
 from vcsoup_dist.checkpoints.layout import TensorSpec
-from vcsoup_dist.checkpoints.reader import CheckpointReader
+from vcsoup_dist.checkpoints.reader import CheckpointReader, are_equal
 from vcsoup_dist.checkpoints.sources import Source, open_source
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping.arguments import as_path, as_row
@@ -306,21 +306,9 @@ def _check_doubles(
 
 
 def _are_equal(one: tuple[Source, str], other: tuple[Source, str]) -> bool:
-    """Whether two tensors of checkpoints are of one dtype and hold the same bytes."""
-    specs = [_twin(*one), _twin(*other)]
-    assert specs[0] is not None and specs[1] is not None
-    if specs[0].dtype != specs[1].dtype:
-        return False
-    size = specs[0].nbytes
-    buffers = [np.empty(min(size, 2 * ELEMENTS), np.uint8) for _ in specs]
-    with CheckpointReader(one[0].layout) as reader, CheckpointReader(other[0].layout) as second:
-        for offset in range(0, size, 2 * ELEMENTS):
-            parts = [buffer[: size - offset] for buffer in buffers]
-            reader.read_into(specs[0].name, offset, parts[0])
-            second.read_into(specs[1].name, offset, parts[1])
-            if not np.array_equal(parts[0], parts[1]):
-                return False
-    return True
+    """Whether two tensors of policies hold the same bytes; names may be aliases."""
+    names = [policy.aliases.get(name, name) for policy, name in (one, other)]
+    return are_equal(one[0].layout, names[0], names[1], other[0].layout)
 
 
 def _sum_into(fills: Sequence[_Fill], policies: Sequence[Source], weights: Sequence[float]) -> None:

@@ -422,7 +422,7 @@ INLINE int has_nonfinite_double(const uint8_t *raw, size_t n) {
     return worst >= 0x7FF0000000000000;
 }
 
-/* ---- the door ------------------------------------------------------------------------------ */
+/* ---- the entry ----------------------------------------------------------------------------- */
 
 /* chunks: N arrays of `numel` numbers of formats[i], at any alignment; weights: [K, N]; out: K
  * arrays of `format`; nonfinite[i] is set to 1 where chunk i holds NaN or infinity. A policy of
