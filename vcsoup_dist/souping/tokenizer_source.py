@@ -57,7 +57,7 @@ def choose_tokenizer_source(
 
 
 def _compared(first: Named, other: Named, source: Named | None) -> list[str]:
-    """What is refused of two policies; the rest is logged. source: whose files soups get, if a policy's.
+    """What is refused of two policies; the rest is logged. source: whose files soups get.
 
     A person who gives a --model has decided on what cannot be known.
     """
