@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Tests run two ranks, also where there is one GPU.
@@ -22,6 +23,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell without job control starts what runs in the background with SIGINT ignored, and children
 # inherit that. Tests of Ctrl-C need it as a terminal's foreground has it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# How long an example takes says more of the machine's other work than of the code.
+hypothesis.settings.register_profile("vcsoup", deadline=None)
+hypothesis.settings.load_profile("vcsoup")
 
 WORDS = [
     *("the", "a", "cat", "dog", "house", "tree", "river", "runs", "sees", "likes"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +15,15 @@ from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.preferences.pair import Pair
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe.load import load_recipe
-from vcsoup_dist.scoring.pair_files import HELD_OUT, pair_row, pairs_schema, shard_name
-from vcsoup_dist.scoring.score_files import ScoreShard, score_name, write_scores, write_summary
+from vcsoup_dist.records.pairs import (
+    HELD_OUT,
+    PairsManifest,
+    ShardFile,
+    pair_row,
+    pairs_schema,
+    shard_name,
+)
+from vcsoup_dist.records.scores import ScoreShard, score_name, summarise, write_scores
 from vcsoup_dist.workspace import Product, Workspace
 
 
@@ -59,10 +65,9 @@ def write_pair_files(folder: Path, scored: Scored, shard_pairs: int) -> None:
         ids = scored.ids[first : min(first + shard_pairs, last)]
         file = shard_name(len(shards))
         _write_texts(folder / file, ids)
-        shards.append({"file": file, "rows": len(ids)})
+        shards.append(ShardFile(file, len(ids)))
     _write_texts(folder / HELD_OUT, scored.ids[last:])
-    manifest = {"train": last, "heldout": scored.heldout, "shards": shards}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    PairsManifest(len(scored.ids), last, scored.heldout, shards).write(folder)
 
 
 def _write_texts(path: Path, ids: np.ndarray) -> None:
@@ -86,7 +91,7 @@ def write_score_files(folder: Path, scored: Scored, value: int, shard_pairs: int
             path = folder / score_name(len(files[heldout]), heldout)
             write_scores(path, ScoreShard(ids, chosen, rejected, failures=failures))
             files[heldout].append(path)
-    write_summary(folder, files[False], files[True])
+    summarise(files[False], files[True]).write(folder)
 
 
 def value_names(count: int) -> list[str]:

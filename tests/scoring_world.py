@@ -12,9 +12,9 @@ from conftest import write_pairs
 
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import ActorPool, CallableReward
+from vcsoup_dist.records.pairs import AppendedTable, PairSlice, pairs_schema
 from vcsoup_dist.scoring.actors import Output, ShardTask
 from vcsoup_dist.scoring.crew import Pool
-from vcsoup_dist.scoring.pair_files import AppendedTable, PairSlice, pairs_schema
 
 REWARDS = """
 import os, pathlib, signal, threading, time

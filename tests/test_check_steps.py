@@ -74,6 +74,9 @@ def filtered(kept: int, usable: int) -> dict:
     return {"version": FilterReport.VERSION, **asdict(report)}
 
 
+PAIRS = {"version": 1, "rows": 37, "train": 37, "heldout": 0, "shards": []}
+
+
 class World:
     """A recipe's folder, with products made as far as a test wants them."""
 
@@ -119,7 +122,7 @@ def test_the_defaults_on_few_pairs_are_one_step_and_warned_of(folder):
 def test_each_stage_that_is_made_makes_the_counts_exact(folder):
     training = {"pairs_per_step": 4, "learning_rate": 1e-3, "epochs": 2}
     world = World(folder, training=training)
-    world.made("read", "manifest.json", {"train": 37})
+    world.made("read", "manifest.json", PAIRS)
     assert world.steps()[0].row()[1:4] == ("at most 37", "at most 19", "at least 2")
     world.made("filter", "report.json", filtered(21, usable=33))
     assert world.steps()[0].row()[1:4] == ("at most 21", "17", "at least 3.24")
@@ -135,7 +138,7 @@ def test_each_stage_that_is_made_makes_the_counts_exact(folder):
 def test_without_equal_steps_the_pairs_that_are_left_decide(folder):
     training = {"pairs_per_step": 4, "equal_steps": False}
     world = World(folder, training=training)
-    world.made("read", "manifest.json", {"train": 37})
+    world.made("read", "manifest.json", PAIRS)
     world.made("filter", "report.json", filtered(21, usable=33))
     assert world.steps()[0].row()[1:3] == ("at most 21", "at most 6")
     world.made("train", "training.json", trained(pairs=18))

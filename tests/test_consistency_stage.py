@@ -18,8 +18,8 @@ from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.recipe import MOST_VALUES
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.records.filter_report import FilterReport
+from vcsoup_dist.records.scores import read_scores
 from vcsoup_dist.scoring import stage as scoring_stage
-from vcsoup_dist.scoring.score_files import read_scores
 from vcsoup_dist.workspace import Workspace
 
 METHODS = ["vc_soup", "rewarded_soup", "all_positive", "random"]

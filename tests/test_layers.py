@@ -1,9 +1,10 @@
-"""Packages import only from those below them."""
+"""Packages import only from those below them, and no files import each other in a circle."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,17 @@ ROOT = Path(__file__).parents[1] / "vcsoup_dist"
 
 LAYERS = [
     *("cli", "demo", "check", "status", "slurm_jobs", "pipeline", "methods"),
-    *("report", "evaluation", "training", "souping", "consistency", "scoring"),
-    *("forward", "checkpoints", "preferences", "workspace", "launch", "recipe", "records"),
-    *("identity", "locks", "progress files processes", "moments plot_style", "errors"),
-    *("__init__", "import_paths"),
+    *("report", "evaluation", "training", "souping", "consistency", "scoring", "records"),
+    *("forward", "checkpoints", "preferences", "workspace", "launch", "recipe"),
+    *(
+        "identity",
+        "locks",
+        "progress files processes",
+        "moments plot_style",
+        "errors",
+        "__init__",
+        "import_paths",
+    ),
 ]
 """From the top to the ground; packages and modules of one line do not import each other."""
 
@@ -74,3 +82,11 @@ def test_a_package_imports_only_from_those_below_it(package: str) -> None:
         if package_of(other) != package and PLACES[package_of(other)] <= PLACES[package]
     ]
     assert upward == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {name: imported(file, KNOWN, types=False) - {name} for name, file in KNOWN.items()}
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))

@@ -29,13 +29,13 @@ from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.processes import children
 from vcsoup_dist.recipe import ActorPool, Launch, Recipe
 from vcsoup_dist.recipe.load import load_recipe
+from vcsoup_dist.records.pairs import read_slice, train_slices
+from vcsoup_dist.records.scores import read_scores, summarise
 from vcsoup_dist.scoring import crew, overdue, pools, stage
 from vcsoup_dist.scoring.actors import ShardTask
 from vcsoup_dist.scoring.crew import Crew, Pool
-from vcsoup_dist.scoring.pair_files import read_slice, train_slices
+from vcsoup_dist.scoring.load_reward import load_reward
 from vcsoup_dist.scoring.pools import run_pools
-from vcsoup_dist.scoring.rewards import load_reward
-from vcsoup_dist.scoring.score_files import read_scores, write_summary
 from vcsoup_dist.workspace import Workspace
 
 EXPECTED = {"a": lambda text: len(text.split()), "b": lambda text: -len(text)}
@@ -267,9 +267,9 @@ def test_a_pair_without_a_reward_is_counted_and_costs_no_other(tmp_path, cluster
     shard = read_scores(tmp_path / "shard-00000.parquet")
     assert shard.failures == {1: "chosen: its reward is nan"}
     assert np.isnan([shard.chosen[1], shard.rejected[1]]).all()
-    summary = write_summary(tmp_path, [each.outputs[0].file for each in pool.tasks], [])
-    assert (summary["rows"], summary["unscored"], summary["mean"]) == (4, 1, 7 / 6)
-    assert summary["first_unscored"]["id"] == shard.ids[1]
+    summary = summarise([each.outputs[0].file for each in pool.tasks], [])
+    assert (summary.rows, summary.unscored, summary.mean) == (4, 1, 7 / 6)
+    assert summary.first_unscored.id == shard.ids[1]
 
 
 @pytest.mark.parametrize(

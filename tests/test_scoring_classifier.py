@@ -19,10 +19,11 @@ from tokenizers import processors
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import ClassifierReward
+from vcsoup_dist.scoring.forward_modes import Packed, PaddedLastToken, padded_batches
 from vcsoup_dist.scoring.heads import are_rounded
-from vcsoup_dist.scoring.rewards import load_reward, score_all
+from vcsoup_dist.scoring.load_reward import load_reward
+from vcsoup_dist.scoring.rewards import score_all
 from vcsoup_dist.scoring.texts import prompt_text
-from vcsoup_dist.scoring.ways import Packed, PaddedLastToken, padded_batches
 
 END = 1  # token id
 SIZES = {

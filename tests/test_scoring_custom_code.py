@@ -16,7 +16,7 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import ClassifierReward
 from vcsoup_dist.scoring.heads import are_rounded
-from vcsoup_dist.scoring.rewards import load_reward
+from vcsoup_dist.scoring.load_reward import load_reward
 
 MARKER = 3  # token id of <|assistant|>, which the code looks for in every text
 REFUSED = WORDS.index("blue") + 5

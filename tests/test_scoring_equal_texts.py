@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 
@@ -17,9 +16,10 @@ from vcsoup_dist.consistency.measured_pairs import GapSettings, measure_block
 from vcsoup_dist.consistency.scales import Scale
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import ClassifierReward
+from vcsoup_dist.records.scores import ScoreShard, score_name, summarise, write_scores
 from vcsoup_dist.scoring.actors import score_shard
-from vcsoup_dist.scoring.rewards import Text, load_reward
-from vcsoup_dist.scoring.score_files import ScoreShard, score_name, write_scores, write_summary
+from vcsoup_dist.scoring.load_reward import load_reward
+from vcsoup_dist.scoring.rewards import Text
 
 CONFIGS = {
     "packed": transformers.LlamaConfig,
@@ -136,9 +136,9 @@ def test_a_reward_is_constant_whose_deviation_is_rounding(
     sides = centre + spread * draw.standard_normal((2, 50))
     path = tmp_path / score_name(0)
     write_scores(path, ScoreShard([f"{i:016x}" for i in range(50)], *sides, equal_pairs=3))
-    summary = write_summary(tmp_path, [path], [], rounding)
-    assert summary["constant"] == constant and summary["equal_pairs"] == 3
-    assert json.loads((tmp_path / "manifest.json").read_text())["rounding"] == rounding
+    summary = summarise([path], [], rounding)
+    assert summary.constant == constant and summary.equal_pairs == 3
+    assert summary.rounding == rounding
 
 
 def test_differences_that_are_rounding_are_no_gap():

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import ClassifierReward
-from vcsoup_dist.scoring.rewards import load_reward
+from vcsoup_dist.scoring.load_reward import load_reward
 
 OWN_CODE = """
 import torch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,7 +9,13 @@ import pytest
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.preferences.pair import BadRow, LeftOut, Pair, pair_id
-from vcsoup_dist.scoring.pair_files import HELD_OUT, heldout_slices, read_slice, train_slices
+from vcsoup_dist.records.pairs import (
+    HELD_OUT,
+    PairsManifest,
+    heldout_slices,
+    read_slice,
+    train_slices,
+)
 from vcsoup_dist.scoring.reading import Source, write_pairs
 
 
@@ -44,13 +49,13 @@ def test_rows_are_split_by_prompt_and_none_is_lost(tmp_path: Path):
     assert not set(train) & set(heldout)
     assert sorted(train + heldout) == sorted(f"question {i}" for i in range(300) for _ in "ab")
     assert 0.13 < len(heldout) / 600 < 0.27
-    assert manifest["rejected"] == {"empty response": 2, "wrong roles": 1}
-    assert len(train) + len(heldout) + 3 + manifest["duplicates"] == manifest["rows"] == 605
-    assert (manifest["train"], manifest["heldout"]) == (len(train), len(heldout))
-    assert [shard["rows"] for shard in manifest["shards"]] == [7] * (len(train) // 7) + (
+    assert manifest.rejected == {"empty response": 2, "wrong roles": 1}
+    assert len(train) + len(heldout) + 3 + manifest.duplicates == manifest.rows == 605
+    assert (manifest.train, manifest.heldout) == (len(train), len(heldout))
+    assert [shard.rows for shard in manifest.shards] == [7] * (len(train) // 7) + (
         [len(train) % 7] if len(train) % 7 else []
     )
-    assert json.loads((tmp_path / "manifest.json").read_text()) == manifest
+    assert PairsManifest.read(tmp_path) == manifest
     rejected = pq.read_table(tmp_path / "rejected_rows.parquet").to_pylist()
     assert [row["row"] for row in rejected] == [11, 12, 13]
 
@@ -61,8 +66,8 @@ def test_a_prompt_of_the_heldout_file_is_not_trained_on(tmp_path: Path):
     manifest = write(tmp_path, source(rows), heldout)
     assert prompts_in(tmp_path, HELD_OUT) == ["question 1", "question 2"]
     assert prompts_in(tmp_path, "train*") == [f"question {i}" for i in (0, 0, 3, 3, 4, 4)]
-    assert (manifest["heldout_in_train"], manifest["heldout_in_train_pairs"]) == (2, 4)
-    assert manifest["duplicates"] == 1 and manifest["rows"] == 14
+    assert (manifest.heldout_in_train, manifest.heldout_in_train_pairs) == (2, 4)
+    assert manifest.duplicates == 1 and manifest.rows == 14
 
 
 def test_the_limit_counts_training_pairs_and_stops_reading(tmp_path: Path):
@@ -72,7 +77,7 @@ def test_the_limit_counts_training_pairs_and_stops_reading(tmp_path: Path):
             yield pair(i)
 
     manifest = write(tmp_path, source(rows()), limit=20)
-    assert manifest["train"] == 20 and manifest["rows"] == 20 + manifest["heldout"]
+    assert manifest.train == 20 and manifest.rows == 20 + manifest.heldout
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path):
@@ -104,10 +109,10 @@ def test_rows_that_make_no_pair_are_counted_but_not_judged(tmp_path: Path, caplo
     train.tally["returned_prompts"] = 3
     with caplog.at_level("INFO", "vcsoup"):
         manifest = write(tmp_path, train, source([pair(9), LeftOut("tie")]), max_bad_rows=0.2)
-    assert manifest["left_out"] == {"alone": 1, "tie": 3}
-    assert (manifest["joined"], manifest["returned_prompts"]) == (1, 3)
-    placed = manifest["train"] + manifest["heldout"] + manifest["joined"]
-    assert placed + sum(manifest["left_out"].values()) + 1 == manifest["rows"] == 12
+    assert manifest.left_out == {"alone": 1, "tie": 3}
+    assert (manifest.joined, manifest.returned_prompts) == (1, 3)
+    placed = manifest.train + manifest.heldout + manifest.joined
+    assert placed + sum(manifest.left_out.values()) + 1 == manifest.rows == 12
     assert pq.read_table(tmp_path / "rejected_rows.parquet").num_rows == 1
     said = [record.message for record in caplog.records]
     assert "data: 3 of 10 rows make no pair: 2 tie, 1 alone" in said

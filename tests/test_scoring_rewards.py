@@ -16,7 +16,8 @@ from vcsoup_dist.preferences.pair import Pair
 from vcsoup_dist.recipe import CallableReward, ColumnsReward
 from vcsoup_dist.scoring.columns import column_scores
 from vcsoup_dist.scoring.function import FunctionReward
-from vcsoup_dist.scoring.rewards import Scored, load_reward, model_key, score_all
+from vcsoup_dist.scoring.load_reward import load_reward
+from vcsoup_dist.scoring.rewards import Scored, model_key, score_all
 
 CODE = """
 import sys

@@ -15,8 +15,8 @@ from training_world import World
 from transformers import AutoTokenizer
 
 from vcsoup_dist.recipe import Training
+from vcsoup_dist.records.pairs import pairs_schema
 from vcsoup_dist.records.reference import ReferenceLogps, read_references, write_reference
-from vcsoup_dist.scoring.pair_files import pairs_schema
 from vcsoup_dist.training import batches, examples, reference
 from vcsoup_dist.training.batches import micro_batches, step_pairs
 from vcsoup_dist.training.examples import (

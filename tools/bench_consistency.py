@@ -34,8 +34,8 @@ from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.records.filter_report import FilterReport
-from vcsoup_dist.scoring.pair_files import HELD_OUT, pairs_schema, shard_name
-from vcsoup_dist.scoring.score_files import ScoreShard, score_name, write_scores, write_summary
+from vcsoup_dist.records.pairs import HELD_OUT, PairsManifest, ShardFile, pairs_schema, shard_name
+from vcsoup_dist.records.scores import ScoreShard, score_name, summarise, write_scores
 from vcsoup_dist.workspace import Product, Workspace
 
 HELD_OUT_PAIRS = 1000
@@ -198,9 +198,9 @@ def write_pairs(folder: Path, parts: list[tuple[int, int, bool]]) -> None:
         file = HELD_OUT if heldout else shard_name(number)
         pq.write_table(table, folder / file)
         if not heldout:
-            shards.append({"file": file, "rows": rows})
-    manifest = {"train": parts[-1][0], "heldout": HELD_OUT_PAIRS, "shards": shards}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+            shards.append(ShardFile(file, rows))
+    train = parts[-1][0]
+    PairsManifest(train + HELD_OUT_PAIRS, train, HELD_OUT_PAIRS, shards).write(folder)
 
 
 def write_value(folder: Path, parts: list[tuple[int, int, bool]], value: int) -> None:
@@ -212,7 +212,7 @@ def write_value(folder: Path, parts: list[tuple[int, int, bool]], value: int) ->
         path = folder / score_name(len(files[heldout]), heldout)
         write_scores(path, ScoreShard(ids_of(start, rows), chosen, rejected))
         files[heldout].append(path)
-    write_summary(folder, files[False], files[True])
+    summarise(files[False], files[True]).write(folder)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def contestant(
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     if name == "ours":
-        from vcsoup_dist.scoring.rewards import load_reward
+        from vcsoup_dist.scoring.load_reward import load_reward
 
         reward = load_reward(
             [ClassifierReward(classifier=str(model), dtype=dtype)],
@@ -175,9 +175,9 @@ def actor_rate(pairs: Sequence[Pair], model: Path, dtype: str, actors: int, fold
     """Pairs per second of `actors` Ray actors, from a fifth of the pairs done to all of them."""
     from vcsoup_dist.launch.ray_cluster import ray_cluster
     from vcsoup_dist.recipe import ActorPool, Launch
+    from vcsoup_dist.records.pairs import AppendedTable, PairSlice, pair_row, pairs_schema
     from vcsoup_dist.scoring.actors import Output, ShardTask
     from vcsoup_dist.scoring.crew import Pool
-    from vcsoup_dist.scoring.pair_files import AppendedTable, PairSlice, pair_row, pairs_schema
     from vcsoup_dist.scoring.pools import run_pools
 
     file, lock = folder / "pairs.parquet", folder / "lock"

@@ -31,7 +31,7 @@ from vcsoup_dist.identity import Located
 from vcsoup_dist.preferences.pair import Pair
 from vcsoup_dist.preferences.rows import read_pairs
 from vcsoup_dist.recipe import Launch, Training
-from vcsoup_dist.scoring.pair_files import pair_row, pairs_schema
+from vcsoup_dist.records.pairs import pair_row, pairs_schema
 from vcsoup_dist.training.batches import step_pairs
 from vcsoup_dist.training.deepspeed_config import FOLDERS, fill_deepspeed_config
 from vcsoup_dist.training.job import Job, PolicyTask, ReferenceTask

@@ -9,17 +9,16 @@ there. In fp32 the change is kept, and is 0.3 % of that weight at most.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from vcsoup_dist.check.cost import count_pairs
 from vcsoup_dist.recipe import Recipe, Training
 from vcsoup_dist.records.filter_report import FilterReport
+from vcsoup_dist.records.pairs import PairsManifest
 from vcsoup_dist.records.training_summary import TrainingSummary
 from vcsoup_dist.training.schedule import count_steps, learning_rate, passes_warning
 from vcsoup_dist.training.sft import sft_training
@@ -171,7 +170,7 @@ def _read(recipe: Recipe, workspace: Workspace, product: Product) -> tuple[int |
     total = 0
     for each in product.inputs_of("read"):
         if workspace.is_made(each):
-            total += _json(workspace.folder(each) / "manifest.json")["train"]
+            total += PairsManifest.read(workspace.folder(each)).train
             continue
         source, file = each.sources["data"], Path(each.sources["data"].source)
         if source.revision is not None or not file.exists():
@@ -190,10 +189,6 @@ def _trained_pairs(workspace: Workspace, seeds: Sequence[Product]) -> int | None
         if workspace.is_made(product):
             return TrainingSummary.read(workspace.folder(product)).pairs
     return None
-
-
-def _json(file: Path) -> Any:
-    return json.loads(file.read_text())
 
 
 def _bound(count: int, known: bool) -> str:

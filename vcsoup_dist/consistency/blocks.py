@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vcsoup_dist.scoring.pair_files import HELD_OUT, read_manifest, train_slices
+from vcsoup_dist.records.pairs import HELD_OUT, train_slices
+from vcsoup_dist.records.scores import ScoresManifest
 
 Array = NDArray[np.float64]
 Ids = NDArray[np.uint64]
@@ -57,9 +58,11 @@ def heldout_block(dataset: str, pairs: Path, scores: Sequence[Path]) -> Block:
     return Block(dataset, (pairs / HELD_OUT,), files, rows)
 
 
-def _listed(scores: Path, part: str) -> list[tuple[Path, int]]:
+def _listed(scores: Path, part: Literal["shards", "heldout"]) -> list[tuple[Path, int]]:
     """(file, rows) of the training (`shards`) or `heldout` rewards of a finished product."""
-    return [(scores / each["file"], each["rows"]) for each in read_manifest(scores)[part]]
+    manifest = ScoresManifest.read(scores)
+    files = manifest.shards if part == "shards" else manifest.heldout
+    return [(scores / each.file, each.rows) for each in files]
 
 
 def read_ids(block: Block) -> Ids:

@@ -14,7 +14,7 @@ from vcsoup_dist.consistency.blocks import Block, read_rewards, read_value
 from vcsoup_dist.consistency.shard_map import Run
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.moments import Moments, moments
-from vcsoup_dist.scoring.score_files import ROUNDING
+from vcsoup_dist.records.scores import ROUNDING
 
 Array = NDArray[np.float64]
 Normalisation = Literal["zscore", "gap_std", "robust", "none"]

@@ -53,7 +53,7 @@ from vcsoup_dist.records.filter_report import (
 )
 from vcsoup_dist.records.filtered_pairs import HELD_OUT
 from vcsoup_dist.records.keep_rule import KeepRule
-from vcsoup_dist.scoring.pair_files import read_manifest
+from vcsoup_dist.records.scores import ScoresManifest
 from vcsoup_dist.workspace import Draft, Product, Workspace
 
 log = logging.getLogger("vcsoup")
@@ -213,7 +213,7 @@ def _report(
         },
         equal_pairs={
             dataset: {
-                value: read_manifest(folder)["equal_pairs"]
+                value: ScoresManifest.read(folder).equal_pairs
                 for value, folder in zip(values, inputs.scores[dataset], strict=True)
             }
             for dataset in inputs.pairs

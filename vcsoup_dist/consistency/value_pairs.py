@@ -27,7 +27,7 @@ from vcsoup_dist.progress import progress
 from vcsoup_dist.records.filter_report import PairCounts
 from vcsoup_dist.records.filtered_pairs import part_name
 from vcsoup_dist.records.keep_rule import KeepRule
-from vcsoup_dist.scoring.pair_files import read_manifest
+from vcsoup_dist.records.scores import ScoresManifest
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -130,7 +130,7 @@ def _measure_scale(inputs: FilterInputs, datasets: Sequence[str], run: Run) -> S
     ]
     # The share of each reward's size [N] that is rounding.
     rounding = [
-        max(read_manifest(folder)["rounding"] for folder in of_value)
+        max(ScoresManifest.read(folder).rounding for folder in of_value)
         for of_value in zip(*scores, strict=True)
     ]
     total = sum(block.rows for block in blocks)

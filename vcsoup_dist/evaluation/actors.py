@@ -27,7 +27,8 @@ from vcsoup_dist.processes import die_on_sigterm, die_with_parent
 from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Evaluation
 from vcsoup_dist.scoring.actor_errors import is_out_of_memory, mendable
-from vcsoup_dist.scoring.rewards import Reward, Text, load_reward, score_all
+from vcsoup_dist.scoring.load_reward import load_reward
+from vcsoup_dist.scoring.rewards import Reward, Text, score_all
 from vcsoup_dist.souping.virtual import load_soup, reweight
 
 LESS = "lower evaluation.batch or scoring.tokens_per_batch, or give it more memory"

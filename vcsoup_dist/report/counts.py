@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.records.filter_report import GAPS, HISTOGRAM, FilterReport
+from vcsoup_dist.records.pairs import PairsManifest
+from vcsoup_dist.records.scores import ScoresManifest
 from vcsoup_dist.records.training_summary import TrainingSummary
 from vcsoup_dist.report.page_data import (
     Filters,
@@ -21,18 +19,18 @@ from vcsoup_dist.workspace import Product, Workspace
 
 def pairs_read(workspace: Workspace, product: Product) -> PairsRead:
     """The counts of a product of stage `read`."""
-    manifest = read_json(workspace.folder(product) / "manifest.json")
+    manifest = PairsManifest.read(workspace.folder(product))
     return PairsRead(
         dataset=str(product.dataset),
-        rows=manifest["rows"],
-        training=manifest["train"],
-        heldout=manifest["heldout"],
-        duplicates=manifest["duplicates"],
-        leaked=manifest["heldout_in_train_pairs"],
-        rejected=manifest["rejected"],
-        left_out=manifest["left_out"],
-        joined=manifest["joined"],
-        returned_prompts=manifest["returned_prompts"],
+        rows=manifest.rows,
+        training=manifest.train,
+        heldout=manifest.heldout,
+        duplicates=manifest.duplicates,
+        leaked=manifest.heldout_in_train_pairs,
+        rejected=manifest.rejected,
+        left_out=manifest.left_out,
+        joined=manifest.joined,
+        returned_prompts=manifest.returned_prompts,
     )
 
 
@@ -45,17 +43,17 @@ def pairs_scored(workspace: Workspace, product: Product) -> list[PairsScored]:
     }
     found = []
     for each in scores.values():
-        summary = read_json(workspace.need(each) / "manifest.json")
+        summary = ScoresManifest.read(workspace.need(each))
         found.append(
             PairsScored(
                 dataset=str(each.dataset),
                 value=str(each.value),
-                pairs=summary["rows"],
-                unscored=summary["unscored"],
-                reasons=summary["reasons"],
-                truncated=summary["truncated"],
-                mean=summary["mean"],
-                std=summary["std"],
+                pairs=summary.rows,
+                unscored=summary.unscored,
+                reasons=summary.reasons,
+                truncated=summary.truncated,
+                mean=summary.mean,
+                std=summary.std,
             )
         )
     return found
@@ -89,9 +87,3 @@ def trained(workspace: Workspace, product: Product) -> Trained:
         if metrics is not None:
             last |= {prefix + name: x for name, x in vars(metrics).items() if x is not None}
     return Trained(str(product.method), str(product.value), product.seed or 0, last)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content

@@ -20,10 +20,11 @@ from vcsoup_dist.identity import Located
 from vcsoup_dist.locks import share_until_exit
 from vcsoup_dist.processes import die_on_sigterm, die_with_parent
 from vcsoup_dist.recipe import CallableReward, ClassifierReward
+from vcsoup_dist.records.pairs import PairSlice, read_slice
+from vcsoup_dist.records.scores import ScoreShard, write_scores
+from vcsoup_dist.scoring.load_reward import load_reward
 from vcsoup_dist.scoring.overdue import this_process
-from vcsoup_dist.scoring.pair_files import PairSlice, read_slice
-from vcsoup_dist.scoring.rewards import Reward, Scored, Text, load_reward
-from vcsoup_dist.scoring.score_files import ScoreShard, write_scores
+from vcsoup_dist.scoring.rewards import Reward, Scored, Text
 
 PAUSES = (1.0, 5.0, 15.0)  # seconds before another try to load what a file system failed to give
 WILL_NOT_PASS = (

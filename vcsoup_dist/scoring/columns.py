@@ -8,7 +8,7 @@ import numpy as np
 
 from vcsoup_dist.preferences.pair import Pair
 from vcsoup_dist.recipe import ColumnsReward
-from vcsoup_dist.scoring.score_files import ScoreShard
+from vcsoup_dist.records.scores import ScoreShard
 
 
 def column_scores(pairs: Sequence[Pair], reward: ColumnsReward) -> ScoreShard:

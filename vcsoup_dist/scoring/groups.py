@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,9 @@ from typing import Any
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.recipe import Recipe
-from vcsoup_dist.scoring.pair_files import HELD_OUT, PairSlice, heldout_slices, train_slices
+from vcsoup_dist.records.pairs import HELD_OUT, PairSlice, heldout_slices, train_slices
+from vcsoup_dist.records.scores import ROUNDING, ScoresManifest, score_name, summarise
 from vcsoup_dist.scoring.rewards import model_key
-from vcsoup_dist.scoring.score_files import ROUNDING, score_name, write_summary
 from vcsoup_dist.workspace import Draft, Product, Workspace
 
 log = logging.getLogger("vcsoup")
@@ -107,11 +107,11 @@ def finish(recipe: Recipe, group: Group) -> None:
     Raises UserError for a reward that is constant, that too many pairs lack, or that reads the same
     tokens in both answers of every pair.
     """
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[tuple[str, ScoresManifest]]] = {}
     for making in group.makings:
         summary = _summarise(recipe, making)
         _check_unscored(recipe, group, making, summary)
-        found.setdefault(making.value, []).append({"name": making.product.name, **summary})
+        found.setdefault(making.value, []).append((making.product.name, summary))
     origins = [value.data.path for value in recipe.values.values() if value.data is not None]
     datasets = sum(path is not None for path in origins)
     for value, summaries in found.items():
@@ -119,68 +119,71 @@ def finish(recipe: Recipe, group: Group) -> None:
     group.publish.close()
 
 
-def _check_telling(value: str, summaries: Sequence[Mapping[str, Any]], everywhere: bool) -> None:
+def _check_telling(
+    value: str, named: Sequence[tuple[str, ScoresManifest]], everywhere: bool
+) -> None:
     """Warn of datasets on which a reward is constant; raises UserError where it tells nothing.
 
-    everywhere: whether the summaries are of all datasets.
+    named: summaries by their product's name; everywhere: whether they are of all datasets.
     """
-    constant = [each for each in summaries if each["constant"]]
-    means = [each["mean"] for each in constant]
-    if everywhere and len(constant) == len(summaries):
+    summaries = [summary for _, summary in named]
+    means = [each.mean or 0.0 for each in summaries if each.constant]
+    if everywhere and len(means) == len(summaries):
         size = max(map(abs, means))
-        if max(means) - min(means) <= constant[0]["rounding"] * size:
-            exactly = all(each["min"] == each["max"] for each in constant)
+        if max(means) - min(means) <= summaries[0].rounding * size:
+            exactly = all(each.min == each.max for each in summaries)
             but = "" if exactly else " but for rounding"
             raise UserError(
                 f"values.{value}.reward: it gives every answer the same reward{but}, "
                 f"{means[0]:g}; check its `text` and `output`, or the function"
             )
-    blind = [each for each in summaries if each["equal_pairs"] == each["scored"]]
+    blind = [each for each in summaries if each.equal_pairs == each.scored]
     if everywhere and len(blind) == len(summaries):
         raise UserError(
             f"values.{value}.reward: the two answers of every pair are the same tokens to it; "
             "check its `text`, its `max_length` and its chat template"
         )
-    for each in constant:
-        log.warning(
-            "%s: THE REWARD IS CONSTANT here, %g for every answer", each["name"], each["mean"]
-        )
+    for name, each in named:
+        if each.constant:
+            log.warning("%s: THE REWARD IS CONSTANT here, %g for every answer", name, each.mean)
 
 
-def _summarise(recipe: Recipe, making: Making) -> dict[str, Any]:
+def _summarise(recipe: Recipe, making: Making) -> ScoresManifest:
     heldout = [file for part, file in making.work.items() if part.file.name == HELD_OUT]
     train = [file for part, file in making.work.items() if part.file.name != HELD_OUT]
     dtype = getattr(recipe.values[making.value].reward, "dtype", "fp32")
     softmax = getattr(recipe.values[making.value].reward, "softmax", False)
     rounding = ROUNDING["fp32" if softmax else dtype]  # probabilities are of a head in fp32
-    summary = write_summary(making.draft.output, train, heldout, rounding)
+    summary = summarise(train, heldout, rounding)
+    summary.write(making.draft.output)
     name = making.product.name
-    if summary["mean"] is not None:
+    if summary.mean is not None:
         log.info(
             "%s: %d pairs, mean %.4g, std %.4g; truncated %d texts, of %d even the response",
-            name, summary["rows"], summary["mean"], summary["std"],
-            summary["truncated"], summary["truncated_responses"],
+            name, summary.rows, summary.mean, summary.std,
+            summary.truncated, summary.truncated_responses,
         )  # fmt: skip
-    if summary["equal_pairs"]:
+    if summary.equal_pairs:
         log.warning(
             "%s: THE TWO ANSWERS OF %d OF %d PAIRS ARE THE SAME TOKENS to the reward, so their gap "
-            "is 0", name, summary["equal_pairs"], summary["rows"],
+            "is 0", name, summary.equal_pairs, summary.rows,
         )  # fmt: skip
-    if summary["unscored"]:
-        reasons = [f"{count} x {reason}" for reason, count in summary["reasons"].items()]
+    if summary.unscored:
+        reasons = [f"{count} x {reason}" for reason, count in summary.reasons.items()]
         log.warning(
             "%s: %d OF %d PAIRS HAVE NO REWARD: %s",
-            name, summary["unscored"], making.pairs, "; ".join(reasons[:3]),
+            name, summary.unscored, making.pairs, "; ".join(reasons[:3]),
         )  # fmt: skip
     return summary
 
 
-def _check_unscored(recipe: Recipe, group: Group, making: Making, summary: dict[str, Any]) -> None:
-    if summary["mean"] is not None and summary["unscored"] <= most_unscored(recipe, making):
+def _check_unscored(recipe: Recipe, group: Group, making: Making, summary: ScoresManifest) -> None:
+    pair = summary.first_unscored
+    enough = summary.mean is not None and summary.unscored <= most_unscored(recipe, making)
+    if pair is None or enough:
         return
-    pair = summary["first_unscored"]
     raise too_many_unscored(
-        group.name, making.draft.output, summary["unscored"], f"{pair['id']}: {pair['reason']}"
+        group.name, making.draft.output, summary.unscored, f"{pair.id}: {pair.reason}"
     )
 
 
@@ -193,6 +196,6 @@ def too_many_unscored(reward: str, output: Path, pairs: int, first: str) -> User
     """The error for a product, made in `output`, of which too many pairs have no reward."""
     return UserError(
         f"{reward}: {pairs} pairs have no reward, more than scoring.max_bad_rows allows; the first "
-        f"is {first}. Mend the reward or allow more; where the recipe and the reward's code stay "
+        f"is {first}. Fix the reward or allow more; where the recipe and the reward's code stay "
         f"as they are, remove {output} to score its pairs again"
     )

@@ -14,10 +14,10 @@ from vcsoup_dist.errors import UserError, reason_of
 from vcsoup_dist.forward.attention import choose_attention
 from vcsoup_dist.forward.hidden import can_pack, longest_together
 from vcsoup_dist.recipe import Attention
+from vcsoup_dist.scoring.forward_modes import Apart, ByModel, Packed, PaddedLastToken, Way
 from vcsoup_dist.scoring.heads import LOGITS, Outputs, compute_head_in_fp32, is_from_transformers
 from vcsoup_dist.scoring.rewards import Text
 from vcsoup_dist.scoring.texts import RewardText
-from vcsoup_dist.scoring.ways import Apart, ByModel, Packed, PaddedLastToken, Way
 
 # Of an output's spread over the probes: between another order of summing and another text's
 # influence.

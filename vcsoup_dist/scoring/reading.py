@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,17 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.files import write_atomically
 from vcsoup_dist.preferences.beside import NOT_READ, not_read
 from vcsoup_dist.preferences.id_set import IdSet
 from vcsoup_dist.preferences.json_rows import remedy
 from vcsoup_dist.preferences.pair import BadRow, LeftOut, Pair
 from vcsoup_dist.preferences.rows import Read
-from vcsoup_dist.scoring.pair_files import (
+from vcsoup_dist.records.pairs import (
     HELD_OUT,
     REJECTED,
     REJECTED_ROWS,
     AppendedTable,
+    PairsManifest,
+    ShardFile,
     pair_row,
     pairs_schema,
     shard_name,
@@ -63,92 +63,111 @@ def write_pairs(
     shard_pairs: int,
     columns: Sequence[str],
     max_bad_rows: float,
-) -> dict[str, Any]:
+) -> PairsManifest:
     """Fill `folder` with train-*.parquet, heldout.parquet, rejected_rows.parquet and manifest.json.
 
     Without `heldout`, the prompts whose hash falls under `heldout_share` are held out; either way
     no prompt is on both sides. `limit` counts training pairs; no row after the last of them is
-    taken. Returns the manifest. Raises UserError where more than `max_bad_rows` of a source's rows
-    are unusable, or no training pair is left.
+    taken. Raises UserError where more than `max_bad_rows` of a source's rows are unusable, or no
+    training pair is left.
     """
-    schema = pairs_schema(columns)
-    counts: Counter[str] = Counter(train=0, heldout=0, duplicates=0)
-    heldout_prompts, leaked_prompts = IdSet(), IdSet()
-    shards: list[dict[str, Any]] = []
-    shard: list[dict[str, Any]] = []
-
-    def unseen(source: Source, rejected: AppendedTable) -> Iterator[Pair]:
-        ids = IdSet()
-        for pair in _good(source, rejected):
-            if ids.add(int(pair.id, 16)):
-                yield pair
-            else:
-                counts["duplicates"] += 1
-
-    def flush() -> None:
-        file = shard_name(len(shards))
-        pq.write_table(pa.Table.from_pylist(shard, schema=schema), folder / file)
-        shards.append({"file": file, "rows": len(shard)})
-        shard.clear()
-
-    with ExitStack() as files:
-        rejected = files.enter_context(AppendedTable(folder / REJECTED_ROWS, REJECTED))
-        held_out = files.enter_context(AppendedTable(folder / HELD_OUT, schema))
-        for pair in unseen(heldout, rejected) if heldout else ():
+    with ExitStack() as stack:
+        files = _Files(folder, pairs_schema(columns), shard_pairs, stack)
+        heldout_prompts, leaked_prompts = IdSet(), IdSet()
+        leaked = 0
+        for pair in _unseen(heldout, files) if heldout else ():
             row = pair_row(pair)
             heldout_prompts.add(int(row["prompt_id"], 16))
-            held_out.add(row)
-            counts["heldout"] += 1
-        for pair in unseen(train, rejected):
+            files.hold_out(row)
+        for pair in _unseen(train, files):
             row = pair_row(pair)
             prompt = int(row["prompt_id"], 16)
             if prompt in heldout_prompts:
                 leaked_prompts.add(prompt)
-                counts["leaked"] += 1
+                leaked += 1
             elif heldout is None and prompt < heldout_share * 2**64:
-                held_out.add(row)
-                counts["heldout"] += 1
+                files.hold_out(row)
             else:
-                shard.append(row)
-                counts["train"] += 1
-                if len(shard) == shard_pairs:
-                    flush()
-                if counts["train"] == limit:
+                files.add(row)
+                if files.train == limit:
                     break
-    if shard:
-        flush()
+        files.flush()
     sources = [train] if heldout is None else [train, heldout]
     for source in sources:
-        _judge(source, max_bad_rows, folder)
-        _say_left_out(source)
-    if not shards:
-        why = "".join(f"; {times}: {reason}" for reason, times in train.left_out.most_common(3))
-        raise UserError(f"{train.name}: of {train.read} rows none is left to train on{why}")
-    if not counts["heldout"]:
-        log.warning(
-            "%s: none of %d pairs is held out; raise heldout_share or name a `heldout` file",
-            train.name, counts["train"],
-        )  # fmt: skip
-    manifest = {
-        "rows": sum(source.read for source in sources),
-        "train": counts["train"],
-        "heldout": counts["heldout"],
-        "duplicates": counts["duplicates"],
-        "rejected": dict(sorted(sum((s.rejected for s in sources), Counter()).items())),
-        "left_out": dict(sorted(sum((s.left_out for s in sources), Counter()).items())),
-        "joined": sum(source.joined for source in sources),
-        "returned_prompts": sum(source.tally["returned_prompts"] for source in sources),
-        "not_read": {
+        _check_rejected(source, max_bad_rows, folder)
+        _log_left_out(source)
+    _check_counts(train, files)
+    manifest = PairsManifest(
+        rows=sum(source.read for source in sources),
+        train=files.train,
+        heldout=files.heldout,
+        duplicates=files.duplicates,
+        rejected=dict(sorted(sum((s.rejected for s in sources), Counter()).items())),
+        left_out=dict(sorted(sum((s.left_out for s in sources), Counter()).items())),
+        joined=sum(source.joined for source in sources),
+        returned_prompts=sum(source.tally["returned_prompts"] for source in sources),
+        not_read={
             name: count
             for name, count in sorted(sum((s.tally for s in sources), Counter()).items())
             if name in NOT_READ
         },
-        "heldout_in_train": len(leaked_prompts),
-        "heldout_in_train_pairs": counts["leaked"],
-        "shards": shards,
-    }
-    write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+        heldout_in_train=len(leaked_prompts),
+        heldout_in_train_pairs=leaked,
+        shards=files.shards,
+    )
+    manifest.write(folder)
     return manifest
+
+
+class _Files:
+    """The files of a product while they are filled, and how many pairs went where."""
+
+    def __init__(self, folder: Path, schema: pa.Schema, shard_pairs: int, stack: ExitStack) -> None:
+        self.folder, self.schema, self.shard_pairs = folder, schema, shard_pairs
+        self.rejected = stack.enter_context(AppendedTable(folder / REJECTED_ROWS, REJECTED))
+        self.held_out = stack.enter_context(AppendedTable(folder / HELD_OUT, schema))
+        self.shards: list[ShardFile] = []
+        self.shard: list[dict[str, Any]] = []
+        self.train = self.heldout = self.duplicates = 0
+
+    def hold_out(self, row: dict[str, Any]) -> None:
+        self.held_out.add(row)
+        self.heldout += 1
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.shard.append(row)
+        self.train += 1
+        if len(self.shard) == self.shard_pairs:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.shard:
+            file = shard_name(len(self.shards))
+            table = pa.Table.from_pylist(self.shard, schema=self.schema)
+            pq.write_table(table, self.folder / file)
+            self.shards.append(ShardFile(file, len(self.shard)))
+            self.shard.clear()
+
+
+def _unseen(source: Source, files: _Files) -> Iterator[Pair]:
+    """The sound pairs of a source, each once."""
+    ids = IdSet()
+    for pair in _good(source, files.rejected):
+        if ids.add(int(pair.id, 16)):
+            yield pair
+        else:
+            files.duplicates += 1
+
+
+def _check_counts(train: Source, files: _Files) -> None:
+    if not files.shards:
+        why = "".join(f"; {times}: {reason}" for reason, times in train.left_out.most_common(3))
+        raise UserError(f"{train.name}: of {train.read} rows none is left to train on{why}")
+    if not files.heldout:
+        log.warning(
+            "%s: none of %d pairs is held out; raise heldout_share or name a `heldout` file",
+            train.name, files.train,
+        )  # fmt: skip
 
 
 def _good(source: Source, rejected: AppendedTable) -> Iterator[Pair]:
@@ -169,28 +188,28 @@ def _good(source: Source, rejected: AppendedTable) -> Iterator[Pair]:
             yield row
 
 
-def _judge(source: Source, max_bad_rows: float, folder: Path) -> None:
+def _check_rejected(source: Source, max_bad_rows: float, folder: Path) -> None:
     """Say how many rows were unusable; raises UserError where they are too many."""
     bad = source.rejected.total()
     if not bad:
         return
     # A dataset of ratings is no better for having several rows a pair, or many ties.
-    judged = source.read - source.joined - source.left_out.total()
+    counted = source.read - source.joined - source.left_out.total()
     reason, times = source.rejected.most_common(1)[0]
     found = (
-        f"{source.name}: {bad} of {judged} rows ({bad / judged:.1%}) cannot be used; "
+        f"{source.name}: {bad} of {counted} rows ({bad / counted:.1%}) cannot be used; "
         f"most often ({times}): {reason}, first in row {source.first_row[reason]}"
     )
-    if judged < source.read:
-        found += f" ({source.read - judged} other rows are ties and the like, or halves of pairs)"
-    if bad > max_bad_rows * judged:
-        allow = f" or raise scoring.max_bad_rows ({max_bad_rows:g})" if bad < judged else ""
+    if counted < source.read:
+        found += f" ({source.read - counted} other rows are ties and the like, or halves of pairs)"
+    if bad > max_bad_rows * counted:
+        allow = f" or raise scoring.max_bad_rows ({max_bad_rows:g})" if bad < counted else ""
         fix = remedy(reason) or "fix them"
         raise UserError(f"{found}; see {folder / REJECTED_ROWS}, and {fix}{allow}")
     log.info("%s", found)
 
 
-def _say_left_out(source: Source) -> None:
+def _log_left_out(source: Source) -> None:
     """Log what sound rows make no pair, prompts that are not together, and columns not read."""
     if unread := not_read(source.tally):
         log.warning("%s: %s", source.name, unread)

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from vcsoup_dist.identity import Located
 from vcsoup_dist.preferences.pair import Pair
 from vcsoup_dist.recipe import CallableReward, ClassifierReward, ColumnsReward
+from vcsoup_dist.records.scores import ROUNDING
 from vcsoup_dist.scoring.classifier import Classifier
 from vcsoup_dist.scoring.function import FunctionReward
 from vcsoup_dist.scoring.heads import LOGITS, are_rounded
@@ -31,7 +32,6 @@ from vcsoup_dist.scoring.reward_findings import (
 )
 from vcsoup_dist.scoring.reward_sample import sample_findings, take_sample
 from vcsoup_dist.scoring.rewards import Scored
-from vcsoup_dist.scoring.score_files import ROUNDING
 from vcsoup_dist.scoring.texts import RewardText, encode_text
 
 SHOWN = 600  # characters of the example's text

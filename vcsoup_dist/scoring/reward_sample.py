@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from vcsoup_dist.forward.answer_text import DROPPED
 from vcsoup_dist.preferences.pair import Pair
+from vcsoup_dist.records.scores import ROUNDING
 from vcsoup_dist.scoring.reward_findings import Finding
 from vcsoup_dist.scoring.rewards import Scored
-from vcsoup_dist.scoring.score_files import ROUNDING
 
 ENOUGH = 20  # pairs from which shares and correlations say something
 FAR_BELOW_HALF = 0.35

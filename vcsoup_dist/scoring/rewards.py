@@ -18,9 +18,7 @@ from pydantic import BaseModel
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.forward.answer_text import DROPPED
-from vcsoup_dist.identity import Located
 from vcsoup_dist.preferences.pair import Message
-from vcsoup_dist.recipe import CallableReward, ClassifierReward
 
 log = logging.getLogger("vcsoup")
 
@@ -64,33 +62,6 @@ class Reward(Protocol):
 
     def score(self, encoded: Any) -> Scored:
         """Rewards of texts that were encoded."""
-
-
-def load_reward(
-    rewards: Sequence[ClassifierReward | CallableReward],
-    source: Located,
-    *,
-    device: str = "cpu",
-    tokens_per_batch: int | None = None,
-    values: Sequence[str] = (),
-) -> Reward:
-    """Load the rewards of V values, which share a model, from where the plan found it.
-
-    `tokens_per_batch`: None takes what is usual for the device; `values`: what errors call the
-    rewards. Raises UserError naming the model or function.
-    """
-    first = rewards[0]
-    if isinstance(first, CallableReward):
-        from vcsoup_dist.scoring.function import FunctionReward
-
-        functions = [each for each in rewards if isinstance(each, CallableReward)]
-        return FunctionReward(functions, source)
-    from vcsoup_dist.scoring.classifier import Classifier
-
-    classifiers = [each for each in rewards if isinstance(each, ClassifierReward)]
-    return Classifier(
-        classifiers, source, device=device, tokens_per_batch=tokens_per_batch, values=values
-    )
 
 
 def model_key(reward: Mapping[str, Any]) -> str:

@@ -11,11 +11,11 @@ from vcsoup_dist.identity import Located
 from vcsoup_dist.preferences.rows import read_pairs
 from vcsoup_dist.progress import progress
 from vcsoup_dist.recipe import ColumnsReward, Data, Recipe
+from vcsoup_dist.records.pairs import read_slice
+from vcsoup_dist.records.scores import write_scores
 from vcsoup_dist.scoring.columns import column_scores
 from vcsoup_dist.scoring.groups import Group, finish, group_products
-from vcsoup_dist.scoring.pair_files import read_slice
 from vcsoup_dist.scoring.reading import Source, write_pairs
-from vcsoup_dist.scoring.score_files import write_scores
 from vcsoup_dist.workspace import Product, Workspace
 
 log = logging.getLogger("vcsoup")
@@ -53,10 +53,10 @@ def read(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
         log.info(
             "%s: %d pairs to train on, %d held out; the rest of %d rows: %d the other half of a "
             "pair, %d unusable, %d that make no pair, %d duplicates, %d whose prompt is held out",
-            product.name, manifest["train"], manifest["heldout"], manifest["rows"],
-            manifest["joined"], sum(manifest["rejected"].values()),
-            sum(manifest["left_out"].values()), manifest["duplicates"],
-            manifest["heldout_in_train_pairs"],
+            product.name, manifest.train, manifest.heldout, manifest.rows,
+            manifest.joined, sum(manifest.rejected.values()),
+            sum(manifest.left_out.values()), manifest.duplicates,
+            manifest.heldout_in_train_pairs,
         )  # fmt: skip
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.records.pairs import PairSlice
+from vcsoup_dist.records.scores import has_reward
 from vcsoup_dist.scoring.actors import Output, ShardTask
 from vcsoup_dist.scoring.crew import Pool
 from vcsoup_dist.scoring.groups import Group, Making, most_unscored
-from vcsoup_dist.scoring.pair_files import PairSlice
 from vcsoup_dist.scoring.quarantine import QUARANTINE
-from vcsoup_dist.scoring.score_files import has_reward
 
 
 def pool_of(recipe: Recipe, group: Group) -> Pool:

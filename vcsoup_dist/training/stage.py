@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from vcsoup_dist.launch.stop_signals import raise_if_stop_requested
 from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe, Training
 from vcsoup_dist.records.filter_report import FilterReport
+from vcsoup_dist.records.pairs import HELD_OUT, PairsManifest
 from vcsoup_dist.records.training_summary import SUMMARY
 from vcsoup_dist.training.job import Job, PolicyTask, ReferenceTask
 from vcsoup_dist.training.metrics import lacks_wandb
@@ -41,10 +41,10 @@ def _sft_task(workspace: Workspace, draft: Draft) -> PolicyTask:
     count = 0
     for each in draft.product.inputs_of("read"):
         folder = workspace.need(each).resolve()
-        manifest = json.loads((folder / "manifest.json").read_text())
-        pairs += [str(folder / shard["file"]) for shard in manifest["shards"]]
-        heldout.append(str(folder / "heldout.parquet"))
-        count += manifest["train"]
+        manifest = PairsManifest.read(folder)
+        pairs += [str(folder / shard.file) for shard in manifest.shards]
+        heldout.append(str(folder / HELD_OUT))
+        count += manifest.train
     return _task(workspace, draft, pairs, heldout, [], count)
 
 
@@ -88,7 +88,7 @@ def _preference_task(workspace: Workspace, draft: Draft) -> PolicyTask:
         workspace,
         draft,
         [str(folder / each.file) for each in report.files],
-        [str(folder / "heldout.parquet")],
+        [str(folder / HELD_OUT)],
         [str(each.resolve()) for each in references],
         report.comparison.usable,
     )

@@ -1,22 +1,23 @@
-"""The parquet files of `scores/<dataset>/<value>`: one per slice of pairs, and their summary."""
+"""`scores/<dataset>/<value>`: a parquet file per slice of pairs, and statistics of them all."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vcsoup_dist.files import replacing, write_atomically
+from vcsoup_dist.files import replacing
 from vcsoup_dist.moments import moments
+from vcsoup_dist.records.json_record import read_record, write_record
+from vcsoup_dist.records.pairs import MANIFEST, ShardFile
 
 Array = NDArray[np.float64]
 
@@ -89,83 +90,101 @@ def has_reward(path: Path) -> bool:
     return sum(int(column.statistics.null_count) for column in columns) > 0
 
 
-def write_summary(
-    folder: Path,
-    shards: Sequence[Path],
-    heldout: Sequence[Path],
-    rounding: float = ROUNDING["fp32"],
-) -> dict[str, Any]:
-    """Write manifest.json over all score files of a product, and return it.
+@dataclass(frozen=True)
+class FirstUnscored:
+    """The first pair without a reward."""
 
-    The statistics are of the training shards' pairs that have a reward: `mean` and `std` (ddof = 0)
-    over chosen and rejected pooled, None where no pair has one; `constant`: no two rewards differ
-    but by `rounding`, a share of their size. `unscored` and `reasons` count the pairs without a
-    reward, held-out ones among them; `equal_pairs` those of the others whose two texts are the same
-    tokens.
-    """
-    rewards = _Statistics()
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ScoresManifest:
+    """One reward of a dataset's pairs. Statistics are of the training pairs that have a reward."""
+
+    VERSION: ClassVar[int] = 1
+
+    rows: int
+    """Training pairs."""
+    scored: int
+    """Of these, those with a reward."""
+    unscored: int
+    """Pairs without a reward, held-out ones among them."""
+    reasons: dict[str, int]
+    """Why, the most frequent reasons."""
+    first_unscored: FirstUnscored | None
+    truncated: int
+    """Texts of which something was cut."""
+    truncated_responses: int
+    """Those of them whose response alone was too long."""
+    equal_pairs: int
+    """Pairs whose two texts are the same tokens to the reward."""
+    rounding: float
+    """Share of a reward's size that tells nothing."""
+    mean: float | None
+    """Of chosen and rejected pooled; None where no pair has a reward, as all below."""
+    std: float | None
+    """With ddof = 0."""
+    min: float | None
+    max: float | None
+    constant: bool
+    """Whether no two rewards differ but by rounding."""
+    shards: list[ShardFile]
+    heldout: list[ShardFile]
+
+    def write(self, folder: Path) -> None:
+        """Write manifest.json into the folder of a product."""
+        write_record(folder / MANIFEST, self)
+
+    @classmethod
+    def read(cls, folder: Path) -> ScoresManifest:
+        """Read that of a product; UserError where it is damaged or of another version."""
+        return read_record(folder / MANIFEST, cls)
+
+
+def summarise(
+    shards: Sequence[Path], heldout: Sequence[Path], rounding: float = ROUNDING["fp32"]
+) -> ScoresManifest:
+    """Go over the score files of all training shards and held-out slices of a product."""
     missing = _Missing()
+    total = moments(np.zeros((0, 1)))
+    lowest, highest = math.inf, -math.inf
     truncated = responses = equal = 0
-    listed: list[dict[str, Any]] = []
-    for path in shards:
+    files: dict[bool, list[ShardFile]] = {True: [], False: []}
+    for path in [*shards, *heldout]:
         shard = read_scores(path)
-        rewards.add(np.concatenate([shard.chosen, shard.rejected]))
+        is_training = len(files[True]) < len(shards)
+        files[is_training].append(ShardFile(path.name, len(shard.ids)))
         missing.add(shard)
+        if not is_training:
+            continue
+        rewards = np.concatenate([shard.chosen, shard.rejected])
+        total = total.merged(moments(rewards[:, None]))
+        lowest = min(lowest, np.min(rewards, initial=math.inf, where=~np.isnan(rewards)))
+        highest = max(highest, np.max(rewards, initial=-math.inf, where=~np.isnan(rewards)))
         truncated += shard.truncated
         responses += shard.truncated_responses
         equal += shard.equal_pairs
-        listed.append({"file": path.name, "rows": len(shard.ids)})
-    listed_heldout = []
-    for path in heldout:
-        shard = read_scores(path)
-        missing.add(shard)
-        listed_heldout.append({"file": path.name, "rows": len(shard.ids)})
-    manifest = {
-        "rows": sum(each["rows"] for each in listed),
-        "unscored": missing.count,
-        "reasons": dict(missing.reasons.most_common(REASONS_LISTED)),
-        "first_unscored": missing.first,
-        "truncated": truncated,
-        "truncated_responses": responses,
-        "scored": rewards.count() // 2,
-        "equal_pairs": equal,
-        **rewards.summary(rounding),
-        "shards": listed,
-        "heldout": listed_heldout,
-    }
-    write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-    return manifest
-
-
-class _Statistics:
-    """Mean, deviation and range of numbers that come in parts; those that are NaN do not count."""
-
-    def __init__(self) -> None:
-        self.moments = moments(np.empty((0, 1)))
-        self.lowest, self.highest = math.inf, -math.inf
-
-    def add(self, numbers: Array) -> None:
-        numbers = numbers[~np.isnan(numbers)]
-        self.moments = self.moments.merged(moments(numbers[:, None]))
-        self.lowest = min(self.lowest, float(numbers.min(initial=math.inf)))
-        self.highest = max(self.highest, float(numbers.max(initial=-math.inf)))
-
-    def count(self) -> int:
-        return int(self.moments.count[0])
-
-    def summary(self, rounding: float) -> dict[str, Any]:
-        found: dict[str, Any] = {"rounding": rounding}
-        if not self.count():
-            return found | dict.fromkeys(("mean", "std", "min", "max")) | {"constant": False}
-        mean, std = float(self.moments.mean[0]), float(self.moments.std()[0])
-        alike = self.lowest == self.highest or std <= rounding * math.hypot(mean, std)
-        return found | {
-            "mean": mean,
-            "std": std,
-            "min": self.lowest,
-            "max": self.highest,
-            "constant": alike,
-        }
+    count, mean, std = int(total.count[0]), float(total.mean[0]), float(total.std()[0])
+    alike = lowest == highest or std <= rounding * math.hypot(mean, std)
+    return ScoresManifest(
+        rows=sum(each.rows for each in files[True]),
+        scored=count // 2,
+        unscored=missing.count,
+        reasons=dict(missing.reasons.most_common(REASONS_LISTED)),
+        first_unscored=missing.first,
+        truncated=truncated,
+        truncated_responses=responses,
+        equal_pairs=equal,
+        rounding=rounding,
+        mean=mean if count else None,
+        std=std if count else None,
+        min=float(lowest) if count else None,
+        max=float(highest) if count else None,
+        constant=bool(count and alike),
+        shards=files[True],
+        heldout=files[False],
+    )
 
 
 class _Missing:
@@ -174,14 +193,14 @@ class _Missing:
     def __init__(self) -> None:
         self.count = 0
         self.reasons: Counter[str] = Counter()
-        self.first: dict[str, str] | None = None
+        self.first: FirstUnscored | None = None
 
     def add(self, shard: ScoreShard) -> None:
         self.count += len(shard.failures)
         self._count_reasons(shard.failures.values())
         if self.first is None and shard.failures:
             position, reason = next(iter(shard.failures.items()))
-            self.first = {"id": shard.ids[position], "reason": reason}
+            self.first = FirstUnscored(shard.ids[position], reason)
 
     def _count_reasons(self, reasons: Iterable[str]) -> None:
         for reason in reasons:

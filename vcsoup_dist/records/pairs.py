@@ -1,20 +1,21 @@
-"""The parquet files of `pairs/<dataset>`: canonical pairs, in shards for training."""
+"""`pairs/<dataset>`: canonical pairs in parquet files, in shards for training, and their counts."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vcsoup_dist.preferences.pair import Pair, answers_id, prompt_id
+from vcsoup_dist.records.json_record import read_record, write_record
 from vcsoup_dist.records.messages import MESSAGES
 
+MANIFEST = "manifest.json"
 HELD_OUT = "heldout.parquet"
 REJECTED_ROWS = "rejected_rows.parquet"
 ROWS_PER_GROUP = 256
@@ -52,6 +53,53 @@ def shard_name(index: int) -> str:
 
 
 @dataclass(frozen=True)
+class ShardFile:
+    """A file of consecutive pairs, or of their scores."""
+
+    file: str
+    """Its name in the product's folder."""
+    rows: int
+
+
+@dataclass(frozen=True)
+class PairsManifest:
+    """What became of the rows of a dataset; counts are of pairs where nothing else is said."""
+
+    VERSION: ClassVar[int] = 1
+
+    rows: int
+    """Read."""
+    train: int
+    heldout: int
+    shards: list[ShardFile]
+    """Of the training pairs, in order."""
+    duplicates: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    """Reason -> rows that cannot be used."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Reason -> sound rows that make no pair, such as ties."""
+    joined: int = 0
+    """Rows that are one half of a pair that another row stands for."""
+    returned_prompts: int = 0
+    """Prompts that come back after others, of formats that pair rows which follow one another."""
+    not_read: dict[str, int] = field(default_factory=dict)
+    """Column that no format reads -> rows that fill it."""
+    heldout_in_train: int = 0
+    """Held-out prompts that training rows have too."""
+    heldout_in_train_pairs: int = 0
+    """Training pairs left out for that."""
+
+    def write(self, folder: Path) -> None:
+        """Write manifest.json into the folder of a product."""
+        write_record(folder / MANIFEST, self)
+
+    @classmethod
+    def read(cls, folder: Path) -> PairsManifest:
+        """Read that of a product; UserError where it is damaged or of another version."""
+        return read_record(folder / MANIFEST, cls)
+
+
+@dataclass(frozen=True)
 class PairSlice:
     """Consecutive pairs of a file: the unit of work and of recovery."""
 
@@ -62,24 +110,17 @@ class PairSlice:
 
 def train_slices(folder: Path) -> list[PairSlice]:
     """The training shards of a finished `pairs/<dataset>`, in order."""
-    shards = read_manifest(folder)["shards"]
-    return [PairSlice(folder / shard["file"], 0, shard["rows"]) for shard in shards]
+    shards = PairsManifest.read(folder).shards
+    return [PairSlice(folder / shard.file, 0, shard.rows) for shard in shards]
 
 
 def heldout_slices(folder: Path, shard_pairs: int) -> list[PairSlice]:
     """The held-out pairs of a finished `pairs/<dataset>`, at most `shard_pairs` at a time."""
-    rows = read_manifest(folder)["heldout"]
+    rows = PairsManifest.read(folder).heldout
     return [
         PairSlice(folder / HELD_OUT, first, min(shard_pairs, rows - first))
         for first in range(0, rows, shard_pairs)
     ]
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """A product's manifest.json."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert isinstance(manifest, dict)
-    return manifest
 
 
 def read_slice(part: PairSlice) -> list[Pair]:
