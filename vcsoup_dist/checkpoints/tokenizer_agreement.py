@@ -12,7 +12,7 @@ from vcsoup_dist.checkpoints.vocabulary import (
     read_vocabulary,
 )
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.records.json_file import read_json
+from vcsoup_dist.json_file import read_json
 
 # Keys of tokenizer_config.json that say how text becomes tokens.
 _RULES = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")

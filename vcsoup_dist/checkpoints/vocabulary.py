@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.records.json_file import read_json
+from vcsoup_dist.json_file import read_json
 
 
 @dataclass

@@ -18,7 +18,7 @@ from vcsoup_dist.checkpoints.reader import are_equal
 from vcsoup_dist.checkpoints.sources import open_source
 from vcsoup_dist.checkpoints.tensor_names import is_recomputed, with_names
 from vcsoup_dist.errors import UserError, reason_of
-from vcsoup_dist.records.json_file import read_json
+from vcsoup_dist.json_file import read_json
 from vcsoup_dist.souping.tied_heads import is_head, says_tied
 
 RIGHT_MODEL = "give as --model the model that was trained, with its config and tokenizer"

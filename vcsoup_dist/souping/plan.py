@@ -20,8 +20,8 @@ from vcsoup_dist.checkpoints.layout import DTYPE_BITS, TensorSpec
 from vcsoup_dist.checkpoints.sources import Source, open_source
 from vcsoup_dist.checkpoints.writer import Shard, TensorMeta, header_bytes, plan_shards, shards_like
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.json_file import read_json
 from vcsoup_dist.progress import log
-from vcsoup_dist.records.json_file import read_json
 from vcsoup_dist.souping.chunks import Chunk
 from vcsoup_dist.souping.compatible import require_same, require_summable
 from vcsoup_dist.souping.fingerprints import FileState, files_of, source_fingerprint, state_of

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from vcsoup_dist.checkpoints.auxiliary_files import CONFIG_NAME
 from vcsoup_dist.checkpoints.layout import Layout, Source
-from vcsoup_dist.records.json_file import read_json
+from vcsoup_dist.json_file import read_json
 
 HEADS = ("lm_head.weight", "embed_out.weight", "output_layer.weight")
 EMBEDDINGS = (

@@ -13,8 +13,8 @@ from vcsoup_dist.checkpoints.tokenizer_agreement import (
     vocabulary_differences,
 )
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.json_file import read_json
 from vcsoup_dist.progress import log
-from vcsoup_dist.records.json_file import read_json
 
 Named = tuple[str, Path]
 """What messages call a model directory, and where it is."""

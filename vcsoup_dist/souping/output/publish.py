@@ -12,7 +12,7 @@ from vcsoup_dist.checkpoints.digests import weights_digest
 from vcsoup_dist.checkpoints.writer import ShardFile, write_index
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import sync_tree
-from vcsoup_dist.records.json_file import read_json
+from vcsoup_dist.json_file import read_json
 from vcsoup_dist.records.soup_manifest import write_manifest
 from vcsoup_dist.souping.merge_run import MergeRun
 from vcsoup_dist.souping.output.journal import Digests
