@@ -18,7 +18,7 @@ LAYERS = [
     *(
         "identity",
         "locks",
-        "progress files processes",
+        "progress files processes json_file",
         "moments plot_style",
         "errors",
         "__init__",
