@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from vcsoup_dist.checkpoints.completeness import what_is_lacking
+from vcsoup_dist.checkpoints.completeness import missing_part
 from vcsoup_dist.checkpoints.layout import read_layout
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping.merge import merge
@@ -110,7 +110,7 @@ def test_a_number_of_layers_that_the_files_do_not_have_is_refused(whole, tmp_pat
 def test_a_width_that_is_no_number_is_no_traceback(whole, side):
     shapes = {name: spec.shape for name, spec in read_layout(whole).items()}
     config = json.loads((whole / "config.json").read_text()) | {"hidden_size": side}
-    assert what_is_lacking(shapes, config) is None
+    assert missing_part(shapes, config) is None
 
 
 def test_names_under_one_more_start_are_refused():
@@ -120,7 +120,7 @@ def test_names_under_one_more_start_are_refused():
         "actor.lm_head.weight": (96, 8),
     }
     config = {"architectures": ["LlamaForCausalLM"], "vocab_size": 96}
-    assert "begins with 'actor'" in str(what_is_lacking(shapes, config))
+    assert "begins with 'actor'" in str(missing_part(shapes, config))
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -135,4 +135,4 @@ def test_whole_models_lack_nothing(kind, tied, tmp_path):
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     shapes = {name: spec.shape for name, spec in read_layout(tmp_path).items()}
-    assert what_is_lacking(shapes, json.loads((tmp_path / "config.json").read_text())) is None
+    assert missing_part(shapes, json.loads((tmp_path / "config.json").read_text())) is None

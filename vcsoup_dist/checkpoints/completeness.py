@@ -37,11 +37,11 @@ Layers = Mapping[int, frozenset[str]]
 """Number of a layer -> names of its tensors, without the start that they share."""
 
 
-def what_is_lacking(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> str | None:
+def missing_part(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> str | None:
     """What a model of this config lacks for sure; None where nothing is seen to be.
 
     shapes: of all tensors by name, further names of tied ones included. A model with code of its
-    own, or that is no causal language model, is not judged.
+    own, or that is not a causal language model, is not checked.
     """
     architectures = config.get("architectures")
     named = architectures[0] if isinstance(architectures, list) and architectures else ""

@@ -1,4 +1,4 @@
-"""Formats of weights that are no Hugging Face model, and what converts each to one."""
+"""Formats of weights that are not a Hugging Face model, and what converts each to one."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ SUFFIXES = {
 }
 """Of single files."""
 
-# What trainers keep beside weights, and no model is made of.
+# What trainers save along with weights, and models do not need.
 TRAINER_STATE = (
     "optimizer*", "scheduler*", "rng_state*", "random_states_*", "trainer_state.json",
     "training_args*", "scaler.pt", "custom_checkpoint_*.pkl", "zero_to_fp32.py", "latest",

@@ -78,7 +78,7 @@ class Source:
     notes: tuple[str, ...] = ()
     """What a person should know of how it is read."""
     lacks_frozen: bool | None = None
-    """Whether DeepSpeed was told to leave out frozen parameters, if there were any; None where
+    """Whether DeepSpeed was asked to leave out frozen parameters, if there were any; None where
     nothing says so."""
 
 
@@ -200,7 +200,7 @@ def raw_header(file: Path) -> bytes:
 
 
 def read_header(file: Path) -> dict[str, TensorSpec]:
-    """The tensors of one safetensors file by offset; UserError where the header is no true one."""
+    """The tensors of one safetensors file by offset; UserError where the header is not valid."""
     try:
         if not file.is_file():
             raise UserError(f"{file}: this weights file is missing; copy or download it again")

@@ -8,7 +8,7 @@ from typing import Literal
 
 from vcsoup_dist.checkpoints.folders import describe, require_floats
 from vcsoup_dist.checkpoints.layout import Source, read_layout
-from vcsoup_dist.checkpoints.tensor_names import as_loaders_name_them, require_whole
+from vcsoup_dist.checkpoints.tensor_names import require_whole, without_wrapper_names
 from vcsoup_dist.errors import UserError
 
 __all__ = ["Source", "open_source"]
@@ -53,4 +53,4 @@ def open_source(
     if as_stored:
         require_whole(source)
         return source
-    return as_loaders_name_them(source)
+    return without_wrapper_names(source)

@@ -31,7 +31,7 @@ _MASKS = re.compile(r"(^|\.)(attn|attention)\.bias$")  # of GPT-2 and GPT-NeoX: 
 _FLOATS = ("BF16", "F16", "F32", "F64")
 
 
-def as_loaders_name_them(source: Source) -> Source:
+def without_wrapper_names(source: Source) -> Source:
     """The checkpoint under the names that its model has without wrappers, with a note of them.
 
     UserError where names are those of an unmerged adapter or tensors are placeholders, or where

@@ -116,7 +116,7 @@ class ShardFile:
     def create(cls, directory: Path, shard: Shard, *, written: int | None = None) -> ShardFile:
         """Make the file at its final size, header written, data still zero.
 
-        written: go on with a file that a killed process left, of which so many bytes of data are
+        written: resume a file that a killed process left, of which so many bytes of data are
         done; without it FileExistsError where the file is there already. Mode 0644 (less the
         umask): the safetensors library writes 0600, which other users of a cluster cannot read.
         """

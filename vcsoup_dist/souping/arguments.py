@@ -12,7 +12,7 @@ Folder = str | os.PathLike[str]
 
 
 def as_path(value: Any, name: str) -> Path:
-    """TypeError for what is no path; name: of the argument."""
+    """TypeError for what is not a path; name: of the argument."""
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"{name} must be a path or a string, got {_kind(value)}")
     return Path(os.fsdecode(value))

@@ -16,7 +16,7 @@ COPIED_DTYPES = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64"
 
 
 def require_summable(layout: Layout, name: str) -> None:
-    """UserError for a tensor of policy `name` that has no weighted sum and is no buffer to copy."""
+    """UserError for a tensor of policy `name` that cannot be summed and is not a buffer to copy."""
     for spec in layout.values():
         if spec.dtype not in FLOAT_DTYPES and spec.dtype not in COPIED_DTYPES:
             raise UserError(

@@ -9,7 +9,7 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping.arguments import Folder, as_path
 from vcsoup_dist.souping.merge import write_and_log
 from vcsoup_dist.souping.merge_run import MergeRun
-from vcsoup_dist.souping.model_agreement import fitted
+from vcsoup_dist.souping.model_agreement import with_names_of
 from vcsoup_dist.souping.options import MergeOptions
 from vcsoup_dist.souping.output.write import MergeReport
 from vcsoup_dist.souping.plan import plan_merge, require_config
@@ -35,7 +35,7 @@ def export(
         raise UserError("--frozen-from-model needs --model, the base to take them from")
     source = open_source(folder, "deepspeed", masters=settings.dtype in ("F32", "F64"))
     if settings.model is not None:
-        source = fitted(source, settings.model, frozen_from_model=frozen_from_model)
+        source = with_names_of(source, settings.model, frozen_from_model=frozen_from_model)
     soups = {target.absolute().name: (1.0,)}
     plan = plan_merge([source], soups, [folder.absolute().name], settings)
     run = MergeRun.into(target, plan, settings, inside=False)

@@ -36,7 +36,7 @@ class Expected:
     """Names in `layout` of heads that the config ties to the embedding: they may be absent."""
 
 
-def fitted(source: Source, model: Path, *, frozen_from_model: bool = False) -> Source:
+def with_names_of(source: Source, model: Path, *, frozen_from_model: bool = False) -> Source:
     """A checkpoint as the model in the folder `model` has it: its names, and all of them.
 
     frozen_from_model: take tensors that the checkpoint lacks from `model`, bit for bit. Where

@@ -11,7 +11,7 @@ from vcsoup_dist.checkpoints.tensor_names import is_recomputed
 from vcsoup_dist.souping.tied_heads import partner_of, says_untied
 
 
-def aligned(sources: Sequence[Source]) -> list[Source]:
+def with_names_of_first(sources: Sequence[Source]) -> list[Source]:
     """The sources with the same tensors wherever they hold the same; notes say what was done.
 
     Buffers that models compute from their config are left out where not all hold them. A head that

@@ -15,7 +15,7 @@ from vcsoup_dist.checkpoints.auxiliary_files import (
     auxiliary_digests,
     auxiliary_files,
 )
-from vcsoup_dist.checkpoints.completeness import what_is_lacking
+from vcsoup_dist.checkpoints.completeness import missing_part
 from vcsoup_dist.checkpoints.layout import DTYPE_BITS, TensorSpec
 from vcsoup_dist.checkpoints.sources import Source, open_source
 from vcsoup_dist.checkpoints.writer import Shard, TensorMeta, header_bytes, plan_shards, shards_like
@@ -26,7 +26,7 @@ from vcsoup_dist.souping.chunks import Chunk
 from vcsoup_dist.souping.compatible import require_same, require_summable
 from vcsoup_dist.souping.fingerprints import FileState, files_of, source_fingerprint, state_of
 from vcsoup_dist.souping.kernels.formats import FLOAT_DTYPES, Float64
-from vcsoup_dist.souping.name_matching import aligned
+from vcsoup_dist.souping.name_matching import with_names_of_first
 from vcsoup_dist.souping.options import SHARD_SIZE, MergeOptions
 from vcsoup_dist.souping.stream import WeightedSums
 from vcsoup_dist.souping.tokenizer_source import choose_tokenizer_source
@@ -117,7 +117,7 @@ def plan_merge(
             sources.append(open_source(options.base))
             all_names.append(base)
             weights = np.column_stack([weights, of_base])
-    sources = aligned(sources)
+    sources = with_names_of_first(sources)
     for name, source in zip(all_names, sources, strict=True):
         require_summable(source.layout, name)
         require_same(sources[0].layout, all_names[0], source.layout, name)
@@ -175,9 +175,9 @@ def _require_whole(source: Source, model: Path) -> None:
     """UserError where all policies lack what the config of their soup promises."""
     shapes = {name: spec.shape for name, spec in source.layout.items()}
     shapes |= {name: shapes[other] for name, other in source.aliases.items()}
-    if lack := what_is_lacking(shapes, read_json(model / CONFIG_NAME)):
+    if missing := missing_part(shapes, read_json(model / CONFIG_NAME)):
         raise UserError(
-            f"{source.path}: {lack}; a loader would make up at random what a soup lacks, so give "
+            f"{source.path}: {missing}; a loader would fill at random what a soup lacks, so give "
             "whole policies (of DeepSpeed checkpoints without frozen parameters, first "
             "`vcsoup export --model BASE --frozen-from-model`)"
         )

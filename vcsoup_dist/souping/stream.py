@@ -220,7 +220,7 @@ class _Summing:
 
 
 def is_equal_buffer(tensor: str, inputs: Sequence[Bytes], dtypes: Sequence[str]) -> bool:
-    """Whether it is no weight, such as a mask of -inf, and the same bits in all policies."""
+    """Whether it is not a weight (a mask of -inf, say) and has the same bits in all policies."""
     is_weight = tensor.endswith(("weight", "bias", "_proj", "scale"))
     return not is_weight and all(
         dtype == dtypes[0] and np.array_equal(data, inputs[0])
