@@ -19,10 +19,10 @@ from tokenizers import processors
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import ClassifierReward
-from vcsoup_dist.scoring.forward_modes import Packed, PaddedLastToken, padded_batches
 from vcsoup_dist.scoring.heads import are_rounded
 from vcsoup_dist.scoring.load_reward import load_reward
 from vcsoup_dist.scoring.rewards import score_all
+from vcsoup_dist.scoring.runners import LastTokenRunner, PackedRunner, padded_batches
 from vcsoup_dist.scoring.texts import prompt_text
 
 END = 1  # token id
@@ -157,7 +157,7 @@ def test_positions_that_depend_on_the_longest_text_are_those_of_a_text_alone(tmp
     lengths = [len(text.ids) for text in encoded]
     assert min(lengths) < 32 and (max(lengths) > 40 or kind == "dynamic")
     expected = logits_of_ids(tmp_path, [text.ids for text in encoded])[:, 0]
-    assert "packed (segments), texts of more than 32 tokens apart" in scorer.description
+    assert "packed (segments), texts of more than 32 tokens first" in scorer.description
     for tokens_per_batch in (1, 90, 8192):
         scorer.tokens_per_batch = tokens_per_batch
         np.testing.assert_allclose(rewards_of(scorer, texts)[:, 0], expected, atol=1e-5)
@@ -216,7 +216,7 @@ def test_a_model_whose_texts_leak_into_each_other_is_run_one_by_one(llama, monke
 
         return leaking
 
-    for way in (Packed, PaddedLastToken):
+    for way in (PackedRunner, LastTokenRunner):
         monkeypatch.setattr(way, "run", leak(way.run))
     scorer = load(llama, dtype=dtype)
     assert "one text at a time" in scorer.description

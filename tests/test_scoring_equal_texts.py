@@ -95,7 +95,7 @@ def test_scores_of_texts_that_all_differ_are_those_of_before(tmp_path):
     reward = load_reward([ClassifierReward(classifier="x", text="response")], source)
     encoded = reward.encode(texts_that_end_alike(8))
     expected = {}
-    for batch, found in reward.choice.way.run(encoded, reward.tokens_per_batch):
+    for batch, found in reward.choice.runner.run(encoded, reward.tokens_per_batch):
         expected |= dict(zip(batch, found["logits"][:, 0].tolist(), strict=True))
     scored = reward.score(encoded)
     assert scored.rewards[:, 0].tolist() == [expected[i] for i in range(len(encoded))]

@@ -12,7 +12,7 @@ from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import ClassifierReward
 from vcsoup_dist.scoring.heads import choose_columns, chosen_by_default, take_columns
 from vcsoup_dist.scoring.loading import length_limit, load_classifier
-from vcsoup_dist.scoring.probing import PROBES, choose_way
+from vcsoup_dist.scoring.probing import PROBES, choose_runner
 from vcsoup_dist.scoring.rewards import Scored, Text, failures_of
 from vcsoup_dist.scoring.texts import RewardText, encode_text, text_or_reason
 
@@ -41,7 +41,7 @@ class Classifier:
         # Probes that `max_length` cuts would all have one length.
         longest = length_limit(None, self.model, self.tokenizer, name).tokens
         padding = self.tokenizer.pad_token_id
-        self.choice = choose_way(
+        self.choice = choose_runner(
             self.model,
             sorted({each.head for each in rewards}),
             [
@@ -57,7 +57,7 @@ class Classifier:
         tokens, whose = self.limit.tokens, self.limit.whose
         limit = "no limit of tokens" if tokens is None else f"at most {tokens} tokens ({whose})"
         self.description = (
-            f"{name}: {self.choice.way.name}, {self.tokens_per_batch} tokens per batch, "
+            f"{name}: {self.choice.runner.name}, {self.tokens_per_batch} tokens per batch, "
             f"{reward.dtype} on {device}, {limit} per text"
             f"{''.join(f'; {each}' for each in [*self.choice.refused, *self.unsaid])}"
         )
@@ -78,7 +78,7 @@ class Classifier:
         rewards = np.full((len(encoded), len(self.columns)), np.nan)
         done: list[int] = []
         parts = []
-        for batch, found in self.choice.way.run(texts, self.tokens_per_batch):
+        for batch, found in self.choice.runner.run(texts, self.tokens_per_batch):
             if isinstance(found, str):
                 failures[usable[batch[0]]] = found
             else:

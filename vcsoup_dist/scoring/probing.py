@@ -1,4 +1,4 @@
-"""Trying the ways of running a classifier on a few texts in its own form."""
+"""Which runner is right for a classifier, found by trying each on a few texts in its own form."""
 
 from __future__ import annotations
 
@@ -14,9 +14,15 @@ from vcsoup_dist.errors import UserError, reason_of
 from vcsoup_dist.forward.attention import choose_attention
 from vcsoup_dist.forward.hidden import can_pack, longest_together
 from vcsoup_dist.recipe import Attention
-from vcsoup_dist.scoring.forward_modes import Apart, ByModel, Packed, PaddedLastToken, Way
 from vcsoup_dist.scoring.heads import LOGITS, Outputs, compute_head_in_fp32, is_from_transformers
 from vcsoup_dist.scoring.rewards import Text
+from vcsoup_dist.scoring.runners import (
+    LastTokenRunner,
+    LongTextsFirst,
+    ModelRunner,
+    PackedRunner,
+    Runner,
+)
 from vcsoup_dist.scoring.texts import RewardText
 
 # Of an output's spread over the probes: between another order of summing and another text's
@@ -43,17 +49,17 @@ PROBES: Sequence[Text] = tuple(
 
 @dataclass(frozen=True)
 class Choice:
-    """The way in which a model is run."""
+    """How a model is run."""
 
-    way: Way
+    runner: Runner
     outputs: Outputs
     """Those of the probes."""
     refused: Sequence[str]
-    """Which faster ways are not right for the model, and why."""
+    """Which faster runners are not right for the model, and why."""
 
 
 @torch.inference_mode()
-def choose_way(
+def choose_runner(
     model: Any,
     heads: Sequence[str],
     probes: Sequence[RewardText],
@@ -62,14 +68,14 @@ def choose_way(
     padding: int,
     attention: Attention,
 ) -> Choice:
-    """The fastest way that gives the probes the outputs they get alone.
+    """The fastest runner that gives the probes the outputs they get alone.
 
     name: what errors call the model; padding: a token id. Raises UserError where the model fails on
     the probes, or `attention` asks for what it cannot have.
     """
     dtype = model.dtype
     compute_head_in_fp32(model)
-    alone = ByModel(
+    alone = ModelRunner(
         name="one text at a time",
         model=model,
         heads=heads,
@@ -85,38 +91,44 @@ def choose_way(
     if pools_last_token:
         # So that transformers, too, pools a text's very last token.
         model.config.pad_token_id = model.config.get_text_config().pad_token_id = None
+    expected = _expected(alone, probes)
+    limit = longest_together(model.config)
+    refused: list[str] = []
+    runner: Runner = alone
+    outputs = expected
+    for faster in _faster(alone, pools_last_token, attention, refused):
+        try:
+            found = _outputs(faster if limit is None else LongTextsFirst(faster, limit), probes)
+        except Exception as error:  # such as of attention that cannot be packed
+            refused.append(f"not {faster.name}: {reason_of(error)}")
+            continue
+        if all(_alike(found[head], rows, dtype) for head, rows in expected.items()):
+            runner, outputs = faster, found
+            break
+        refused.append(f"not {faster.name}, which changes its outputs")
+    if isinstance(runner, ModelRunner) and not is_from_transformers(model):
+        runner = replace(runner, forgiving=True)
+    if limit is not None and runner.name != alone.name:
+        runner = LongTextsFirst(runner, limit)
+    return Choice(runner, outputs, refused)
+
+
+def _expected(alone: ModelRunner, probes: Sequence[RewardText]) -> Outputs:
+    """The outputs of the probes one at a time; UserError where the model fails on them."""
     try:
         expected = _outputs(alone, probes)
     except UserError:
         raise
     except Exception as error:  # a model may come with code of its own
         raise UserError(
-            f"{name}: it fails on a plain text in the form of `text`: {reason_of(error)}"
+            f"{alone.source}: it fails on a plain text in the form of `text`: {reason_of(error)}"
         ) from error
     if not all(rows.isfinite().all() for rows in expected.values()):
         raise UserError(
-            f"{name}: its outputs of plain texts are NaN or infinite; are its files whole, and is "
-            "`dtype` right for it?"
+            f"{alone.source}: its outputs of plain texts are NaN or infinite; are its files whole, "
+            "and is `dtype` right for it?"
         )
-    limit = longest_together(model.config)
-    refused: list[str] = []
-    way: Way = alone
-    outputs = expected
-    for faster in _faster(alone, pools_last_token, attention, refused):
-        try:
-            found = _outputs(faster if limit is None else Apart(faster, limit), probes)
-        except Exception as error:  # such as of attention that cannot be packed
-            refused.append(f"not {faster.name}: {reason_of(error)}")
-            continue
-        if all(_alike(found[head], rows, dtype) for head, rows in expected.items()):
-            way, outputs = faster, found
-            break
-        refused.append(f"not {faster.name}, which changes its outputs")
-    if isinstance(way, ByModel) and not is_from_transformers(model):
-        way = replace(way, forgiving=True)
-    if limit is not None and way.name != alone.name:
-        way = Apart(way, limit)
-    return Choice(way, outputs, refused)
+    return expected
 
 
 def _alike(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
@@ -127,11 +139,11 @@ def _alike(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> b
 
 
 def _faster(
-    alone: ByModel, pools_last_token: bool, attention: Attention, refused: list[str]
-) -> Iterator[Way]:
-    """Ways to try, the fastest first; the model's attention is set for the one just given.
+    alone: ModelRunner, pools_last_token: bool, attention: Attention, refused: list[str]
+) -> Iterator[Runner]:
+    """Runners to try, the fastest first; the model's attention is set for the one just given.
 
-    refused: why the ways before were not right.
+    refused: why those before were not right.
     """
     model = alone.model
     if pools_last_token:
@@ -140,7 +152,7 @@ def _faster(
             usual = model.config._attn_implementation
             kernel = choose_attention(attention, model.device, model.base_model.dtype, model.config)
             model.set_attn_implementation(kernel)
-            yield Packed(f"packed ({kernel.removeprefix('vcsoup_')})", model, head)
+            yield PackedRunner(f"packed ({kernel.removeprefix('vcsoup_')})", model, head)
             model.set_attn_implementation(usual)
         else:
             refused.append("not packed: it has no attention kernel that can be replaced")
@@ -150,17 +162,17 @@ def _faster(
             f"right for{''.join(f' ({reason})' for reason in refused)}; leave out `attention`"
         )
     if pools_last_token:
-        yield PaddedLastToken("padded", model, head, alone.padding)
+        yield LastTokenRunner("padded", model, head, alone.padding)
     else:
         yield replace(alone, name="padded", side="right")
         yield replace(alone, name="padded on the left", side="left")
 
 
-def _outputs(way: Way, texts: Sequence[RewardText]) -> Outputs:
-    """Outputs of all texts in their order, together where the way can."""
+def _outputs(runner: Runner, texts: Sequence[RewardText]) -> Outputs:
+    """Outputs of all texts in their order, together where the runner can."""
     rows: dict[int, Outputs] = {}
-    for batch, found in way.run(texts, UNLIMITED):
-        assert not isinstance(found, str)  # no way is forgiving yet
+    for batch, found in runner.run(texts, UNLIMITED):
+        assert not isinstance(found, str)  # none is forgiving yet
         for row, i in enumerate(batch):
             rows[i] = {head: every[row] for head, every in found.items()}
     ordered = [rows[i] for i in range(len(texts))]

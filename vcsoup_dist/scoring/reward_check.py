@@ -85,7 +85,7 @@ def check_classifier(
         "start token": _start(tokenizer, ids),
         "end token": _token(tokenizer, tokenizer.eos_token_id),
         "length limit": _limit(settings, classifier.limit),
-        "run": "; ".join([classifier.choice.way.name, *classifier.choice.refused]),
+        "run": "; ".join([classifier.choice.runner.name, *classifier.choice.refused]),
         "example": f"{len(ids)} tokens: {_shown(tokenizer, ids)}",
         "its rewards": _rewards(values, scored.rewards),
     }

@@ -1,4 +1,4 @@
-"""Ways of running a classifier over many texts, and which of them is right for a model.
+"""How a classifier runs over many texts: packed, padded, or one at a time.
 
 The fastest packs decoders' texts without padding, those that begin alike with their common start
 once, and pools the last token of each by its position: transformers pools the last token that is
@@ -25,7 +25,7 @@ Batches = Iterator[tuple[list[int], Outputs | str]]
 """Indices of texts, and their outputs in that order, or why they have none."""
 
 
-class Way(Protocol):
+class Runner(Protocol):
     """Runs a classifier over texts in batches of at most so many tokens."""
 
     @property
@@ -37,7 +37,7 @@ class Way(Protocol):
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedRunner:
     """A decoder over texts laid end to end, its head over their last tokens."""
 
     name: str
@@ -46,7 +46,7 @@ class Packed:
     """In fp32, since bf16 logits would tie answers that differ by less than 1 in 256."""
 
     def run(self, texts: Sequence[RewardText], tokens_per_batch: int) -> Batches:
-        """See `Way`."""
+        """See `Runner`."""
         ids = [np.asarray(text.ids) for text in texts]
         groups = prefix_groups(ids, tokens_per_batch)
         for batch in budget_batches([group.tokens for group in groups], tokens_per_batch):
@@ -57,7 +57,7 @@ class Packed:
 
 
 @dataclass(frozen=True)
-class PaddedLastToken:
+class LastTokenRunner:
     """A model without its head over padded texts, the head over their last real tokens."""
 
     name: str
@@ -67,7 +67,7 @@ class PaddedLastToken:
     padding: int
 
     def run(self, texts: Sequence[RewardText], tokens_per_batch: int) -> Batches:
-        """See `Way`."""
+        """See `Runner`."""
         for batch in padded_batches([len(text.ids) for text in texts], tokens_per_batch):
             together = [texts[i] for i in batch]
             inputs = pad(together, self.padding, "right", self.model.device)
@@ -78,7 +78,7 @@ class PaddedLastToken:
 
 
 @dataclass(frozen=True)
-class ByModel:
+class ModelRunner:
     """The whole model, its own pooling and heads, over padded texts or one at a time."""
 
     name: str
@@ -96,7 +96,7 @@ class ByModel:
     for something in each text."""
 
     def run(self, texts: Sequence[RewardText], tokens_per_batch: int) -> Batches:
-        """See `Way`."""
+        """See `Runner`."""
         for batch in self._batches(texts, tokens_per_batch):
             try:
                 yield batch, self._outputs([texts[i] for i in batch])
@@ -133,26 +133,26 @@ class ByModel:
 
 
 @dataclass(frozen=True)
-class Apart:
-    """A way over texts that are longer than `limit`, and then over the others.
+class LongTextsFirst:
+    """Runs the texts that are longer than `limit`, and then the others.
 
     For models in whose forward a longer text changes the others: `hidden.longest_together`.
     """
 
-    way: Way
+    runner: Runner
     limit: int
 
     @property
     def name(self) -> str:
-        """See `Way`."""
-        return f"{self.way.name}, texts of more than {self.limit} tokens apart"
+        """See `Runner`."""
+        return f"{self.runner.name}, texts of more than {self.limit} tokens first"
 
     def run(self, texts: Sequence[RewardText], tokens_per_batch: int) -> Batches:
-        """See `Way`."""
+        """See `Runner`."""
         longer = [len(text.ids) > self.limit for text in texts]
         for side in (True, False):
             members = [i for i, is_longer in enumerate(longer) if is_longer == side]
-            for batch, found in self.way.run([texts[i] for i in members], tokens_per_batch):
+            for batch, found in self.runner.run([texts[i] for i in members], tokens_per_batch):
                 yield [members[i] for i in batch], found
 
 
