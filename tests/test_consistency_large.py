@@ -65,7 +65,7 @@ def undisturbed(tmp_path_factory, tiny_model: Path) -> dict[Path, bytes]:
 
 
 @pytest.mark.parametrize("on_cluster", [False, True])
-def test_killed_while_it_writes_it_goes_on_to_the_same_bytes(
+def test_killed_while_it_writes_it_resumes_to_the_same_bytes(
     tmp_path: Path, tiny_model: Path, undisturbed, on_cluster, monkeypatch: pytest.MonkeyPatch
 ):
     from_bytes = "0" if on_cluster else str(10**9)
