@@ -1,4 +1,4 @@
-"""Safetensors layout, reader, writer and companions, against the safetensors library."""
+"""Safetensors layout, reader, writer and auxiliary files, against the safetensors library."""
 
 import errno
 import json
@@ -300,7 +300,7 @@ def model_files(directory: Path, **files: object) -> Path:
     return directory
 
 
-def test_companions_are_copied_and_weights_and_logs_are_not(tmp_path):
+def test_auxiliary_files_are_copied_and_weights_and_logs_are_not(tmp_path):
     source = model_files(tmp_path / "p", tokenizer={"model": {}}, generation_config={})
     for name in ("model.safetensors", "trainer_state.pt", "README.md", "chat_template.jinja"):
         (source / name).write_text("x")

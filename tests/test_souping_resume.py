@@ -287,7 +287,7 @@ def test_a_full_disk_is_one_line_and_with_more_room_the_same_command_goes_on(
 
 
 def test_a_disk_that_is_full_at_any_moment_is_one_line(small_disk, tmp_path, monkeypatch):
-    """Work folder, weights, then journal, companions, card and manifest meet the disk's end."""
+    """Work folder, weights, journal, auxiliary files, card and manifest meet the disk's end."""
     policies = [
         write_policy(
             tmp_path / name,

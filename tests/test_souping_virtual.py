@@ -82,7 +82,7 @@ def read_bytes(policy: Path, name: str) -> np.ndarray:
 
 
 def write_soup(folder: Path, policies: list[Path], weights) -> Path:
-    """A soup tensor by tensor, with the first policy's dtypes and companions."""
+    """A soup tensor by tensor, with the first policy's dtypes and auxiliary files."""
     layouts = [read_layout(policy) for policy in policies]
     tensors = {}
     for name, spec in layouts[0].items():

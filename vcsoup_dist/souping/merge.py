@@ -75,10 +75,7 @@ def merge(
     if not 0 < sample <= 1:
         raise UserError(f"--sample is a share, above 0 and up to 1, got {sample}")
     inside = grid is not None or random is not None or len(rows) > 1
-    soups = _named(rows) if inside else {target.absolute().name: rows[0]}
-    plan = plan_merge(folders, soups, policy_names(folders), settings)
-    run = MergeRun.into(target, plan, settings, inside=inside)
-    run.require_outside([*folders, settings.base, settings.model])
+    run = _prepare(folders, rows, target, settings, inside)
     if finalise:
         return _finalise(run)
     for line in plan_lines(run):
@@ -135,11 +132,16 @@ def _rows(
     return weights or []
 
 
-def _named(rows: Sequence[Row]) -> dict[str, Row]:
-    soups = {weights_name(row): row for row in rows}
+def _prepare(
+    policies: Sequence[Path], rows: Sequence[Row], out: Path, options: MergeOptions, inside: bool
+) -> MergeRun:
+    soups = {weights_name(row) if inside else out.absolute().name: row for row in rows}
     if len(soups) < len(rows):
         raise UserError("two soups have the same weights to six decimals; give one of them")
-    return soups
+    plan = plan_merge(policies, soups, policy_names(policies), options)
+    run = MergeRun.into(out, plan, options, inside=inside)
+    run.require_outside([*policies, options.base, options.model])
+    return run
 
 
 def _verify(run: MergeRun, sample: float, seed: int) -> None:
