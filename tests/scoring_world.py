@@ -1,4 +1,4 @@
-"""Rewards, pairs and pools that the tests of the scoring actors use."""
+"""Rewards, pairs and workloads that the tests of the scoring workers use."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from conftest import write_pairs
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import ActorPool, CallableReward
 from vcsoup_dist.records.pairs import AppendedTable, PairSlice, pairs_schema
-from vcsoup_dist.scoring.actors import Output, ShardTask
-from vcsoup_dist.scoring.crew import Pool
+from vcsoup_dist.scoring.tasks import Output, ShardTask
+from vcsoup_dist.scoring.workload import ScoringWorkload, worker_resources
 
 REWARDS = """
 import os, pathlib, signal, threading, time
@@ -84,7 +84,7 @@ def joined(prompt, response):
     return len(response)
 
 def one_of_three(prompt, response):
-    # Three processes come here; then one of them goes on, the others when `open` is there.
+    # Three processes come here; then one of them continues, the others when `open` is there.
     (HERE / f"at-work-{os.getpid()}").touch()
     while len(list(HERE.glob("at-work-*"))) < 3 and not (HERE / "open").exists():
         time.sleep(0.01)
@@ -99,13 +99,13 @@ def one_of_three(prompt, response):
 """
 
 
-def pool_of(
+def workload_of(
     folder: Path,
     function: str,
     shards: Sequence[Sequence[str]] = (("a", "b", "c"),),
     actors: ActorPool | None = None,
-) -> Pool:
-    """A pool in a folder of its own; shards are given by their chosen answers."""
+) -> ScoringWorkload:
+    """A workload in a folder of its own; shards are given by their chosen answers."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rewards.py").write_text(REWARDS)
     (folder / "lock").touch()
@@ -120,16 +120,18 @@ def pool_of(
         scores = folder / f"shard-{i:05d}.parquet"
         output = Output("scores/a/b", 0, scores, folder / "lock")
         tasks.append(ShardTask(PairSlice(file, 0, len(answers)), (output,)))
-    return Pool(
+    actors = actors or ActorPool(cpus_per_actor=0.1)
+    return ScoringWorkload(
         name="reward of b",
+        section="scoring",
+        tasks=tasks,
+        workers=actors.actors,
+        resources=worker_resources(actors),
         rewards=[CallableReward(callable=f"rewards.py:{function}")],
         source=Located(str(folder / "rewards.py"), None, None),
         tokens_per_batch=None,
-        actors=actors or ActorPool(cpus_per_actor=0.1),
-        key="scoring",
-        tasks=tasks,
         most_unscored={"scores/a/b": 1},
-        begun=False,
+        resumed=False,
         quarantine=folder / "quarantine.json",
     )
 

@@ -69,7 +69,8 @@ def test_each_stage_imports_only_its_own_frameworks(folder):
     assert not {"torch", "ray", "deepspeed", "transformers"} & merge
     train = imported_by("import vcsoup_dist.training.rank, vcsoup_dist.training.loop", folder)
     assert "torch" in train and "ray" not in train
-    score = imported_by("import vcsoup_dist.scoring.pools, vcsoup_dist.scoring.classifier", folder)
+    modules = "launch.pools, vcsoup_dist.scoring.workload, vcsoup_dist.scoring.classifier"
+    score = imported_by(f"import vcsoup_dist.{modules}", folder)
     assert "ray" in score and "deepspeed" not in score
 
 

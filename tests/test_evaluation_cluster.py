@@ -10,10 +10,12 @@ from conftest import save_tiny_model
 from ray.cluster_utils import Cluster
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.evaluation.actors import EvaluationTask, evaluate_all
 from vcsoup_dist.evaluation.judges import Judge
 from vcsoup_dist.evaluation.prompts import Prompt
+from vcsoup_dist.evaluation.tasks import EvaluationTask
+from vcsoup_dist.evaluation.workload import evaluation_workload
 from vcsoup_dist.identity import Located
+from vcsoup_dist.launch.pools import run_pools
 from vcsoup_dist.launch.ray_cluster import ray_cluster
 from vcsoup_dist.recipe import CallableReward, Evaluation, Launch
 
@@ -58,7 +60,7 @@ def takes_others_along(prompt, response):
     return len(response)
 
 def one_of_two(prompt, response):
-    # Two processes come here; one of them goes on, the other when `open` is there.
+    # Two processes come here; one of them continues, the other when `open` is there.
     (HERE / f"at-work-{os.getpid()}").touch()
     while len(list(HERE.glob("at-work-*"))) < 2 and not (HERE / "open").exists():
         time.sleep(0.01)
@@ -109,12 +111,13 @@ def evaluate(folder: Path, models: dict[str, Path], judge: str, actors: int, adv
     tasks = []
     for name, model in models.items():
         (folder / name).mkdir()
-        located = Located(str(model), None, None)
+        located = Located(str(model), None, {"config.json": [1, "digest"]})
         tasks.append(EvaluationTask(f"soup {name}", located, folder / name, folder / "lock"))
     reward = CallableReward(callable=f"judges.py:{judge}")
     judges = [Judge({"long": reward}, Located(str(folder / "judges.py"), None, None))]
     settings = SETTINGS.model_copy(update={"actors": actors})
-    evaluate_all(tasks, PROMPTS, judges, settings, None, advance)
+    workload = evaluation_workload(tasks, PROMPTS, judges, settings, None)
+    assert list(run_pools([workload], advance)) == [workload]
 
 
 def answers(folder: Path) -> dict[str, bytes]:
@@ -132,9 +135,9 @@ def expected(tmp_path_factory, cluster, models) -> dict[str, bytes]:
 
 def test_a_soup_whose_actor_dies_is_given_to_others(tmp_path, cluster, models, expected):
     (tmp_path / "deaths").write_bytes(b"..")
-    told = []
-    evaluate(tmp_path, models, "deadly", 1, told.append)
-    assert answers(tmp_path) == expected and told == [3, 3, 3]
+    progress = []
+    evaluate(tmp_path, models, "deadly", 1, progress.append)
+    assert answers(tmp_path) == expected and progress == [3, 3, 3]
     assert (tmp_path / "deaths").read_bytes() == b""
 
 

@@ -18,24 +18,26 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from pydantic import ValidationError
-from scoring_world import pool_of, score_bytes, write_recipe
+from scoring_world import score_bytes, workload_of, write_recipe
 from test_scoring_classifier import CONFIGS, save_classifier
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.evaluation.actors import _result as evaluation_result
+from vcsoup_dist.evaluation.workload import evaluation_workload
 from vcsoup_dist.identity import Hashes, Located
+from vcsoup_dist.launch import overdue, pools, worker_pool
+from vcsoup_dist.launch.pools import run_pools
 from vcsoup_dist.launch.ray_cluster import ray_cluster
+from vcsoup_dist.launch.worker_pool import WorkerPool
 from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.processes import children
-from vcsoup_dist.recipe import ActorPool, Launch, Recipe
+from vcsoup_dist.recipe import ActorPool, Evaluation, Launch, Recipe
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.records.pairs import read_slice, train_slices
 from vcsoup_dist.records.scores import read_scores, summarise
-from vcsoup_dist.scoring import crew, overdue, pools, stage
-from vcsoup_dist.scoring.actors import ShardTask
-from vcsoup_dist.scoring.crew import Crew, Pool
+from vcsoup_dist.scoring import stage
 from vcsoup_dist.scoring.load_reward import load_reward
-from vcsoup_dist.scoring.pools import run_pools
+from vcsoup_dist.scoring.tasks import ShardTask
+from vcsoup_dist.scoring.workload import ScoringWorkload
 from vcsoup_dist.workspace import Workspace
 
 EXPECTED = {"a": lambda text: len(text.split()), "b": lambda text: -len(text)}
@@ -50,9 +52,9 @@ def make_scores(recipe: Path) -> Path:
     run = recipe.parent / "run"
     workspace = Workspace.open(run, loaded)
     plan = make_plan(loaded, Hashes(run / "hashes.json"))
-    for name, door in (("read", stage.read), ("score", stage.score)):
+    for name, make in (("read", stage.read), ("score", stage.score)):
         due = [p for p in plan if p.stage == name and not workspace.is_made(p)]
-        door(loaded, workspace, due)
+        make(loaded, workspace, due)
     return run
 
 
@@ -114,7 +116,7 @@ def test_only_the_files_that_a_killed_run_has_not_left_are_written(tmp_path, tin
     assert again.items() >= made.items() and len(again) == len(made) + 1
 
 
-def test_a_machine_where_ray_cannot_start_is_told_in_a_line(tmp_path, monkeypatch):
+def test_a_machine_where_ray_cannot_start_is_reported_in_one_line(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("vcsoup_dist.launch.ray_cluster.OBJECT_STORE", 1)
     message = "Ray cannot be started on this machine: ValueError"
@@ -128,26 +130,26 @@ def cluster(tmp_path_factory):
         yield
 
 
-def score(*pools: Pool) -> list[Pool]:
-    return list(run_pools(pools, lambda pairs: None))
+def score(*workloads: ScoringWorkload) -> list[ScoringWorkload]:
+    return list(run_pools(workloads, lambda pairs: None))
 
 
-def test_several_pools_run_although_the_machine_has_room_for_none_beside_another(tmp_path, cluster):
+def test_several_pools_run_although_the_machine_has_cpus_for_one_at_a_time(tmp_path, cluster):
     actors = ActorPool(actors=4, cpus_per_actor=2)
-    pools = [pool_of(tmp_path / name, "words", actors=actors) for name in "ab"]
-    told = []
-    assert list(run_pools(pools, told.append)) == pools
-    assert told == [3, 3]
+    workloads = [workload_of(tmp_path / name, "words", actors=actors) for name in "ab"]
+    progress = []
+    assert list(run_pools(workloads, progress.append)) == workloads
+    assert progress == [3, 3]
     for name in "ab":
         assert pq.read_table(tmp_path / name / "shard-00000.parquet").num_rows == 3
 
 
-def test_fewer_actors_work_where_the_cluster_has_not_room_for_all(tmp_path, cluster, caplog):
+def test_fewer_actors_work_where_the_cluster_has_no_cpus_for_all(tmp_path, cluster, caplog):
     actors = ActorPool(actors=3, cpus_per_actor=2)
-    pool = pool_of(tmp_path, "words", [["a"]] * 5, actors)
+    workload = workload_of(tmp_path, "words", [["a"]] * 5, actors)
     with caplog.at_level("WARNING", "vcsoup"):
-        assert score(pool) == [pool]
-    assert "room for 1 of 3 actors" in caplog.text and len(score_bytes(tmp_path)) == 5
+        assert score(workload) == [workload]
+    assert "resources for 1 of 3 actors" in caplog.text and len(score_bytes(tmp_path)) == 5
 
 
 HANGS = """
@@ -164,43 +166,43 @@ def test_a_shard_that_does_not_come_back_is_named_with_its_process(
     tmp_path, cluster, monkeypatch, caplog
 ):
     monkeypatch.setattr(pools, "QUIET", 0.1)
-    monkeypatch.setattr(overdue, "PATIENCE", 1.0)
     actors = ActorPool(actors=2, cpus_per_actor=0.1)
-    pool = pool_of(tmp_path, "hangs", [["a"], ["stuck"], ["b"]], actors)
+    workload = workload_of(tmp_path, "hangs", [["a"], ["stuck"], ["b"]], actors)
+    workload.patience = 1.0
     with open(tmp_path / "rewards.py", "a") as code:
         code.write(HANGS)
-    told = []
+    lines = []
 
     class Open(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if "shard-00001.parquet: no result" in record.getMessage():
-                told.append(record.getMessage())
+                lines.append(record.getMessage())
                 (tmp_path / "open").touch()
 
     tell = Open()
     logging.getLogger("vcsoup").addHandler(tell)
     try:
-        assert score(pool) == [pool]
+        assert score(workload) == [workload]
     finally:
         logging.getLogger("vcsoup").removeHandler(tell)
     pid = (tmp_path / "pid").read_text()
-    assert f"from process {pid} on {platform.node()}; see its line by `py-spy dump`" in told[0]
+    assert f"from process {pid} on {platform.node()}; see its line by `py-spy dump`" in lines[0]
 
 
-def test_the_log_speaks_of_overdue_work_ever_more_seldom_and_not_of_what_is_merely_slow(
+def test_the_log_names_overdue_work_ever_more_rarely_and_never_what_is_merely_slow(
     monkeypatch,
 ):
     now = [0.0]
     monkeypatch.setattr(overdue.time, "monotonic", lambda: now[0])
-    work = overdue.Overdue()
-    work.begin("first", "shard 0", "process 1 on a")
-    told = []
+    work = overdue.Overdue(patience=300)
+    work.start("first", "shard 0", "process 1 on a")
+    lines = []
     for now[0] in range(0, 3001, 60):
-        told += [(now[0], line) for line in work.lines()]
-    assert [seconds for seconds, _ in told] == [300, 600, 1200, 2400]
-    assert told[1][1] == "shard 0: no result for 10 minutes from process 1 on a"
+        lines += [(now[0], line) for line in work.lines()]
+    assert [seconds for seconds, _ in lines] == [300, 600, 1200, 2400]
+    assert lines[1][1] == "shard 0: no result for 10 minutes from process 1 on a"
     work.finish("first")  # after 3000 s: others may take so long
-    work.begin("second", "shard 1", "process 2 on b")
+    work.start("second", "shard 1", "process 2 on b")
     now[0] += 11_000
     assert work.lines() == []
     now[0] += 1_000
@@ -222,18 +224,18 @@ def test_the_log_speaks_of_overdue_work_ever_more_seldom_and_not_of_what_is_mere
 )
 def test_an_actor_that_fits_on_no_machine_is_refused(tmp_path, cluster, actors, message):
     with pytest.raises(UserError, match=message):
-        score(pool_of(tmp_path, "words", actors=ActorPool(**actors)))
+        score(workload_of(tmp_path, "words", actors=ActorPool(**actors)))
 
 
 def test_a_shard_that_kills_its_actors_is_set_aside_and_costs_no_other(tmp_path, cluster):
-    # Its neighbours are encoded while it kills: none of them may take its blame.
+    # Others are encoded while it kills: none of them may take its blame.
     shards = [["a", "b"]] * 3 + [["c", "poison"]] + [["d"]] * 3 + [["poison"]] + [["e"]] * 2
-    pool = pool_of(tmp_path, "deadly", shards, ActorPool(actors=2, cpus_per_actor=0.1))
-    message = "2 of 10 shards are set aside.*scores/a/b: .* the scoring actor died 3 times at it"
+    workload = workload_of(tmp_path, "deadly", shards, ActorPool(actors=2, cpus_per_actor=0.1))
+    message = "2 of 10 shards are set aside.*scores/a/b: .* its actor died 3 times"
     with pytest.raises(UserError, match=message) as raised:
-        score(pool)
-    assert str(pool.quarantine) in str(raised.value)
-    listed = json.loads(pool.quarantine.read_text())
+        score(workload)
+    assert str(workload.quarantine) in str(raised.value)
+    listed = json.loads(workload.quarantine.read_text())
     assert sorted(each["shard"] for each in listed) == [
         "scores/a/b: shard-00003.parquet",
         "scores/a/b: shard-00007.parquet",
@@ -245,29 +247,29 @@ def test_a_shard_that_kills_its_actors_is_set_aside_and_costs_no_other(tmp_path,
 
 
 def test_a_shard_whose_pairs_cannot_be_read_is_set_aside_with_its_error(tmp_path, cluster):
-    pool = pool_of(tmp_path, "words", [["a"]] * 4)
-    pool.tasks[2].pairs.file.write_bytes(b"no parquet")
+    workload = workload_of(tmp_path, "words", [["a"]] * 4)
+    workload.tasks[2].pairs.file.write_bytes(b"no parquet")
     with pytest.raises(UserError, match="1 of 4 shards are set aside.*00002.parquet: ArrowInvalid"):
-        score(pool)
+        score(workload)
     assert len(score_bytes(tmp_path)) == 3
-    details = json.loads(pool.quarantine.read_text())[0]["details"]
+    details = json.loads(workload.quarantine.read_text())[0]["details"]
     assert "in read_slice" in details and "\x1b" not in details
 
 
 def test_a_pool_is_given_up_when_nearly_every_shard_kills(tmp_path, cluster, monkeypatch):
-    monkeypatch.setattr(crew, "HOPELESS", 2)
-    pool = pool_of(tmp_path, "deadly", [["poison"]] * 4)
+    monkeypatch.setattr(worker_pool, "HOPELESS", 2)
+    workload = workload_of(tmp_path, "deadly", [["poison"]] * 4)
     with pytest.raises(UserError, match="2 of 4 shards are set aside"):
-        score(pool)
+        score(workload)
 
 
 def test_a_pair_without_a_reward_is_counted_and_costs_no_other(tmp_path, cluster):
-    pool = pool_of(tmp_path, "not_a_number", [["a", "poison"], ["bb", "c"]])
-    assert score(pool) == [pool]
+    workload = workload_of(tmp_path, "not_a_number", [["a", "poison"], ["bb", "c"]])
+    assert score(workload) == [workload]
     shard = read_scores(tmp_path / "shard-00000.parquet")
     assert shard.failures == {1: "chosen: its reward is nan"}
     assert np.isnan([shard.chosen[1], shard.rejected[1]]).all()
-    summary = summarise([each.outputs[0].file for each in pool.tasks], [])
+    summary = summarise([each.outputs[0].file for each in workload.tasks], [])
     assert (summary.rows, summary.unscored, summary.mean) == (4, 1, 7 / 6)
     assert summary.first_unscored.id == shard.ids[1]
 
@@ -287,7 +289,7 @@ def test_a_pair_without_a_reward_is_counted_and_costs_no_other(tmp_path, cluster
 def test_a_broken_reward_ends_the_run_at_once(tmp_path, cluster, function, shards, message):
     for _ in range(2):
         with pytest.raises(UserError, match=message):
-            score(pool_of(tmp_path, function, shards))
+            score(workload_of(tmp_path, function, shards))
     assert len(score_bytes(tmp_path)) < 3
 
 
@@ -313,13 +315,13 @@ def words(prompt, response):
 def test_a_place_where_the_reward_cannot_be_loaded_costs_the_pool_that_place_alone(
     tmp_path, cluster, caplog, how
 ):
-    pool = pool_of(tmp_path, "words", [["a"]] * 6, ActorPool(actors=2, cpus_per_actor=0.1))
+    workload = workload_of(tmp_path, "words", [["a"]] * 6, ActorPool(actors=2, cpus_per_actor=0.1))
     (tmp_path / "rewards.py").write_text(BROKEN.format(how=how))
 
     class Tell(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            for words, file in (("a Python function", "loaded"), ("going on with 1", "retired")):
-                if words in record.getMessage():
+            for text, file in (("a Python function", "loaded"), ("continuing with 1", "retired")):
+                if text in record.getMessage():
                     (tmp_path / file).touch()
 
     tell = Tell()
@@ -327,7 +329,7 @@ def test_a_place_where_the_reward_cannot_be_loaded_costs_the_pool_that_place_alo
     log.addHandler(tell)
     try:
         with caplog.at_level("INFO", "vcsoup"):
-            assert score(pool) == [pool]
+            assert score(workload) == [workload]
     finally:
         log.removeHandler(tell)
     assert len(score_bytes(tmp_path)) == 6
@@ -335,35 +337,35 @@ def test_a_place_where_the_reward_cannot_be_loaded_costs_the_pool_that_place_alo
 
 
 def test_a_file_system_that_fails_once_is_asked_again(tmp_path, cluster):
-    pool = pool_of(tmp_path, "words")
+    workload = workload_of(tmp_path, "words")
     with open(tmp_path / "rewards.py", "a") as code:
         code.write(
             "if not (HERE / 'tried').exists():\n"
             "    (HERE / 'tried').touch()\n"
             "    raise OSError(116, 'Stale file handle')\n"
         )
-    assert score(pool) == [pool]
+    assert score(workload) == [workload]
 
 
 def test_a_suspect_waits_until_its_actor_has_nothing_else(tmp_path, cluster):
-    pool = pool_of(tmp_path, "words", [["a"]] * 3)
-    first, second, suspect = pool.tasks
-    at_work = Crew(pool, size=1, fitting=1)
+    workload = workload_of(tmp_path, "words", [["a"]] * 3)
+    first, second, suspect = workload.tasks
+    pool = WorkerPool(workload, size=1, fitting=1, advance=lambda pairs: None)
 
     def step() -> tuple[ShardTask | None, ShardTask | None, bool]:
-        (reference,) = at_work.pending
-        at_work.take(reference, lambda pairs: None)
-        (seat,) = at_work.seats
-        return seat.task, seat.following, seat.alone
+        (reference,) = pool.pending
+        pool.receive(reference)
+        (worker,) = pool.workers
+        return worker.task, worker.following, worker.alone
 
     try:
         step()
         assert step() == (first, second, False)
-        at_work.suspects.append(at_work.queue.pop())
+        pool.suspects.append(pool.queue.pop())
         assert step() == (second, None, True)
         assert step() == (suspect, None, True)
     finally:
-        at_work.stop()
+        pool.stop()
 
 
 @pytest.mark.parametrize(
@@ -398,13 +400,16 @@ def test_a_full_disk_or_gpu_ends_an_evaluation_with_a_line(cluster, error, messa
     def fail() -> None:
         raise error
 
+    workload = evaluation_workload([], [], [], Evaluation(), None)
+    with pytest.raises(ray.exceptions.RayTaskError) as raised:
+        ray.get(ray.remote(num_cpus=0.1)(fail).remote())
     with pytest.raises(UserError, match=message):
-        evaluation_result(ray.remote(num_cpus=0.1)(fail).remote(), "m")
+        workload.raise_if_final("m", raised.value)
 
 
 def test_functions_run_on_the_main_thread(tmp_path, cluster):
     # Where they may use signals, and connections that belong to the thread that made them.
-    score(pool_of(tmp_path, "on_main_thread"))
+    score(workload_of(tmp_path, "on_main_thread"))
     assert read_scores(tmp_path / "shard-00000.parquet").chosen.tolist() == [1, 1, 1]
 
 

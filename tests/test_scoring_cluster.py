@@ -8,13 +8,13 @@ import os
 import pytest
 import ray
 from ray.cluster_utils import Cluster
-from scoring_world import pool_of, score_bytes
+from scoring_world import score_bytes, workload_of
 
-from vcsoup_dist.launch.placement import Room
+from vcsoup_dist.launch import pools
+from vcsoup_dist.launch.placement import FreeResources, WorkerResources
+from vcsoup_dist.launch.pools import run_pools
 from vcsoup_dist.launch.ray_cluster import ray_cluster
 from vcsoup_dist.recipe import ActorPool, Launch
-from vcsoup_dist.scoring import pools as pools_module
-from vcsoup_dist.scoring.pools import run_pools
 
 SHARDS = [[f"{'a' * i} {'b' * j}" for j in range(4)] for i in range(12)]
 ONE_EACH = ActorPool(actors=3, cpus_per_actor=1, placement="spread")
@@ -36,18 +36,19 @@ def cluster(tmp_path_factory):
 
 
 def test_actors_fit_by_node_and_not_by_the_sum_of_nodes(cluster):
-    assert not Room().take({"CPU": 1.5})
-    assert not Room().take({"CPU": 1, "slot": 2})
-    assert Room().take({"CPU": 1, "GPU": 0})
-    room = Room()
-    assert [room.take({"CPU": 0.4, "slot": 0.5}) for _ in range(5)] == [True] * 4 + [False]
-    assert [room.take({"CPU": 0.2}) for _ in range(8)] == [True] * 7 + [False]
+    assert not FreeResources().reserve(WorkerResources(1.5))
+    assert not FreeResources().reserve(WorkerResources(1, custom={"slot": 2}))
+    assert FreeResources().reserve(WorkerResources(1, gpus=0))
+    free = FreeResources()
+    half_slot = WorkerResources(0.4, custom={"slot": 0.5})
+    assert [free.reserve(half_slot) for _ in range(5)] == [True] * 4 + [False]
+    assert [free.reserve(WorkerResources(0.2)) for _ in range(8)] == [True] * 7 + [False]
 
 
-def test_pools_run_side_by_side_only_where_a_node_has_room_for_each_actor(tmp_path, cluster):
+def test_pools_run_side_by_side_only_where_a_node_can_hold_each_actor(tmp_path, cluster):
     # 1.8 of 3 CPUs are free beside the first, but 0.6 on a node.
-    first = pool_of(tmp_path / "a", "words", SHARDS, ActorPool(actors=3, cpus_per_actor=0.4))
-    second = pool_of(tmp_path / "b", "words", SHARDS, ActorPool(actors=2, cpus_per_actor=0.9))
+    first = workload_of(tmp_path / "a", "words", SHARDS, ActorPool(actors=3, cpus_per_actor=0.4))
+    second = workload_of(tmp_path / "b", "words", SHARDS, ActorPool(actors=2, cpus_per_actor=0.9))
     begun = []
 
     def look(pairs: float) -> None:
@@ -58,27 +59,27 @@ def test_pools_run_side_by_side_only_where_a_node_has_room_for_each_actor(tmp_pa
     assert begun[0] == {"a"}  # whichever of its shards was first
 
 
-def test_a_run_that_waits_for_room_says_so_and_goes_on(tmp_path, cluster, monkeypatch, caplog):
-    monkeypatch.setattr(pools_module, "QUIET", 0.2)
+def test_a_run_that_waits_for_resources_says_so(tmp_path, cluster, monkeypatch, caplog):
+    monkeypatch.setattr(pools, "QUIET", 0.2)
     others = [ray.remote(num_cpus=1)(Other).remote() for _ in range(3)]
     ray.get([other.pid.remote() for other in others])
 
     class Leave(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            while others and "waited for room" in record.getMessage():
+            while others and "wait for resources" in record.getMessage():
                 ray.kill(others.pop())
 
     leave = Leave()
     logging.getLogger("vcsoup").addHandler(leave)
     try:
-        pool = pool_of(tmp_path, "words", SHARDS, ONE_EACH)
-        assert list(run_pools([pool], lambda pairs: None)) == [pool]
+        workload = workload_of(tmp_path, "words", SHARDS, ONE_EACH)
+        assert list(run_pools([workload], lambda pairs: None)) == [workload]
     finally:
         logging.getLogger("vcsoup").removeHandler(leave)
-    assert not others and "3 actors have waited for room" in caplog.text
+    assert not others and "3 actors wait for resources" in caplog.text
 
 
-def test_a_pool_takes_the_room_of_a_node_that_joins_later(tmp_path, cluster):
+def test_a_pool_uses_a_node_that_joins_later(tmp_path, cluster):
     nodes = [cluster.add_node(num_cpus=1, resources={"late": 1})]
     cluster.wait_for_nodes()
 
@@ -90,8 +91,8 @@ def test_a_pool_takes_the_room_of_a_node_that_joins_later(tmp_path, cluster):
 
     try:
         actors = ActorPool(actors=2, cpus_per_actor=1, resources_per_actor={"late": 1})
-        pool = pool_of(tmp_path, "joined", SHARDS, actors)
-        assert list(run_pools([pool], join)) == [pool]
+        workload = workload_of(tmp_path, "joined", SHARDS, actors)
+        assert list(run_pools([workload], join)) == [workload]
     finally:
         for node in nodes:
             cluster.remove_node(node)
@@ -107,10 +108,10 @@ class Other:
 
 # Last, since the node does not come back.
 def test_a_node_that_is_lost_in_mid_run_costs_no_score(tmp_path, cluster):
-    expected = pool_of(tmp_path / "expected", "one_of_three", SHARDS, ONE_EACH)
+    expected = workload_of(tmp_path / "expected", "one_of_three", SHARDS, ONE_EACH)
     (tmp_path / "expected" / "open").touch()
     list(run_pools([expected], lambda pairs: None))
-    pool = pool_of(tmp_path / "lost", "one_of_three", SHARDS, ONE_EACH)
+    workload = workload_of(tmp_path / "lost", "one_of_three", SHARDS, ONE_EACH)
     lost = []
 
     def lose_a_node(pairs: float) -> None:
@@ -121,7 +122,7 @@ def test_a_node_that_is_lost_in_mid_run_costs_no_score(tmp_path, cluster):
             cluster.remove_node(lost[0], allow_graceful=False)
             (tmp_path / "lost" / "open").touch()
 
-    assert list(run_pools([pool], lose_a_node)) == [pool]
-    assert len(Room().free) == 2
+    assert list(run_pools([workload], lose_a_node)) == [workload]
+    assert len(FreeResources().by_node) == 2
     assert score_bytes(tmp_path / "lost") == score_bytes(tmp_path / "expected")
     assert len(score_bytes(tmp_path / "lost")) == len(SHARDS)

@@ -17,9 +17,9 @@ from vcsoup_dist.consistency.scales import Scale
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import ClassifierReward
 from vcsoup_dist.records.scores import ScoreShard, score_name, summarise, write_scores
-from vcsoup_dist.scoring.actors import score_shard
 from vcsoup_dist.scoring.load_reward import load_reward
 from vcsoup_dist.scoring.rewards import Text
+from vcsoup_dist.scoring.worker import score_shard
 
 CONFIGS = {
     "packed": transformers.LlamaConfig,

@@ -195,13 +195,13 @@ def test_a_poisonous_shard_leaves_all_others_and_the_same_command_tries_it_again
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
     printed = finish(start_score(tmp_path, env=on_cluster), code=2)
     scores = tmp_path / "run" / "scores"
-    assert "1 of " in printed and "the scoring actor died 3 times at it" in printed
+    assert "1 of " in printed and "its actor died 3 times" in printed
     assert not scores.exists()
     quarantine = tmp_path / "run/work/scores/a/a/scratch/quarantine.json"
     assert str(quarantine) in printed and len(json.loads(quarantine.read_text())) == 1
     kept = score_bytes(tmp_path / "run")
     made = {name: (tmp_path / "run" / name).stat().st_mtime_ns for name in kept}
-    # What killed it is mended, without a change of the reward: say, the machine's memory.
+    # What killed it is fixed, without a change of the reward: say, the machine's memory.
     (tmp_path / "cured").touch()
     finish(start_score(tmp_path, env=on_cluster))
     assert (scores / "a" / "a" / "product.json").exists() and not quarantine.exists()

@@ -213,7 +213,7 @@ def test_scores_by_two_nodes_of_which_one_is_lost_are_those_of_one_machine(jobs,
     gate.open()
     log = jobs.ends(number)
     assert "Ray runs on 2 nodes" in log and f"vcsoup-score-{number}-ray-n2-0.log" in log
-    assert "a scoring actor died, another takes its place" in log
+    assert "its actor died, another takes its place" in log
     assert scores(root) == scores(jobs.folder / "local")
 
 

@@ -173,12 +173,13 @@ def run_round(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def actor_rate(pairs: Sequence[Pair], model: Path, dtype: str, actors: int, folder: Path) -> float:
     """Pairs per second of `actors` Ray actors, from a fifth of the pairs done to all of them."""
+    from vcsoup_dist.launch.placement import WorkerResources
+    from vcsoup_dist.launch.pools import run_pools
     from vcsoup_dist.launch.ray_cluster import ray_cluster
-    from vcsoup_dist.recipe import ActorPool, Launch
+    from vcsoup_dist.recipe import Launch
     from vcsoup_dist.records.pairs import AppendedTable, PairSlice, pair_row, pairs_schema
-    from vcsoup_dist.scoring.actors import Output, ShardTask
-    from vcsoup_dist.scoring.crew import Pool
-    from vcsoup_dist.scoring.pools import run_pools
+    from vcsoup_dist.scoring.tasks import Output, ShardTask
+    from vcsoup_dist.scoring.workload import ScoringWorkload
 
     file, lock = folder / "pairs.parquet", folder / "lock"
     lock.touch()
@@ -190,15 +191,15 @@ def actor_rate(pairs: Sequence[Pair], model: Path, dtype: str, actors: int, fold
         part = PairSlice(file, i, min(ACTORS_SHARD, len(pairs) - i))
         output = Output("scores", 0, folder / f"scores-{actors}-{i}.parquet", lock)
         tasks.append(ShardTask(part, (output,)))
-    pool = Pool(
-        name="reward", rewards=[ClassifierReward(classifier=str(model), dtype=dtype)],
-        source=Located(str(model), None, None), tokens_per_batch=None,
-        actors=ActorPool(actors=actors), key="scoring", tasks=tasks, most_unscored={"scores": 0},
-        begun=False, quarantine=folder / "quarantine.json",
+    workload = ScoringWorkload(
+        name="reward", section="scoring", tasks=tasks, workers=actors, resources=WorkerResources(),
+        rewards=[ClassifierReward(classifier=str(model), dtype=dtype)],
+        source=Located(str(model), None, None), tokens_per_batch=None, most_unscored={"scores": 0},
+        resumed=False, quarantine=folder / "quarantine.json",
     )  # fmt: skip
     times: list[tuple[float, float]] = [(0.0, 0.0)]
     with ray_cluster(Launch(threads=1), folder):
-        list(run_pools([pool], lambda n: times.append((time.perf_counter(), times[-1][1] + n))))
+        list(run_pools([workload], lambda n: times.append((time.perf_counter(), times[-1][1] + n))))
     warm = next(each for each in times if each[1] >= len(pairs) / 5)
     return (times[-1][1] - warm[1]) / (times[-1][0] - warm[0])
 

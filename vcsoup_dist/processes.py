@@ -26,15 +26,6 @@ def die_with_parent(parent: int | None = None, by: int = signal.SIGKILL) -> None
         os.kill(os.getpid(), by)
 
 
-def die_on_sigterm() -> None:
-    """Have SIGTERM end this process, an actor's, at once; it writes its files atomically.
-
-    Ray's handler raises SystemExit wherever the main thread is: within a user's function, say,
-    which then seems to have failed.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def close_in_forks(handle: int) -> None:
     """Keep a file descriptor, and the lock on it, to this process.
 

@@ -1,9 +1,9 @@
-"""The door of evaluation: makes `evaluation/<soup>`, each one soup's answers and rewards."""
+"""Stage 5: makes `evaluation/<soup>`, the answers and rewards of one soup, or of theta_0."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 from vcsoup_dist.errors import UserError
@@ -11,51 +11,71 @@ from vcsoup_dist.evaluation.prompts import choose_prompts
 from vcsoup_dist.identity import Located
 from vcsoup_dist.progress import log, progress
 from vcsoup_dist.recipe import ColumnsReward, Recipe
+from vcsoup_dist.records.answers import has_answers
 from vcsoup_dist.training.sft import find_theta_0
 from vcsoup_dist.workspace import Product, Workspace
 
 if TYPE_CHECKING:
-    from vcsoup_dist.evaluation.actors import VirtualSoup
+    from vcsoup_dist.evaluation.judges import Judge
+    from vcsoup_dist.evaluation.tasks import EvaluationTask, VirtualSoup
 
 
 def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
-    """Evaluate theta_0 and every soup that is due, on one pool of Ray actors."""
-    from vcsoup_dist.evaluation.actors import ANSWERS, EvaluationTask, evaluate_all
-    from vcsoup_dist.evaluation.judges import share_models
+    """Evaluate theta_0 and every soup that is due, with one pool of workers."""
+    from vcsoup_dist.evaluation.workload import evaluation_workload
+    from vcsoup_dist.launch.pools import run_pools
     from vcsoup_dist.launch.ray_cluster import ray_cluster
 
     pairs = {str(each.dataset): workspace.need(each) for each in products[0].inputs_of("read")}
     prompts = choose_prompts(pairs, recipe.evaluation.prompts)
     if not prompts:
         raise UserError("evaluation: no dataset has held-out prompts; raise data.heldout_share")
+    judges = _judges(recipe, products[0])
+    with ExitStack() as stack:
+        tasks = _due_tasks(recipe, workspace, products, stack)
+        if not tasks:
+            return
+        log.info("evaluation: %d held-out prompts, %d models", len(prompts), len(tasks))
+        workload = evaluation_workload(
+            tasks, prompts, judges, recipe.evaluation, recipe.scoring.tokens_per_batch
+        )
+        with (
+            ray_cluster(recipe.launch, workspace.root),
+            progress("evaluation", len(tasks) * len(prompts), "answers") as advance,
+            closing(run_pools([workload], advance)) as done,
+        ):
+            list(done)
+
+
+def _judges(recipe: Recipe, product: Product) -> list[Judge]:
+    from vcsoup_dist.evaluation.judges import share_models
+
     rewards, sources = {}, {}
     for value in recipe.values:
         reward = recipe.judge_of(value)
         assert not isinstance(reward, ColumnsReward)  # the recipe refuses it
-        rewards[value], sources[value] = reward, products[0].sources[f"judge/{value}"]
-    judges = share_models(rewards, sources)
-    with contextlib.ExitStack() as stack:
-        tasks = []
-        for product in products:
-            model = _model_of(product, recipe, workspace)
-            draft = stack.enter_context(workspace.publishing(product))
-            if not (draft.output / ANSWERS).exists():  # else it is a killed run's, and whole
-                tasks.append(EvaluationTask(product.name, model, draft.output, draft.workers_lock))
-        if not tasks:
-            return
-        log.info("evaluation: %d held-out prompts, %d models", len(prompts), len(tasks))
-        with (
-            ray_cluster(recipe.launch, workspace.root),
-            progress("evaluation", len(tasks) * len(prompts), "answers") as advance,
-        ):
-            evaluate_all(
-                tasks, prompts, judges, recipe.evaluation, recipe.scoring.tokens_per_batch, advance
-            )
+        rewards[value], sources[value] = reward, product.sources[f"judge/{value}"]
+    return share_models(rewards, sources)
+
+
+def _due_tasks(
+    recipe: Recipe, workspace: Workspace, products: Sequence[Product], stack: ExitStack
+) -> list[EvaluationTask]:
+    """Tasks for the products whose answers no killed run has left; `stack` publishes them all."""
+    from vcsoup_dist.evaluation.tasks import EvaluationTask
+
+    tasks = []
+    for product in products:
+        model = _model_of(product, recipe, workspace)
+        draft = stack.enter_context(workspace.publishing(product))
+        if not has_answers(draft.output):
+            tasks.append(EvaluationTask(product.name, model, draft.output, draft.workers_lock))
+    return tasks
 
 
 def _model_of(product: Product, recipe: Recipe, workspace: Workspace) -> Located | VirtualSoup:
     """theta_0, a policy, a written soup, or the policies and weights of one that is not written."""
-    from vcsoup_dist.evaluation.actors import VirtualSoup
+    from vcsoup_dist.evaluation.tasks import VirtualSoup
 
     for policy in product.inputs_of("train"):
         return Located(str(workspace.need(policy)), None, None)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pyarrow.parquet as pq
 
-from vcsoup_dist.evaluation.actors import ANSWERS
 from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.records.answers import ANSWERS
 from vcsoup_dist.report.answers import evaluations, prompt_counts, samples
 from vcsoup_dist.report.counts import (
     filters,

@@ -100,17 +100,17 @@ def _score_columns(group: Group, settings: ColumnsReward) -> None:
 
 
 def _score_with_actors(recipe: Recipe, workspace: Workspace, groups: Sequence[Group]) -> None:
+    from vcsoup_dist.launch.pools import run_pools
     from vcsoup_dist.launch.ray_cluster import ray_cluster
-    from vcsoup_dist.scoring.pools import run_pools
-    from vcsoup_dist.scoring.tasks import pool_of
+    from vcsoup_dist.scoring.group_workload import workload_of
 
-    pools = [pool_of(recipe, group) for group in groups]
-    of_pool = dict(zip([pool.name for pool in pools], groups, strict=True))
-    pairs = sum(task.pairs.rows for pool in pools for task in pool.tasks)
+    workloads = [workload_of(recipe, group) for group in groups]
+    of_workload = dict(zip([each.name for each in workloads], groups, strict=True))
+    pairs = sum(task.pairs.rows for each in workloads for task in each.tasks)
     with (
         ray_cluster(recipe.launch, workspace.root),
         progress("scoring", pairs, "pairs") as advance,
-        closing(run_pools(pools, advance)) as done,
+        closing(run_pools(workloads, advance)) as done,
     ):
-        for pool in done:
-            finish(recipe, of_pool[pool.name])
+        for workload in done:
+            finish(recipe, of_workload[workload.name])

@@ -1,58 +1,45 @@
-"""What the actors of one reward model have to do in this run."""
+"""What a scoring worker is given, and what it returns."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.records.pairs import PairSlice
-from vcsoup_dist.records.scores import has_reward
-from vcsoup_dist.scoring.actors import Output, ShardTask
-from vcsoup_dist.scoring.crew import Pool
-from vcsoup_dist.scoring.groups import Group, Making, most_unscored
-from vcsoup_dist.scoring.quarantine import QUARANTINE
 
 
-def pool_of(recipe: Recipe, group: Group) -> Pool:
-    """The pool of a group that lacks some scores.
+@dataclass(frozen=True)
+class Output:
+    """One value's scores of one shard."""
 
-    Where no pair has a reward yet, scores that say so are removed: they are tried again.
-    """
-    kept = [file for making in group.makings for file in making.work.values() if file.exists()]
-    begun = any(has_reward(file) for file in kept)
-    if not begun:
-        for file in kept:
-            file.unlink()
-    settings: list[Any] = [recipe.values[value].reward for value in group.values]
-    own = settings[0].pool
-    first = group.makings[0]
-    quarantine = first.draft.scratch / QUARANTINE
-    quarantine.unlink(missing_ok=True)
-    return Pool(
-        name=group.name,
-        rewards=settings,
-        source=first.product.sources["reward"],
-        tokens_per_batch=recipe.scoring.tokens_per_batch,
-        actors=own or recipe.scoring,
-        key=f"values.{group.values[0]}.reward.pool" if own else "scoring",
-        tasks=_tasks(group),
-        most_unscored={
-            making.product.name: most_unscored(recipe, making) for making in group.makings
-        },
-        begun=begun,
-        quarantine=quarantine,
-    )
+    product: str
+    column: int
+    """Which of the model's V rewards it is."""
+    file: Path
+    """To write."""
+    workers_lock: Path
+    """Lock of the product that the file belongs to."""
 
 
-def _tasks(group: Group) -> list[ShardTask]:
-    outputs: dict[PairSlice, list[Output]] = {}
-    for making in group.makings:
-        for part, file in making.missing().items():
-            outputs.setdefault(part, []).append(_output(group, making, file))
-    return [ShardTask(part, tuple(lacking)) for part, lacking in outputs.items()]
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard of pairs to score, and the files that lack its scores."""
+
+    pairs: PairSlice
+    outputs: tuple[Output, ...]
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        products = ", ".join(output.product for output in self.outputs)
+        return f"{products}: {self.outputs[0].file.name}"
 
 
-def _output(group: Group, making: Making, file: Path) -> Output:
-    column = group.values.index(making.value)
-    return Output(making.product.name, column, file, making.draft.workers_lock)
+@dataclass(frozen=True)
+class Unscored:
+    """Pairs of one output that have no reward."""
+
+    product: str
+    pairs: int
+    first: str
+    """Id of the first of them, and why."""

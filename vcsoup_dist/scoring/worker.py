@@ -1,4 +1,4 @@
-"""A Ray actor that holds one reward model and scores shards of pairs, one after the other."""
+"""A worker that holds one reward model and scores shards of pairs, one after the other."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,14 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import WRITE_ERRORS
 from vcsoup_dist.forward.answer_text import DROPPED
 from vcsoup_dist.identity import Located
+from vcsoup_dist.launch.worker import PoolWorker
 from vcsoup_dist.locks import share_until_exit
-from vcsoup_dist.processes import die_on_sigterm, die_with_parent
 from vcsoup_dist.recipe import CallableReward, ClassifierReward
-from vcsoup_dist.records.pairs import PairSlice, read_slice
+from vcsoup_dist.records.pairs import read_slice
 from vcsoup_dist.records.scores import ScoreShard, write_scores
 from vcsoup_dist.scoring.load_reward import load_reward
-from vcsoup_dist.scoring.overdue import this_process
 from vcsoup_dist.scoring.rewards import Reward, Scored, Text
+from vcsoup_dist.scoring.tasks import ShardTask, Unscored
 
 PAUSES = (1.0, 5.0, 15.0)  # seconds before another try to load what a file system failed to give
 WILL_NOT_PASS = (
@@ -33,47 +32,10 @@ WILL_NOT_PASS = (
 )
 
 
-@dataclass(frozen=True)
-class Output:
-    """One value's scores of one shard."""
-
-    product: str
-    column: int
-    """Which of the model's V rewards it is."""
-    file: Path
-    """To write."""
-    workers_lock: Path
-    """Lock of the product that the file belongs to."""
-
-
-@dataclass(frozen=True)
-class ShardTask:
-    """One shard of pairs to score, and the files that lack its scores."""
-
-    pairs: PairSlice
-    outputs: tuple[Output, ...]
-
-    @property
-    def name(self) -> str:
-        """What errors call it."""
-        products = ", ".join(output.product for output in self.outputs)
-        return f"{products}: {self.outputs[0].file.name}"
-
-
-@dataclass(frozen=True)
-class Unscored:
-    """Pairs of one output that have no reward."""
-
-    product: str
-    pairs: int
-    first: str
-    """Id of the first of them, and why."""
-
-
-class ScoringActor:
+class ScoringWorker(PoolWorker):
     """Encodes the following shard in a thread of its own while it scores the present one.
 
-    Shards are scored on the process's main thread, since functions of the user's may need that.
+    It scores on the process's main thread, since users' functions may need that.
     """
 
     def __init__(
@@ -83,8 +45,7 @@ class ScoringActor:
         tokens_per_batch: int | None,
         gpu: bool,
     ) -> None:
-        die_with_parent(int(os.environ["RAY_RAYLET_PID"]))
-        die_on_sigterm()
+        super().__init__()
         self.settings = rewards
         self.source = source
         self.tokens_per_batch = tokens_per_batch
@@ -94,18 +55,11 @@ class ScoringActor:
         self.ahead: tuple[ShardTask, Future[tuple[list[str], Any]]] | None = None
         self.held: set[Path] = set()
 
-    def place(self) -> tuple[str, str]:
-        """Id of the node, and where to find the process; once Ray has found room for the actor."""
-        import ray
-
-        return str(ray.get_runtime_context().get_node_id()), this_process()
-
     def load(self) -> str:
         """Load the reward; returns its description.
 
-        What a file system fails to give is asked for again after each of `PAUSES`.
+        Tries again after each of `PAUSES` what a file system fails to give.
         """
-        # Not in __init__, whose errors Ray gives back as text only.
         if isinstance(self.settings[0], ClassifierReward):
             import torch
 
@@ -125,7 +79,7 @@ class ScoringActor:
         )
         return self.reward.description
 
-    def score(self, task: ShardTask, following: ShardTask | None) -> list[Unscored]:
+    def run(self, task: ShardTask, following: ShardTask | None) -> list[Unscored]:
         """Write the scores of one shard; encode the following one meanwhile."""
         for output in task.outputs:
             if output.workers_lock not in self.held:
@@ -148,8 +102,8 @@ class ScoringActor:
     def _encoding(self, task: ShardTask) -> Future[tuple[list[str], Any]]:
         """The encoding of a task that was announced, or else a new one.
 
-        One that was announced in vain has ended when this returns: a task that runs alone is then
-        alone in its process.
+        The encoding of another announced task has ended when this returns: a task that runs alone
+        is then alone in its process.
         """
         ahead, self.ahead = self.ahead, None
         if ahead is not None and ahead[0] == task:

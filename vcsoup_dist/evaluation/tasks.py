@@ -1,0 +1,36 @@
+"""What an evaluation worker is given, and what it returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vcsoup_dist.identity import Located
+
+
+@dataclass(frozen=True)
+class VirtualSoup:
+    """A soup that is not on disk."""
+
+    policies: tuple[Path, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class EvaluationTask:
+    """One model to evaluate."""
+
+    name: str
+    model: Located | VirtualSoup
+    output: Path
+    """Folder to write the answers into."""
+    workers_lock: Path
+
+
+@dataclass(frozen=True)
+class AnswerCounts:
+    """How many answers a model gave."""
+
+    answers: int
+    unfinished: int
+    """Those that did not end within the limit."""

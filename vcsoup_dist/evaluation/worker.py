@@ -1,0 +1,112 @@
+"""A worker that answers the held-out prompts with one model at a time and scores the answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vcsoup_dist.evaluation.generate import Answer, generate_answers, load_model
+from vcsoup_dist.evaluation.judges import Judge
+from vcsoup_dist.evaluation.prompts import Prompt
+from vcsoup_dist.evaluation.tasks import AnswerCounts, EvaluationTask, VirtualSoup
+from vcsoup_dist.identity import Located
+from vcsoup_dist.launch.worker import PoolWorker
+from vcsoup_dist.locks import share_until_exit
+from vcsoup_dist.recipe import Evaluation
+from vcsoup_dist.records.answers import Answers, write_answers
+from vcsoup_dist.scoring.load_reward import load_reward
+from vcsoup_dist.scoring.rewards import Reward, score_all
+from vcsoup_dist.souping.virtual import load_soup, reweight
+
+
+class EvaluationWorker(PoolWorker):
+    """Holds all judges, and one model at a time."""
+
+    def __init__(
+        self,
+        judges: Sequence[Judge],
+        prompts: Sequence[Prompt],
+        settings: Evaluation,
+        tokens_per_batch: int | None,
+        gpu: bool,
+    ) -> None:
+        super().__init__()
+        self.judges = judges
+        self.prompts = prompts
+        self.settings = settings
+        self.tokens_per_batch = tokens_per_batch
+        self.device = "cuda" if gpu else "cpu"
+        self.rewards: list[Reward] = []
+        # Of the last virtual soup: the next one often is another of the same policies.
+        self.policies: tuple[Path, ...] | None = None
+        self.model: Any = None
+        self.tokenizer: Any = None
+
+    def load(self) -> str:
+        """Load the judges' rewards."""
+        import torch
+
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        self.rewards = [
+            load_reward(
+                list(judge.rewards.values()),
+                judge.source,
+                device=self.device,
+                tokens_per_batch=self.tokens_per_batch,
+            )
+            for judge in self.judges
+        ]
+        return ""
+
+    def run(self, task: EvaluationTask, following: EvaluationTask | None) -> AnswerCounts:
+        """Write the model's answers and their rewards."""
+        share_until_exit(task.workers_lock)
+        self._load_model(task.model)
+        answers = generate_answers(self.model, self.tokenizer, self.prompts, self.settings)
+        if self.policies is None:
+            self.model = None  # frees memory for the rewards
+        write_answers(task.output, record(answers, self._score(task.name, answers)))
+        return AnswerCounts(len(answers), sum(not answer.finished for answer in answers))
+
+    def _load_model(self, model: Located | VirtualSoup) -> None:
+        if isinstance(model, VirtualSoup) and model.policies == self.policies:
+            reweight(self.model, model.weights)
+            return
+        self.policies = self.model = None  # one model at a time
+        if isinstance(model, VirtualSoup):
+            first = Located(str(model.policies[0]), None, None)  # whose files a soup would have
+        else:
+            first = model
+        loaded = load_model(first.source, first.revision, self.settings.dtype, self.device)
+        self.model, self.tokenizer = loaded
+        if isinstance(model, VirtualSoup):
+            load_soup(self.model, model.policies, model.weights)
+            self.policies = model.policies
+
+    def _score(self, name: str, answers: Sequence[Answer]) -> dict[str, NDArray[np.float64]]:
+        """Value -> rewards [P] of a model's answers."""
+        texts = [(answer.prompt.messages, answer.text) for answer in answers]
+        names = [f"{name}'s answer to prompt {answer.prompt.id}" for answer in answers]
+        scores: dict[str, NDArray[np.float64]] = {}
+        for judge, reward in zip(self.judges, self.rewards, strict=True):
+            rewards = score_all(reward, texts, names)
+            scores |= {value: rewards[:, v] for v, value in enumerate(judge.rewards)}
+        return scores
+
+
+def record(answers: Sequence[Answer], rewards: dict[str, NDArray[np.float64]]) -> Answers:
+    """Answers as they are written; rewards: value -> [P]."""
+    return Answers(
+        prompt_ids=[answer.prompt.id for answer in answers],
+        datasets=[answer.prompt.dataset for answer in answers],
+        prompts=[answer.prompt.messages for answer in answers],
+        texts=[answer.text for answer in answers],
+        tokens=[answer.tokens for answer in answers],
+        finished=[answer.finished for answer in answers],
+        rewards=rewards,
+    )
