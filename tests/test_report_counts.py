@@ -13,12 +13,12 @@ import pytest
 import yaml
 
 from vcsoup_dist.consistency import stage as consistency_stage
-from vcsoup_dist.evaluation.actors import ANSWERS
 from vcsoup_dist.evaluation.prompts import choose_prompts
 from vcsoup_dist.identity import Hashes
 from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe.load import load_recipe
+from vcsoup_dist.records.answers import ANSWERS
 from vcsoup_dist.records.summary import Summary
 from vcsoup_dist.records.training_summary import PairMetrics, TrainingSummary
 from vcsoup_dist.report import stage as report_stage
