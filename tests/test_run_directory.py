@@ -199,7 +199,7 @@ def test_a_damaged_record_is_one_line(world, content):
     (root / "run.json").write_text(content)
     with pytest.raises(UserError, match="run.json: unreadable .*; remove it"):
         find_run(root)
-    (root / "plan.json").write_text('[{"name": 3}]')
+    (root / "plan.json").write_text('{"format": 2, "products": [{"name": 3}]}')
     with pytest.raises(UserError, match="plan.json: unreadable .*; remove it"):
         read_plan(root)
 
@@ -243,3 +243,16 @@ def test_a_key_set_on_the_command_line_is_as_an_edited_recipe(world):
     assert "nothing to do" in vcsoup("score", "recipe.yaml", cwd=project)
     said = vcsoup("status", root, "--set", "seeds=[2]", cwd=project, code=2)
     assert "--set changes a recipe, not the copy in a run directory" in said
+
+
+@pytest.mark.parametrize("command", ["status", "run", "score", "check", "clean", "submit"])
+def test_a_run_directory_of_another_version_is_refused_in_one_line(world, command):
+    root = world / "old"
+    recipe = load_recipe(world / "project" / "recipe.yaml")
+    Workspace.open(root, recipe)
+    (root / "plan.json").write_text('[{"name": "pairs/long", "stage": "read"}]')
+    before = sorted(root.rglob("*"))
+    done = vcsoup(command, "project/recipe.yaml", "-d", root, cwd=world, code=2)
+    assert "a run directory of an earlier version of vcsoup_dist" in done
+    assert len(done.splitlines()) == 1
+    assert sorted(root.rglob("*")) == before

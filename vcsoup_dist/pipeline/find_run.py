@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.pipeline.plan_file import check_format
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe.load import load_copy, load_recipe
 from vcsoup_dist.recipe.origin import NAME, find_original, read_origin, was_edited
@@ -26,16 +27,19 @@ class Run:
 def find_run(argument: Path, run_dir: Path | None = None, overrides: Sequence[str] = ()) -> Run:
     """The run of `argument`: a recipe's file, a run directory, or the recipe's copy in one.
 
-    Raises UserError where it is none of these, where the copy was edited, and where a run of the
-    recipe is there that another run directory would take no notice of.
+    Raises UserError where it is none of these, where the copy was edited, where a run of the recipe
+    is elsewhere, and where another version of the program made the run directory.
     """
     root = _root_of(argument)
     if root is None:
         recipe = load_recipe(argument, overrides)
-        return Run(recipe, run_dir or _default_root(argument, recipe), False)
-    if overrides:
+        run = Run(recipe, run_dir or _default_root(argument, recipe), False)
+    elif overrides:
         raise UserError(f"{argument}: --set changes a recipe, not the copy in a run directory")
-    return Run(_copied(root), run_dir or root, True)
+    else:
+        run = Run(_copied(root), run_dir or root, True)
+    check_format(run.root)
+    return run
 
 
 def find_recipe(argument: Path) -> Recipe:

@@ -74,26 +74,26 @@ TRAINING = "vcsoup_dist.training.stage"
 COST = "vcsoup_dist.check.cost"
 
 ROWS = (
-    Stage("read", f"{PRODUCTS}:pairs", "vcsoup_dist.scoring.stage:read", "score", SCORE, format=4),
+    Stage("read", f"{PRODUCTS}:pairs", "vcsoup_dist.scoring.stage:read", "score", SCORE, format=5),
     Stage(
         "score", f"{PRODUCTS}:scores", "vcsoup_dist.scoring.stage:score", "score", SCORE,
-        format=3, along=("read",),
+        format=4, along=("read",),
     ),
     Stage(
         "filter", f"{PRODUCTS}:filtered_sets", "vcsoup_dist.consistency.stage:make", "filter",
-        FILTER, format=4,
+        FILTER, format=5,
     ),
     Stage(
-        "sft", f"{PRODUCTS}:theta_0", f"{TRAINING}:make_theta_0", "sft", REFERENCE,
+        "sft", f"{PRODUCTS}:theta_0", f"{TRAINING}:make_theta_0", "sft", REFERENCE, format=2,
         logs_steps=True, disk=f"{COST}:training_bytes",
     ),
     Stage(
         "reference", f"{PRODUCTS}:references", f"{TRAINING}:make_references", "reference",
-        REFERENCE, format=2, along=("sft",), kept_by="reference",
+        REFERENCE, format=3, along=("sft",), kept_by="reference",
     ),
     Stage(
         "train", f"{PRODUCTS}:policies", f"{TRAINING}:make_policies", "train {value}", TRAIN,
-        format=3, along=("sft", "reference"), logs_steps=True, disk=f"{COST}:training_bytes",
+        format=4, along=("sft", "reference"), logs_steps=True, disk=f"{COST}:training_bytes",
     ),
     Stage(
         "merge", f"{PRODUCTS}:soups", "vcsoup_dist.souping.stage:make", "merge", MERGE,
@@ -101,7 +101,7 @@ ROWS = (
     ),
     Stage(
         "evaluate", f"{PRODUCTS}:evaluations", "vcsoup_dist.evaluation.stage:make", "evaluate",
-        EVALUATE, format=2, disk=f"{COST}:evaluation_bytes",
+        EVALUATE, format=3, disk=f"{COST}:evaluation_bytes",
     ),
     Stage(
         "report", f"{PRODUCTS}:reports", "vcsoup_dist.report.stage:make", "report", REPORT,
