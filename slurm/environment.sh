@@ -28,10 +28,17 @@
 #   TORCH_NCCL_DESYNC_DEBUG=1             which rank is behind in which collective
 #   PYTHONFAULTHANDLER=1                  the stack of a rank that crashes
 #
-# Every rank's own words are in the run directory, logs/PRODUCT/rank-R.*; launch.hang_minutes of the
+# Every rank's log is in the run directory, logs/PRODUCT/rank-R.*; launch.hang_minutes of the
 # recipe says when a step counts as hanging.
 
 set -euo pipefail
+
+# Without arguments, and for --help, the script's own head is its help.
+if [[ $# -lt ${needs:-1} || $1 == -h || $1 == --help ]]; then
+    sed -n '2,/^#SBATCH/{/^#SBATCH/d;s/^# \{0,1\}//;p}' "$0"
+    [[ $# -gt 0 && $1 == -* ]] || exit 2
+    exit 0
+fi
 
 VCSOUP_SETUP=${VCSOUP_SETUP:-}
 VCSOUP_RUN_DIR=${VCSOUP_RUN_DIR:-}
@@ -39,7 +46,7 @@ VCSOUP_LOG_DIR=${VCSOUP_LOG_DIR:-logs}
 export VCSOUP_CONTAINER=${VCSOUP_CONTAINER:-}
 
 if [[ -z ${SLURM_JOB_ID:-} ]]; then
-    echo "this is no Slurm job: sbatch $0 $*; --help says more" >&2
+    echo "this is not a Slurm job: sbatch $0 $*; --help says more" >&2
     exit 2
 fi
 
@@ -51,13 +58,13 @@ job_name() {
     echo "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 }
 
-# log_of WHO: the file for what WHO says in this start of the job.
+# log_of WHO: the log of WHO in this start of the job.
 log_of() {
     local name=${SLURM_JOB_NAME//[^A-Za-z0-9._+=@-]/_} # a slash would be another folder's
     echo "$VCSOUP_LOG_DIR/${name:0:100}-$(job_name)-$1-${SLURM_RESTART_COUNT:-0}.log"
 }
 
-# job_log: from here on, what is said goes to the log of this start of the job.
+# job_log: from here on, output goes to the log of this start of the job.
 job_log() {
     local file job restart=${SLURM_RESTART_COUNT:-0}
     job=$(job_name)
@@ -89,14 +96,14 @@ check_time() {
     exit 2
 }
 
-# requeue: stopped on request, the job goes back into the queue and goes on from there.
+# requeue: stopped on request, the job goes back into the queue and resumes later.
 requeue() {
     echo "== $(date +%FT%T) stopped on request; job $SLURM_JOB_ID goes back into the queue"
     trap '' USR2
     "$at_end"
     # Slurm ends this shell for it.
     scontrol requeue "$SLURM_JOB_ID" && sleep 60
-    echo "== it was not taken back; submit the job again, and it goes on" >&2
+    echo "== it was not taken back; submit the job again to resume" >&2
     exit 75
 }
 

@@ -7,7 +7,7 @@
 #   sbatch --cpus-per-task=32 --gpus=8 slurm/on_one_node.sh run RECIPE
 #
 # Two minutes before its time is over, and on `scancel --batch --signal=USR2 JOB`, the job stops, goes
-# back into the queue and goes on later; it does so also when a node fails. Its exit code is that of
+# back into the queue and resumes later; it does so also when a node fails. Its exit code is that of
 # `vcsoup COMMAND`. Variables (VCSOUP_SETUP and others) and logs: see environment.sh beside this file.
 #
 #SBATCH --job-name=vcsoup-stage
@@ -18,19 +18,15 @@
 #SBATCH --signal=B:USR2@120
 set -euo pipefail
 
-if [[ $# -lt 2 || $1 == -h || $1 == --help ]]; then
-    sed -n '2,/^#SBATCH/{/^#SBATCH/d;s/^# \{0,1\}//;p}' "$0"
-    [[ $# -gt 0 && $1 == -* ]] || exit 2
-    exit 0
-fi
+needs=2 # arguments: COMMAND and RECIPE
 
-# Slurm runs a copy of this file, which may be a copy itself: environment.sh is where VCSOUP_SLURM says,
-# here, beside what was submitted by Slurm's record of the job, or where vcsoup_dist is installed.
+# The prologue of every script here: environment.sh is where VCSOUP_SLURM says, beside this file, of which
+# Slurm runs a copy, beside what was submitted, or where vcsoup_dist is installed.
 here=${VCSOUP_SLURM:-$(dirname "$0")}
 place=$(scontrol show job "${SLURM_JOB_ID:-}" 2>/dev/null | sed -n 's/^ *Command=//p') || true
 until grep -qs '^run_vcsoup()' "$here/environment.sh"; do
-    if [[ $place == */* ]]; then # what follows the folder is the file's name and arguments
-        place=${place%/*}
+    if [[ $place == */* ]]; then
+        place=${place%/*} # what follows the folder is the file's name and arguments
         here=$place
     elif [[ $place != installed ]]; then
         place=installed

@@ -8,7 +8,7 @@
 # What each Ray node says is in the log folder, NAME-JOB[_TASK]-ray-NODE-RESTART.log.
 #
 # All nodes must have joined within ten minutes. Later a lost node costs time only, unless it is the
-# first: then the job fails, and goes on when it is submitted again.
+# first: then the job fails, and resumes when it is submitted again.
 
 declare -A ray_steps=() # process of srun -> node
 

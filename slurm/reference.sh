@@ -14,19 +14,13 @@
 #SBATCH --signal=B:USR2@600
 set -euo pipefail
 
-if [[ $# == 0 || $1 == -h || $1 == --help ]]; then
-    sed -n '2,/^#SBATCH/{/^#SBATCH/d;s/^# \{0,1\}//;p}' "$0"
-    [[ $# -gt 0 && $1 == -* ]] || exit 2
-    exit 0
-fi
-
-# Slurm runs a copy of this file, which may be a copy itself: environment.sh is where VCSOUP_SLURM says,
-# here, beside what was submitted by Slurm's record of the job, or where vcsoup_dist is installed.
+# The prologue of every script here: environment.sh is where VCSOUP_SLURM says, beside this file, of which
+# Slurm runs a copy, beside what was submitted, or where vcsoup_dist is installed.
 here=${VCSOUP_SLURM:-$(dirname "$0")}
 place=$(scontrol show job "${SLURM_JOB_ID:-}" 2>/dev/null | sed -n 's/^ *Command=//p') || true
 until grep -qs '^run_vcsoup()' "$here/environment.sh"; do
-    if [[ $place == */* ]]; then # what follows the folder is the file's name and arguments
-        place=${place%/*}
+    if [[ $place == */* ]]; then
+        place=${place%/*} # what follows the folder is the file's name and arguments
         here=$place
     elif [[ $place != installed ]]; then
         place=installed

@@ -75,4 +75,14 @@ def test_a_linked_script_says_outside_of_a_job_how_it_is_used(script, tmp_path):
     done = subprocess.run(
         [tmp_path / "my.sh", "filter", "x"], env=environment, capture_output=True, text=True
     )
-    assert done.returncode == 2 and "this is no Slurm job" in done.stderr
+    assert done.returncode == 2 and "this is not a Slurm job" in done.stderr
+
+
+def test_every_script_has_the_same_prologue():
+    scripts = [each.read_text() for each in (ROOT / "slurm").glob("*.sh")]
+    prologues = [
+        text[text.index("# The prologue") : text.index('source "$here/environment.sh"')]
+        for text in scripts
+        if text.startswith("#!")
+    ]
+    assert len(prologues) == 6 and len(set(prologues)) == 1
