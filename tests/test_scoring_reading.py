@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.preferences.pair import BadRow, LeftOut, Pair, pair_id
+from vcsoup_dist.evaluation.prompts import Prompt, choose_prompts, seen_in_training
+from vcsoup_dist.preferences.pair import BadRow, LeftOut, Pair, pair_id, prompt_id, split_hash
 from vcsoup_dist.records.pairs import (
     HELD_OUT,
     PairsManifest,
@@ -137,3 +138,23 @@ def test_slices_give_back_the_pairs_in_order(tmp_path: Path):
     slices = heldout_slices(tmp_path, 250)
     assert [part.rows for part in slices] == [250, 250, 100]
     assert [p for part in slices for p in read_slice(part)] == heldout
+
+
+def test_evaluation_prompts_have_the_ids_of_their_pairs(tmp_path: Path):
+    write(tmp_path, source([pair(i) for i in range(300)]))
+    prompts = choose_prompts({"a": tmp_path}, 20)
+    held_out = pq.read_table(tmp_path / HELD_OUT).to_pylist()
+    prompt_of = {row["prompt_id"]: row["prompt"] for row in held_out}
+    assert [each.id for each in prompts] == sorted(prompt_of)[:20]
+    assert all(prompt_of[each.id] == each.messages for each in prompts)
+    assert seen_in_training(prompts, {"a": tmp_path}) == {}
+    trained = pq.read_table(tmp_path / "train-00001.parquet")["prompt_id"].to_pylist()[0]
+    seen = [Prompt(trained, "b", []), *prompts]
+    assert seen_in_training(seen, {"a": tmp_path}) == {"a": [trained]}
+
+
+def test_what_is_held_out_and_what_is_evaluated_of_it_are_decided_apart():
+    prompts = [[{"role": "user", "content": f"question {i}"}] for i in range(2000)]
+    low = [prompt_id(each) for each in prompts if split_hash(each) < 0.1 * 2**64]
+    assert 140 < len(low) < 260
+    assert 0.35 < sum(each[0] < "8" for each in low) / len(low) < 0.65

@@ -74,7 +74,7 @@ TRAINING = "vcsoup_dist.training.stage"
 COST = "vcsoup_dist.check.cost"
 
 ROWS = (
-    Stage("read", f"{PRODUCTS}:pairs", "vcsoup_dist.scoring.stage:read", "score", SCORE, format=5),
+    Stage("read", f"{PRODUCTS}:pairs", "vcsoup_dist.scoring.stage:read", "score", SCORE, format=6),
     Stage(
         "score", f"{PRODUCTS}:scores", "vcsoup_dist.scoring.stage:score", "score", SCORE,
         format=4, along=("read",),

@@ -58,8 +58,18 @@ def answers_id(prompt: Sequence[Message], one: str, other: str) -> str:
 
 
 def prompt_id(prompt: Sequence[Message]) -> str:
-    """16 hex digits that name a prompt, whatever dataset it comes from; raises BadRow."""
-    return _hash(_canonical(prompt))
+    """16 hex digits that name a prompt in pairs and in answers alike; raises BadRow."""
+    messages = (f"[{quoted(each['role'])}, {quoted(each['content'])}]" for each in prompt)
+    return _hash(f"[{', '.join(messages)}]")
+
+
+def split_hash(prompt: Sequence[Message]) -> int:
+    """64 bits by which prompts are held out; raises BadRow.
+
+    Not those of `prompt_id`, by which evaluation prompts are chosen among the held-out ones: the
+    first by the same hash would always be the same.
+    """
+    return int(_hash(_canonical(prompt)), 16)
 
 
 def _canonical(prompt: Sequence[Message]) -> str:

@@ -17,7 +17,7 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.preferences.beside import NOT_READ, not_read
 from vcsoup_dist.preferences.id_set import IdSet
 from vcsoup_dist.preferences.json_rows import remedy
-from vcsoup_dist.preferences.pair import BadRow, LeftOut, Pair
+from vcsoup_dist.preferences.pair import BadRow, LeftOut, Pair, split_hash
 from vcsoup_dist.preferences.rows import Read
 from vcsoup_dist.records.pairs import (
     HELD_OUT,
@@ -85,7 +85,7 @@ def write_pairs(
             if prompt in heldout_prompts:
                 leaked_prompts.add(prompt)
                 leaked += 1
-            elif heldout is None and prompt < heldout_share * 2**64:
+            elif heldout is None and split_hash(pair.prompt) < heldout_share * 2**64:
                 files.hold_out(row)
             else:
                 files.add(row)
