@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vcsoup_dist.preferences import canonical
 from vcsoup_dist.preferences.formats import detect_format, to_pair
 from vcsoup_dist.preferences.ordered import from_hh
-from vcsoup_dist.preferences.pair import BadRow, Pair, pair_id, prompt_id
+from vcsoup_dist.preferences.pair import BadRow, Pair, pair_id, prompt_id, split_hash
 
 
 def user(text: str) -> dict[str, str]:
@@ -250,10 +250,12 @@ def test_an_id_is_the_hash_of_the_canonical_json(turns, answer):
     prompt = [user(turn) for turn in turns]
     for found, content in (
         (pair_id(prompt, answer, "b"), {"prompt": prompt, "chosen": answer, "rejected": "b"}),
-        (prompt_id(prompt), prompt),
+        (f"{split_hash(prompt):016x}", prompt),
     ):
         text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         assert found == xxhash.xxh3_128_hexdigest(text.encode())[:16]
+    text = json.dumps([["user", turn] for turn in turns], ensure_ascii=False)
+    assert prompt_id(prompt) == xxhash.xxh3_128_hexdigest(text.encode())[:16]
 
 
 def test_a_text_that_is_longer_than_any_model_reads_is_refused(monkeypatch):
