@@ -15,7 +15,7 @@ from vcsoup_dist.pipeline.run import make_missing
 from vcsoup_dist.pipeline.stages import STAGES, Job, Stage
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.slurm_jobs.submit import as_script
-from vcsoup_dist.status.status import look, show_status
+from vcsoup_dist.status.show import look, show_status
 from vcsoup_dist.workspace import Workspace
 
 VALUE = {"data": {"path": "pairs.jsonl"}, "reward": {"columns": ["right", "wrong"]}}

@@ -24,7 +24,7 @@ from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.pipeline.history import FOLDER, Execution, read_history, recorded, time_taken
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.slurm_jobs.submissions import LiveJob, Submission
-from vcsoup_dist.status.status import duration, look, show_status
+from vcsoup_dist.status.show import duration, look, show_status
 from vcsoup_dist.workspace import Workspace
 
 RECIPE = """

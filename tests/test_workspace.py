@@ -210,7 +210,7 @@ def test_a_model_in_the_hub_cache_is_found_by_its_commit_without_a_network(tmp_p
     (refs / "main").write_text("0123abcd")
     located = locate("some/model", None, None, "model", "model", Hashes(Path("no-cache")))
     assert (located.source, located.revision) == ("some/model", "0123abcd")
-    with pytest.raises(UserError, match="values.a.reward: `some/other` is no local path"):
+    with pytest.raises(UserError, match="values.a.reward: `some/other` is not a local path"):
         locate("some/other", None, None, "model", "values.a.reward", Hashes(Path("no-cache")))
 
 

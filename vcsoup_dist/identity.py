@@ -116,5 +116,5 @@ def _hub_commit(repository: str, revision: str | None, kind: str, key: str) -> s
     if revision and os.path.isdir(cached / "snapshots" / revision):
         return revision
     raise UserError(
-        f"{key}: `{repository}` is no local path, and the hub does not give it ({reason})"
+        f"{key}: `{repository}` is not a local path, and the hub does not give it ({reason})"
     )

@@ -70,7 +70,7 @@ def clear_bar() -> None:
 
 @dataclass
 class Pace:
-    """How fast work goes on, and what is left of it."""
+    """The rate of work, and what is left of it."""
 
     total: float
     done: float = 0.0

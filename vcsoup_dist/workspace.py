@@ -3,7 +3,7 @@
     recipe.yaml                     the frozen recipe, and in run.json where it came from
     <product name>/                 a finished product, with its product.json
     work/<product name>/output/     the product while it is being made
-    work/<product name>/scratch/    what its maker needs to go on after a kill (checkpoints)
+    work/<product name>/scratch/    what is needed to resume after a kill (checkpoints)
     locks/                          one writer per product, or several that share it
 
 A product is published by one rename, so a reader sees all of it or nothing.
@@ -94,7 +94,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Draft:
-    """A product in the making; the folders survive a kill and are found again."""
+    """A product that is being made; the folders survive a kill and are found again."""
 
     product: Product
     output: Path

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
-from vcsoup_dist.preferences.beside import not_read
 from vcsoup_dist.preferences.json_rows import remedy
+from vcsoup_dist.preferences.other_columns import not_read
 from vcsoup_dist.preferences.pair import BadRow, LeftOut, Pair
 from vcsoup_dist.preferences.row_sources import split_files
 from vcsoup_dist.preferences.rows import read_pairs

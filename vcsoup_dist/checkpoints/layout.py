@@ -165,9 +165,9 @@ def read_weights_files(
 
 
 def indexed_files(index: Path) -> dict[str, set[str]]:
-    """The index's weight_map turned round: file name -> names of the tensors in it.
+    """The index's weight_map inverted: file name -> names of the tensors in it.
 
-    UserError where it is no such map, or names files outside of its directory.
+    UserError where it is not such a map, or names files outside of its directory.
     """
     try:
         weight_map = _parse_json(index.read_bytes(), index).get("weight_map")

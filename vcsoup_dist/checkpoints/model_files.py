@@ -125,7 +125,7 @@ def readable_model(path: Path, files: set[str], holds: tuple[Kind, ...]) -> Fold
 
 
 def _small_json(file: Path) -> dict[str, Any]:
-    """{} where it is no JSON object: then it is described without."""
+    """{} where it is not a JSON object: then it is described without."""
     try:
         with open(file, "rb") as opened:
             value = json.loads(opened.read(1 << 20))

@@ -133,7 +133,7 @@ def separate_aliases(
 
 
 def state_dict_specs(pickled: Pickled, state_dict: Any) -> dict[str, TensorSpec]:
-    """All entries of a state dict by offset; UserError where one is no named tensor."""
+    """All entries of a state dict by offset; UserError where one is not a named tensor."""
     if not isinstance(state_dict, dict):
         raise UserError(f"{pickled.file}: holds no state_dict; {SAVE_AGAIN}")
     specs = []
@@ -163,7 +163,7 @@ def _read_file(file: Path) -> dict[str, TensorSpec]:
 
 
 def _stored_members(file: Path) -> dict[int, int]:
-    """Start of data -> bytes, of all members; UserError where the file is no such archive."""
+    """Start of data -> bytes, of all members; UserError where the file is not such an archive."""
     if not file.is_file():
         raise UserError(f"{file}: this weights file is missing; copy or download it again")
     members: dict[int, int] = {}

@@ -37,7 +37,7 @@ def status(
 
     Example: vcsoup status recipe.yaml
     """
-    from vcsoup_dist.status.status import show_products, show_status
+    from vcsoup_dist.status.show import show_products, show_status
 
     loaded, workspace, plan = plan_or_recorded(recipe, run_dir, settings)
     if products:

@@ -15,7 +15,7 @@ RECIPE = Path(__file__).with_name("recipe.yaml")
 def run_demo(folder: Path) -> None:
     """Make the world in `folder`/world, then run the recipe beside it in `folder`/run.
 
-    Run again, it goes on where it was, or has nothing to do.
+    Run again, it resumes, or has nothing to do.
     """
     from vcsoup_dist.demo.world import make_world
     from vcsoup_dist.identity import Hashes

@@ -64,7 +64,7 @@ def _start_pools_that_fit(
     """Start pools whose workers all fit beside the others; the only one with what fits."""
     while waiting:
         workload = waiting[0]
-        free = _free_beside(running)
+        free = _free_with(running)
         wanted = min(workload.workers, len(workload.tasks))
         fitting = sum(free.reserve(workload.resources) for _ in range(wanted))
         if fitting < wanted and running:
@@ -80,12 +80,12 @@ def _start_pools_that_fit(
 def _grow(running: Sequence[WorkerPool[Any]]) -> None:
     """Let pools that started with too few workers use nodes that joined since."""
     if any(pool.lacks_workers for pool in running):
-        free = _free_beside(running)
+        free = _free_with(running)
         for pool in running:
             pool.grow(free)
 
 
-def _free_beside(running: Sequence[WorkerPool[Any]]) -> FreeResources:
+def _free_with(running: Sequence[WorkerPool[Any]]) -> FreeResources:
     free = FreeResources()
     for pool in running:
         for worker in pool.workers:

@@ -1,4 +1,4 @@
-"""Whether another node sees the files of this one, told by a small file that is there to be read.
+"""Whether another node sees the files of this one, as a small file shows that is there to be read.
 
 Its name is new every time, so that no node can have an old one, or remember that it was not there.
 """

@@ -55,7 +55,7 @@ def queued_jobs(comment: str) -> list[QueuedJob]:
             continue
         tasks = tasks_of(id)
         if tasks is None:
-            raise UserError(f"squeue: `{id}` of the line `{line}` is no job's id")
+            raise UserError(f"squeue: `{id}` of the line `{line}` is not a job's id")
         found += [QueuedJob(task, state, reason) for task in tasks]
     return list({each.id: each for each in found}.values())
 

@@ -129,7 +129,7 @@ def _run_step(command: list[str], environment: dict[str, str], ranks: int, logs:
         raise_if_stop_requested()
         raise UserError(
             f"Slurm ended the step before its ranks did ({len(said.done)} of {ranks} were done); "
-            "the same command goes on"
+            "the same command resumes"
         )
 
 

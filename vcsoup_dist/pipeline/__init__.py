@@ -1,1 +1,1 @@
-"""The stages in a table, the graph of products that a recipe asks for, and making it."""
+"""The stages in a table, the graph of products that a recipe asks for, and what makes it."""

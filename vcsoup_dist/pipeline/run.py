@@ -1,4 +1,4 @@
-"""Making products: which stage makes which, in what order."""
+"""What makes the missing products, stage by stage."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def check_layout(path: Path, head: bytes) -> None:
 
 
 def _is_table(head: bytes) -> bool:
-    """Whether text begins with a line of names and goes on with lines that are no objects."""
+    """Whether text begins with a line of names and continues with lines that are not objects."""
     first, *others = head[: HEAD // 8].lstrip().splitlines()[:2] or [b""]
     cells = re.split(rb"[,;\t]", first)
     return (
@@ -125,7 +125,7 @@ def csv_remedy(path: Path) -> str:
 
 
 def _check_text(path: Path, head: bytes) -> None:
-    """Raises UserError for text that is no data at all, or not UTF-8 as a whole."""
+    """Raises UserError for text that is not data at all, or not UTF-8 as a whole."""
     if head.startswith(LFS_POINTER):
         raise UserError(f"{path}: a Git LFS pointer, not the data; fetch it with `git lfs pull`")
     if head.removeprefix(BOM).lstrip()[:10].lower().startswith(WEB_PAGE):

@@ -1,4 +1,4 @@
-"""What all the first rows of a dataset lack: one line to mend the recipe by, not a row each."""
+"""What all the first rows of a dataset lack: one line to fix the recipe by, not a row each."""
 
 from __future__ import annotations
 

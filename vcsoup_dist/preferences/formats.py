@@ -1,7 +1,7 @@
 """Rows in public formats -> canonical pairs: which format a row is in, and what decides its order.
 
 `ordered` and `rated` hold one function per format. A row of `helpsteer` is half a pair:
-`neighbours` puts the halves together.
+`grouped_ratings` puts the halves together.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.preferences.beside import NOT_READ, SYSTEM, with_system
 from vcsoup_dist.preferences.canonical import Comparison, canonical
 from vcsoup_dist.preferences.messages import MissingColumn, column
 from vcsoup_dist.preferences.ordered import HH_START, HH_TURN, from_hh, from_trl
+from vcsoup_dist.preferences.other_columns import NOT_READ, SYSTEM, with_system
 from vcsoup_dist.preferences.pair import BadRow, LeftOut, Pair, Row
 from vcsoup_dist.preferences.rated import (
     PKU_LABELS,
@@ -35,7 +35,7 @@ COLUMNS = frozenset({
     "completions", "response_0_severity_level", "response_1_severity_level",
     *PKU_LABELS.values(), *SYSTEM, *NOT_READ,
 })  # fmt: skip
-"""Columns that any format reads, beside numbers, which can be ratings and scores."""
+"""Columns that any format reads, besides numbers, which can be ratings and scores."""
 
 
 def detect_format(row: Row) -> str:

@@ -16,7 +16,7 @@ BLANKS = " \t\r\n"
 
 
 class Malformed(ValueError):
-    """Text that is no JSON array; what comes after the fault cannot be told apart."""
+    """Text that is not a JSON array; what follows the fault is unknown."""
 
 
 def is_array(file: io.BufferedReader) -> bool:

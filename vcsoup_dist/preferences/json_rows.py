@@ -81,7 +81,7 @@ def item(text: str, at: int) -> tuple[Any, int]:
 
 
 def _fault(error: Exception, line: bytes) -> str:
-    """Why a line is no row, in one of few texts."""
+    """Why a line is not a row, in one of few texts."""
     if isinstance(error, BadRow):
         return error.reason
     if isinstance(error, RecursionError):

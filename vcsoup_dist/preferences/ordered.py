@@ -5,8 +5,8 @@ trl   prompt, chosen, rejected as strings or message lists; without a prompt, ch
 hh    chosen and rejected are whole dialogues as text, `\\n\\nHuman:` and `\\n\\nAssistant:`
       (Anthropic's HH-RLHF)
 
-HH-RLHF is also published with such a text as `prompt`, beside whole dialogues or the answers alone.
-A prompt beside whole dialogues must be their start.
+HH-RLHF is also published with such a text as `prompt`, with whole dialogues or the answers alone.
+A prompt given with whole dialogues must be their start.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def from_trl(row: Row) -> Comparison:
 def from_hh(row: Row) -> Comparison:
     """A row of whole dialogues; the prompt is all up to the last answer; raises BadRow.
 
-    Where a `prompt` beside them is a transcript and the answers are no dialogues, the row is read
+    Where their `prompt` is a transcript and the answers are not dialogues, the row is read
     as TRL's.
     """
     texts = {name: text_column(row, name) for name in ("chosen", "rejected")}
@@ -59,7 +59,7 @@ def from_hh(row: Row) -> Comparison:
         return from_trl(row)
     for name, text in texts.items():
         if not _is_dialogue(text):
-            raise BadRow(f"`{name}` is no dialogue that begins with \\n\\nHuman:")
+            raise BadRow(f"`{name}` is not a dialogue that begins with \\n\\nHuman:")
     chosen, rejected = map(_turns, texts.values())
     given, answers = _last_apart(chosen, rejected)
     _check_start(row, given)
@@ -85,7 +85,7 @@ def _from_texts(row: Row, chosen: str, rejected: str) -> Comparison:
 
 
 def _prompt(row: Row) -> list[Message]:
-    """A prompt's messages; raises BadRow. The mark of the answer to come is no turn."""
+    """A prompt's messages; raises BadRow. The mark of the answer to come is not a turn."""
     given = column(row, "prompt")
     if not is_transcript(given):
         return as_messages(given)
@@ -112,8 +112,8 @@ def _check_start(row: Row, given: list[Message]) -> None:
 
     Of several turns a text may be the first question or the last.
     """
-    beside = row.get("prompt")
-    if is_blank(beside) if isinstance(beside, str) else is_empty(beside):
+    written = row.get("prompt")
+    if is_blank(written) if isinstance(written, str) else is_empty(written):
         return
     prompt = _prompt(row)
     text = isinstance(row["prompt"], str) and not is_transcript(row["prompt"])

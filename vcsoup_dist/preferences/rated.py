@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vcsoup_dist.preferences.beside import with_system
 from vcsoup_dist.preferences.canonical import Comparison, is_number, number
 from vcsoup_dist.preferences.messages import (
     MissingColumn,
@@ -29,6 +28,7 @@ from vcsoup_dist.preferences.messages import (
     column,
     text_column,
 )
+from vcsoup_dist.preferences.other_columns import with_system
 from vcsoup_dist.preferences.pair import BadRow, LeftOut, Message, Row
 from vcsoup_dist.preferences.values import is_blank, kind_of
 
@@ -131,7 +131,7 @@ def completions(row: Row) -> Sequence[Row]:
 
 
 def ultrafeedback_ratings(completion: Row) -> dict[str, float | None]:
-    """Every rating of a completion; what is no number, such as "N/A", is None."""
+    """Every rating of a completion; what is not a number, such as "N/A", is None."""
     found = {name: completion[name] for name in ULTRAFEEDBACK_SCORES if name in completion}
     annotations = completion.get("annotations")
     for name, note in (annotations if isinstance(annotations, dict) else {}).items():

@@ -1,7 +1,7 @@
 """Rows of local files, streaming: JSON Lines, one JSON array, parquet.
 
 Text may be compressed with gzip or Zstandard. A file that is damaged at any place is an error,
-since nobody knows what is lost behind it; a line that is no JSON is one bad row.
+since nobody knows what is lost behind it; a line that is not JSON is one bad row.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TABLES = (".csv", ".tsv")
 
 
 def file_kind(path: Path) -> Literal["json", "parquet"] | None:
-    """What a file's name says it holds, or None where it is no name of a file of rows."""
+    """What a file's name says it holds, or None where it is not the name of a file of rows."""
     return next((kind for ending, kind in ENDINGS.items() if path.name.endswith(ending)), None)
 
 

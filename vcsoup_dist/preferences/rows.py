@@ -11,12 +11,12 @@ from typing import Any
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
-from vcsoup_dist.preferences.beside import count_not_read
 from vcsoup_dist.preferences.canonical import Comparison, canonical
 from vcsoup_dist.preferences.first_rows import watched
 from vcsoup_dist.preferences.formats import check_preferred_by, detect_format, row_format, to_pair
+from vcsoup_dist.preferences.grouped_ratings import pair_grouped
 from vcsoup_dist.preferences.json_rows import CUT
-from vcsoup_dist.preferences.neighbours import pair_neighbours
+from vcsoup_dist.preferences.other_columns import count_not_read
 from vcsoup_dist.preferences.pair import BadRow, LeftOut, Pair, Row
 from vcsoup_dist.preferences.rated import Rated, from_helpsteer
 from vcsoup_dist.preferences.row_sources import read_rows
@@ -50,9 +50,10 @@ def read_pairs(
     """(row number from 1, what becomes of it) for every row of a dataset.
 
     `source` is a file of a kind that `row_files` knows, or a folder or hub id that `datasets` can
-    load. `tally` gets the number of `returned_prompts`, see `neighbours`, and of the rows that fill
-    a column of `beside.NOT_READ`, under its name. Raises UserError where the dataset cannot be read
-    at all, or does not have what `preferred_by` or `columns` name, or the columns of any format.
+    load. `tally` gets the number of `returned_prompts`, see `grouped_ratings`, and of the rows that
+    fill a column of `other_columns.NOT_READ`, under its name. Raises UserError where the dataset
+    cannot be read at all, or does not have what `preferred_by` or `columns` name, or the columns of
+    any format.
     With `sample` the first so many rows are enough.
     """
     reading = Reading(format, preferred_by, columns, Counter() if tally is None else tally)
@@ -107,9 +108,7 @@ def _settle(source: Located, row: Row | BadRow, reading: Reading) -> str:
 def _paired(rows: Rows, reading: Reading) -> Iterator[tuple[int, Read]]:
     assert reading.preferred_by is not None
     rated = _rated(rows, reading.tally)
-    for number, found in pair_neighbours(
-        rated, reading.preferred_by, reading.columns, reading.tally
-    ):
+    for number, found in pair_grouped(rated, reading.preferred_by, reading.columns, reading.tally):
         try:
             yield (
                 number,

@@ -54,7 +54,7 @@ SHAPES: tuple[tuple[frozenset[str], str, str], ...] = tuple(
         ),
         (
             "messages chosen rejected",
-            "OpenAI's `messages` beside two answers",
+            "OpenAI's `messages` and two answers",
             "rename `messages` to `prompt`; it must end with the user's turn",
         ),
         (
@@ -102,19 +102,19 @@ def advice(names: Collection[str]) -> str:
     }
     if all(renamed.values()):
         what = ", ".join(f"`{old}` to `{new}`" for new, old in renamed.items())
-        return f"rename {what}" + _beside(there, renamed.get("prompt"))
+        return f"rename {what}" + _prompt_note(there, renamed.get("prompt"))
     if any(each in there for each in LISTS) and any(each in there for each in RANKS):
         return f"this looks like a list of ranked or rated answers: {WRITE}a better and a worse one"
     for one, other in PAIRS:
         if one in there and other in there:
-            return f"this looks like two answers and a judgement of them: {WRITE}the better first"
+            return f"this looks like two answers and a verdict on them: {WRITE}the better first"
     return (
         "a row must have `prompt`, `chosen` and `rejected`, or the columns of another format "
         "(`data.format`)"
     )
 
 
-def _beside(there: Collection[str], renamed: str | None) -> str:
+def _prompt_note(there: Collection[str], renamed: str | None) -> str:
     """What else belongs to the prompt of an instruction with its input."""
     if renamed == "instruction" and "input" in there:
         return ", and write the `input` of a row below its instruction"

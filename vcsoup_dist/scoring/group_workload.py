@@ -8,7 +8,7 @@ from typing import Any
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.records.pairs import PairSlice
 from vcsoup_dist.records.scores import has_reward
-from vcsoup_dist.scoring.groups import Group, Making, most_unscored
+from vcsoup_dist.scoring.groups import Group, ScoringProduct, most_unscored
 from vcsoup_dist.scoring.quarantine import QUARANTINE
 from vcsoup_dist.scoring.tasks import Output, ShardTask
 from vcsoup_dist.scoring.workload import ScoringWorkload, worker_resources
@@ -19,7 +19,7 @@ def workload_of(recipe: Recipe, group: Group) -> ScoringWorkload:
 
     Where no pair has a reward yet, scores that say so are removed: they are tried again.
     """
-    kept = [file for making in group.makings for file in making.work.values() if file.exists()]
+    kept = [file for member in group.members for file in member.work.values() if file.exists()]
     resumed = any(has_reward(file) for file in kept)
     if not resumed:
         for file in kept:
@@ -27,7 +27,7 @@ def workload_of(recipe: Recipe, group: Group) -> ScoringWorkload:
     settings: list[Any] = [recipe.values[value].reward for value in group.values]
     own = settings[0].pool
     actors = own or recipe.scoring
-    first = group.makings[0]
+    first = group.members[0]
     quarantine = first.draft.scratch / QUARANTINE
     quarantine.unlink(missing_ok=True)
     return ScoringWorkload(
@@ -40,7 +40,7 @@ def workload_of(recipe: Recipe, group: Group) -> ScoringWorkload:
         source=first.product.sources["reward"],
         tokens_per_batch=recipe.scoring.tokens_per_batch,
         most_unscored={
-            making.product.name: most_unscored(recipe, making) for making in group.makings
+            member.product.name: most_unscored(recipe, member) for member in group.members
         },
         resumed=resumed,
         quarantine=quarantine,
@@ -49,12 +49,12 @@ def workload_of(recipe: Recipe, group: Group) -> ScoringWorkload:
 
 def _tasks(group: Group) -> list[ShardTask]:
     outputs: dict[PairSlice, list[Output]] = {}
-    for making in group.makings:
-        for part, file in making.missing().items():
-            outputs.setdefault(part, []).append(_output(group, making, file))
+    for member in group.members:
+        for part, file in member.missing().items():
+            outputs.setdefault(part, []).append(_output(group, member, file))
     return [ShardTask(part, tuple(lacking)) for part, lacking in outputs.items()]
 
 
-def _output(group: Group, making: Making, file: Path) -> Output:
-    column = group.values.index(making.value)
-    return Output(making.product.name, column, file, making.draft.workers_lock)
+def _output(group: Group, member: ScoringProduct, file: Path) -> Output:
+    column = group.values.index(member.value)
+    return Output(member.product.name, column, file, member.draft.workers_lock)

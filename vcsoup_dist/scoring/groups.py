@@ -21,8 +21,8 @@ log = logging.getLogger("vcsoup")
 
 
 @dataclass(frozen=True)
-class Making:
-    """One product in the making."""
+class ScoringProduct:
+    """A product that is being scored."""
 
     draft: Draft
     work: dict[PairSlice, Path]
@@ -50,14 +50,14 @@ class Making:
 class Group:
     """Products of one reward model, which is loaded once, and run once for all its values."""
 
-    makings: Sequence[Making]
+    members: Sequence[ScoringProduct]
     publish: ExitStack
     """Closing it publishes the products."""
 
     @property
     def values(self) -> list[str]:
         """In the recipe's order."""
-        return list(dict.fromkeys(making.value for making in self.makings))
+        return list(dict.fromkeys(member.value for member in self.members))
 
     @property
     def name(self) -> str:
@@ -65,7 +65,7 @@ class Group:
 
     def is_scored(self) -> bool:
         """Whether all score files are there."""
-        return not any(making.missing() for making in self.makings)
+        return not any(member.missing() for member in self.members)
 
 
 def group_products(
@@ -84,11 +84,11 @@ def group_products(
             key = (model_key(made_from), where)
         shared.setdefault(key, []).append(product)
     groups = []
-    for members in shared.values():
+    for products in shared.values():
         publish = stack.enter_context(ExitStack())
-        drafts = [publish.enter_context(workspace.publishing(product)) for product in members]
-        makings = [Making(draft, _work(recipe, workspace, draft)) for draft in drafts]
-        groups.append(Group(makings, publish))
+        drafts = [publish.enter_context(workspace.publishing(product)) for product in products]
+        members = [ScoringProduct(draft, _work(recipe, workspace, draft)) for draft in drafts]
+        groups.append(Group(members, publish))
     return groups
 
 
@@ -108,10 +108,10 @@ def finish(recipe: Recipe, group: Group) -> None:
     tokens in both answers of every pair.
     """
     found: dict[str, list[tuple[str, ScoresManifest]]] = {}
-    for making in group.makings:
-        summary = _summarise(recipe, making)
-        _check_unscored(recipe, group, making, summary)
-        found.setdefault(making.value, []).append((making.product.name, summary))
+    for member in group.members:
+        summary = _summarise(recipe, member)
+        _check_unscored(recipe, group, member, summary)
+        found.setdefault(member.value, []).append((member.product.name, summary))
     origins = [value.data.path for value in recipe.values.values() if value.data is not None]
     datasets = sum(path is not None for path in origins)
     for value, summaries in found.items():
@@ -148,15 +148,15 @@ def _check_telling(
             log.warning("%s: THE REWARD IS CONSTANT here, %g for every answer", name, each.mean)
 
 
-def _summarise(recipe: Recipe, making: Making) -> ScoresManifest:
-    heldout = [file for part, file in making.work.items() if part.file.name == HELD_OUT]
-    train = [file for part, file in making.work.items() if part.file.name != HELD_OUT]
-    dtype = getattr(recipe.values[making.value].reward, "dtype", "fp32")
-    softmax = getattr(recipe.values[making.value].reward, "softmax", False)
+def _summarise(recipe: Recipe, member: ScoringProduct) -> ScoresManifest:
+    heldout = [file for part, file in member.work.items() if part.file.name == HELD_OUT]
+    train = [file for part, file in member.work.items() if part.file.name != HELD_OUT]
+    dtype = getattr(recipe.values[member.value].reward, "dtype", "fp32")
+    softmax = getattr(recipe.values[member.value].reward, "softmax", False)
     rounding = ROUNDING["fp32" if softmax else dtype]  # probabilities are of a head in fp32
     summary = summarise(train, heldout, rounding)
-    summary.write(making.draft.output)
-    name = making.product.name
+    summary.write(member.draft.output)
+    name = member.product.name
     if summary.mean is not None:
         log.info(
             "%s: %d pairs, mean %.4g, std %.4g; truncated %d texts, of %d even the response",
@@ -172,24 +172,26 @@ def _summarise(recipe: Recipe, making: Making) -> ScoresManifest:
         reasons = [f"{count} x {reason}" for reason, count in summary.reasons.items()]
         log.warning(
             "%s: %d OF %d PAIRS HAVE NO REWARD: %s",
-            name, summary.unscored, making.pairs, "; ".join(reasons[:3]),
+            name, summary.unscored, member.pairs, "; ".join(reasons[:3]),
         )  # fmt: skip
     return summary
 
 
-def _check_unscored(recipe: Recipe, group: Group, making: Making, summary: ScoresManifest) -> None:
+def _check_unscored(
+    recipe: Recipe, group: Group, member: ScoringProduct, summary: ScoresManifest
+) -> None:
     pair = summary.first_unscored
-    enough = summary.mean is not None and summary.unscored <= most_unscored(recipe, making)
+    enough = summary.mean is not None and summary.unscored <= most_unscored(recipe, member)
     if pair is None or enough:
         return
     raise too_many_unscored(
-        group.name, making.draft.output, summary.unscored, f"{pair.id}: {pair.reason}"
+        group.name, member.draft.output, summary.unscored, f"{pair.id}: {pair.reason}"
     )
 
 
-def most_unscored(recipe: Recipe, making: Making) -> int:
+def most_unscored(recipe: Recipe, member: ScoringProduct) -> int:
     """Pairs of a product that may lack a reward."""
-    return math.floor(recipe.scoring.max_bad_rows * making.pairs + 1e-9)
+    return math.floor(recipe.scoring.max_bad_rows * member.pairs + 1e-9)
 
 
 def too_many_unscored(reward: str, output: Path, pairs: int, first: str) -> UserError:

@@ -66,7 +66,7 @@ def read_heads(returned: Any, heads: Sequence[str], texts: int, name: str) -> Ou
         field = returned.get(head) if named else getattr(returned, head, None)
         if not isinstance(field, torch.Tensor):
             fields = _fields(returned)
-            advice = "mend `head`" if fields.startswith("`") else "score it with a `callable`"
+            advice = "fix `head`" if fields.startswith("`") else "score it with a `callable`"
             raise UserError(f"{name}: it returns no `{head}`, but {fields}; {advice}")
         rows = field[:, None] if field.ndim == 1 else field
         if rows.ndim != 2 or len(rows) != texts:

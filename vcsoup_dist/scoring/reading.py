@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.preferences.beside import NOT_READ, not_read
 from vcsoup_dist.preferences.id_set import IdSet
 from vcsoup_dist.preferences.json_rows import remedy
+from vcsoup_dist.preferences.other_columns import NOT_READ, not_read
 from vcsoup_dist.preferences.pair import BadRow, LeftOut, Pair, split_hash
 from vcsoup_dist.preferences.rows import Read
 from vcsoup_dist.records.pairs import (

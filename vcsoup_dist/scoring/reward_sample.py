@@ -49,11 +49,11 @@ class Sample:
 
     def rows(self) -> dict[str, str]:
         """The figures as a person should see them."""
-        told = self.scored - self.ties
+        decided = self.scored - self.ties
         return {
             "pairs looked at": str(self.pairs),
             "without a reward": str(self.pairs - self.scored),
-            "agrees with the labels": f"{100 * self.right / told:.0f} %" if told else "-",
+            "agrees with the labels": f"{100 * self.right / decided:.0f} %" if decided else "-",
             "ties": str(self.ties),
             "correlation with length": "-" if self.length is None else f"{self.length:+.2f}",
             "same tokens on both sides": str(self.equal),
@@ -147,16 +147,16 @@ def sample_findings(
                 "max_length or the template cuts what tells them apart",
             )
         )
-    told = sample.scored - sample.ties
-    if told >= ENOUGH and sample.right < FAR_BELOW_HALF * told:
+    decided = sample.scored - sample.ties
+    if decided >= ENOUGH and sample.right < FAR_BELOW_HALF * decided:
         found.append(
             Finding(
                 False,
-                f"{value} prefers the chosen answer in {sample.right} of {told} pairs only: "
+                f"{value} prefers the chosen answer in {sample.right} of {decided} pairs only: "
                 f"{SIGNS[sign]}; or is it another `output`, or another value's data?",
             )
         )
-    if told >= ENOUGH and sample.length is not None and abs(sample.length) >= STRONG:
+    if decided >= ENOUGH and sample.length is not None and abs(sample.length) >= STRONG:
         longer = "longer" if sample.length > 0 else "shorter"
         found.append(
             Finding(

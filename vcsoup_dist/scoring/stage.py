@@ -1,4 +1,4 @@
-"""The door of stage 1: makes `pairs/<dataset>` and `scores/<dataset>/<value>`."""
+"""The entry of stage 1: makes `pairs/<dataset>` and `scores/<dataset>/<value>`."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def score(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> 
 
 
 def _score_columns(group: Group, settings: ColumnsReward) -> None:
-    for making in group.makings:
-        for part, file in making.missing().items():
+    for member in group.members:
+        for part, file in member.missing().items():
             write_scores(file, column_scores(read_slice(part), settings))
 
 

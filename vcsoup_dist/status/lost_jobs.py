@@ -22,7 +22,7 @@ class _Log:
     """None for Slurm's."""
 
 
-def silent_jobs(
+def find_lost_jobs(
     root: Path,
     name: str,
     plan: Sequence[Product],

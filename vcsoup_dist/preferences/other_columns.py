@@ -1,4 +1,4 @@
-"""Columns beside a pair that change its meaning: a system prompt is read, others are told of."""
+"""Other columns that change a pair's meaning: a system prompt is read, others are warned of."""
 
 from __future__ import annotations
 

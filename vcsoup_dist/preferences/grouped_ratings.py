@@ -29,7 +29,7 @@ class _Ranked:
     rows: int = 1
 
 
-def pair_neighbours(
+def pair_grouped(
     rows: Iterable[tuple[int, Rated | BadRow]],
     preferred_by: str,
     columns: Sequence[str],

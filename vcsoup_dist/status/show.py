@@ -30,7 +30,7 @@ from vcsoup_dist.slurm_jobs.submissions import (
     was_submitted,
 )
 from vcsoup_dist.status.log_tail import end_of_log, last_step
-from vcsoup_dist.status.lost_jobs import silent_jobs
+from vcsoup_dist.status.lost_jobs import find_lost_jobs
 from vcsoup_dist.workspace import Product, Workspace
 
 State = Literal["running", "failed", "pending", "stopped", "changed", "to do", "done", "not needed"]
@@ -44,7 +44,7 @@ FAILURES_SHOWN = 4  # of a stage: tasks of an array as a rule fail alike
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One row of the table, and what is told below it."""
+    """One row of the table, and what is said below it."""
 
     stage: str
     states: dict[str, State]
@@ -128,7 +128,7 @@ def look(
 ) -> list[StageStatus]:
     """How each stage of the plan stands now."""
     history = read_history(workspace.root)
-    history += silent_jobs(workspace.root, recipe.name, plan, submissions, jobs, history)
+    history += find_lost_jobs(workspace.root, recipe.name, plan, submissions, jobs, history)
     needed = {product.name for product in to_make(plan, workspace, recipe)}
     found = []
     for stage in STAGES:
@@ -213,7 +213,7 @@ def _standing(executions: Sequence[Execution], name: str) -> list[Execution]:
 
 
 def _replaces(later: Execution, earlier: Execution) -> bool:
-    """Whether one is a new start of what the other did, and not at work beside it."""
+    """Whether one is a new start of what the other did, and does not run at the same time."""
     if later.job and earlier.job and later.job != earlier.job:
         arrays = [each.job.rpartition("_")[0] for each in (later, earlier) if each.job]
         if arrays[0] and arrays[0] == arrays[1]:  # two tasks that share the product
