@@ -168,8 +168,8 @@ def test_roles_that_do_not_take_turns_up_to_the_answer_are_wrong(row):
     [
         (HH + " a", HH.replace("why", "what") + " b", "differ before"),
         (HH + " a", HH + " b\n\nHuman: and?\n\nAssistant: c", "differ before"),
-        ("Question: " + HH + " a", HH + " b", "no dialogue"),
-        (HH + " a", "b", "no dialogue"),
+        ("Question: " + HH + " a", HH + " b", "not a dialogue"),
+        (HH + " a", "b", "not a dialogue"),
         (HH + " a", HH, "empty response"),
         (3, HH + " b", "`chosen` is a number"),
     ],

@@ -173,7 +173,7 @@ SHAPES = {
     "as for KTO": {"prompt": "x", "completion": "a", "label": True},
     "Alpaca's instructions": {"instruction": "x", "input": "", "output": "a"},
     "list of ranked or rated answers": {"prompt": "x", "responses": ["a"], "scores": [1]},
-    "two answers and a judgement": {"prompt": "x", "response_a": "a", "response_b": "b", "best": 1},
+    "two answers and a verdict": {"prompt": "x", "response_a": "a", "response_b": "b", "best": 1},
 }  # fmt: skip
 
 

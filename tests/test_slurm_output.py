@@ -128,7 +128,7 @@ def test_jobs_of_ours_are_found_among_banners_with_arrays_and_states_of_any_kind
         ("14", False),
     ]
     squeue("13_[1,2,...]|PENDING|None|vcsoup /run")
-    with pytest.raises(UserError, match=r"squeue: `13_\[1,2,...\]` .* is no job's id"):
+    with pytest.raises(UserError, match=r"squeue: `13_\[1,2,...\]` .* is not a job's id"):
         slurm_queue.queued_jobs("vcsoup /run")
 
 
