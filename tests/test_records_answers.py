@@ -12,8 +12,6 @@ from vcsoup_dist.records.answers import (
     ANSWERS,
     Answers,
     has_answers,
-    read_answers,
-    write_answers,
 )
 
 
@@ -24,9 +22,9 @@ def test_answers_that_are_written_are_read(tmp_path):
         ["0a", "0b"], ["x", "y"], [prompt, prompt[1:]], ["", "yes"], [1, 7], [False, True], rewards
     )
     assert not has_answers(tmp_path)
-    write_answers(tmp_path, answers)
+    answers.write(tmp_path)
     assert has_answers(tmp_path)
-    found = read_answers(tmp_path)
+    found = Answers.read(tmp_path)
     assert vars(found) | {"rewards": 0} == vars(answers) | {"rewards": 0}
     assert {value: each.tolist() for value, each in found.rewards.items()} == {
         value: each.tolist() for value, each in rewards.items()
@@ -38,9 +36,9 @@ def test_answers_of_another_version_are_refused_and_count_as_missing(tmp_path):
     pq.write_table(table, tmp_path / ANSWERS)
     assert not has_answers(tmp_path)
     with pytest.raises(UserError, match=r"answers\.parquet: has no version, and .* version 1"):
-        read_answers(tmp_path)
+        Answers.read(tmp_path)
     newer = table.replace_schema_metadata({b"vcsoup_version": b"2"})
     pq.write_table(newer, tmp_path / ANSWERS)
     assert not has_answers(tmp_path)
     with pytest.raises(UserError, match=r"has version 2, and this vcsoup_dist reads version 1"):
-        read_answers(tmp_path)
+        Answers.read(tmp_path)

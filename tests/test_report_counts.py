@@ -7,8 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 import pytest
 import yaml
 
@@ -18,7 +17,7 @@ from vcsoup_dist.identity import Hashes
 from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe.load import load_recipe
-from vcsoup_dist.records.answers import ANSWERS
+from vcsoup_dist.records.answers import Answers
 from vcsoup_dist.records.summary import Summary
 from vcsoup_dist.records.training_summary import PairMetrics, TrainingSummary
 from vcsoup_dist.report import stage as report_stage
@@ -166,16 +165,18 @@ def test_the_stage_writes_all_its_files_from_what_the_stages_before_it_left(run:
         with run.workspace.publishing(product) as draft:
             TrainingSummary(7, 30, {}, 0.5, PairMetrics(0.25), None).write(draft.output)
     for number, product in enumerate(run.report.inputs_of("evaluate")):
-        columns = {
-            "prompt_id": [prompt.id for prompt in prompts],
-            "prompt": [prompt.messages for prompt in prompts],
-            "answer": [f"answer of {product.name}"] * len(prompts),
-            "finished": [True] * len(prompts),
-            "reward_kind": [float(number)] * len(prompts),
-            "reward_brief": [-float(number)] * len(prompts),
-        }
+        rewards = {"kind": float(number), "brief": -float(number)}
+        answers = Answers(
+            prompt_ids=[prompt.id for prompt in prompts],
+            datasets=[prompt.dataset for prompt in prompts],
+            prompts=[prompt.messages for prompt in prompts],
+            texts=[f"answer of {product.name}"] * len(prompts),
+            tokens=[3] * len(prompts),
+            finished=[True] * len(prompts),
+            rewards={value: np.full(len(prompts), each) for value, each in rewards.items()},
+        )
         with run.workspace.publishing(product) as draft:
-            pq.write_table(pa.table(columns), draft.output / ANSWERS)
+            answers.write(draft.output)
     report_stage.make(run.recipe, run.workspace, [run.report])
     folder = run.workspace.need(run.report)
     assert {file.name for file in folder.iterdir()} == {

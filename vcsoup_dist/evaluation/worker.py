@@ -18,7 +18,7 @@ from vcsoup_dist.identity import Located
 from vcsoup_dist.launch.worker import PoolWorker
 from vcsoup_dist.locks import share_until_exit
 from vcsoup_dist.recipe import Evaluation
-from vcsoup_dist.records.answers import Answers, write_answers
+from vcsoup_dist.records.answers import Answers
 from vcsoup_dist.scoring.load_reward import load_reward
 from vcsoup_dist.scoring.rewards import Reward, score_all
 from vcsoup_dist.souping.virtual import load_soup, reweight
@@ -70,7 +70,7 @@ class EvaluationWorker(PoolWorker):
         answers = generate_answers(self.model, self.tokenizer, self.prompts, self.settings)
         if self.policies is None:
             self.model = None  # frees memory for the rewards
-        write_answers(task.output, record(answers, self._score(task.name, answers)))
+        record(answers, self._score(task.name, answers)).write(task.output)
         return AnswerCounts(len(answers), sum(not answer.finished for answer in answers))
 
     def _load_model(self, model: Located | VirtualSoup) -> None:

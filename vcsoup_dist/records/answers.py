@@ -48,37 +48,33 @@ class Answers:
     rewards: Mapping[str, NDArray[np.float64]]
     """Value -> [P], larger being better."""
 
+    def write(self, folder: Path) -> None:
+        """Write answers.parquet atomically."""
+        columns = [
+            *(self.prompt_ids, self.datasets, self.prompts),
+            *(self.texts, self.tokens, self.finished),
+        ]
+        table = pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
+        for value, rewards in self.rewards.items():
+            table = table.append_column(f"{REWARD}{value}", pa.array(rewards, pa.float64()))
+        sink = pa.BufferOutputStream()
+        pq.write_table(with_version(table, VERSION), sink)
+        write_atomically(folder / ANSWERS, sink.getvalue().to_pybytes())
 
-def write_answers(folder: Path, answers: Answers) -> None:
-    """Write answers.parquet atomically."""
-    columns = [
-        *(answers.prompt_ids, answers.datasets, answers.prompts),
-        *(answers.texts, answers.tokens, answers.finished),
-    ]
-    table = pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
-    for value, rewards in answers.rewards.items():
-        table = table.append_column(f"{REWARD}{value}", pa.array(rewards, pa.float64()))
-    sink = pa.BufferOutputStream()
-    pq.write_table(with_version(table, VERSION), sink)
-    write_atomically(folder / ANSWERS, sink.getvalue().to_pybytes())
+    @classmethod
+    def read(cls, folder: Path) -> Answers:
+        """Read answers.parquet; UserError where it is of another version."""
+        table = pq.read_table(folder / ANSWERS)
+        check_version(folder / ANSWERS, table.schema, VERSION)
+        rewards = {
+            name.removeprefix(REWARD): table[name].to_numpy()
+            for name in table.column_names
+            if name.startswith(REWARD)
+        }
+        return cls(*(table[name].to_pylist() for name in SCHEMA.names), rewards)
 
 
 def has_answers(folder: Path) -> bool:
     """Whether answers.parquet is there, in this version; it is whole then."""
     file = folder / ANSWERS
     return file.exists() and version_in(pq.read_schema(file)) == str(VERSION)
-
-
-def read_answers(folder: Path) -> Answers:
-    """Read answers.parquet; UserError where it is of another version."""
-    table = pq.read_table(folder / ANSWERS)
-    check_version(folder / ANSWERS, table.schema, VERSION)
-    rewards = {
-        name.removeprefix(REWARD): table[name].to_numpy()
-        for name in table.column_names
-        if name.startswith(REWARD)
-    }
-    ids, datasets, prompts, texts, tokens, finished = (
-        table[name].to_pylist() for name in SCHEMA.names
-    )
-    return Answers(ids, datasets, prompts, texts, tokens, finished, rewards)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from vcsoup_dist.evaluation.prompts import choose_prompts, seen_in_training
 from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.records.answers import Answers
 from vcsoup_dist.records.summary import Summary
 from vcsoup_dist.report.page_data import Answer, Prompts, Sample
 from vcsoup_dist.report.statistics.evaluated import Evaluated
@@ -16,31 +16,32 @@ from vcsoup_dist.report.tables import soup_label
 from vcsoup_dist.workspace import Product, Workspace
 
 
-def evaluations(recipe: Recipe, product: Product, tables: Mapping[str, Any]) -> list[Evaluated]:
+def evaluations(
+    recipe: Recipe, product: Product, answers: Mapping[str, Answers]
+) -> list[Evaluated]:
     """The rewards of every evaluated model; ValueError unless all answered the same prompts."""
     axes = recipe.trained_values()
     found = []
     prompts = None
     for each in product.inputs_of("evaluate"):
-        table = tables[each.name]
-        ids = table["prompt_id"].to_pylist()
-        if prompts not in (None, ids):
+        own = answers[each.name]
+        if prompts not in (None, own.prompt_ids):
             raise ValueError(f"{each.name} answers other prompts than the evaluation before it")
-        prompts = ids
+        prompts = own.prompt_ids
         weights = None if each.weights is None else dict(zip(axes, each.weights, strict=True))
-        rewards = {value: table[f"reward_{value}"].to_numpy() for value in recipe.values}
-        unfinished = 1 - float(np.mean(table["finished"].to_numpy(zero_copy_only=False)))
+        rewards = {value: own.rewards[value] for value in recipe.values}
+        unfinished = 1 - float(np.mean(own.finished))
         found.append(Evaluated(each.name, each.method, each.seed, weights, rewards, unfinished))
     return found
 
 
 def prompt_counts(
-    recipe: Recipe, workspace: Workspace, product: Product, tables: Mapping[str, Any]
+    recipe: Recipe, workspace: Workspace, product: Product, answers: Mapping[str, Answers]
 ) -> list[Prompts]:
     """The evaluation prompts of each dataset."""
     pairs = {str(each.dataset): workspace.need(each) for each in product.inputs_of("read")}
     chosen = choose_prompts(pairs, recipe.evaluation.prompts)
-    answered = set(next(iter(tables.values()))["prompt_id"].to_pylist())
+    answered = set(next(iter(answers.values())).prompt_ids)
     seen = seen_in_training(chosen, pairs)
     found = []
     for dataset in pairs:
@@ -57,7 +58,7 @@ def prompt_counts(
     return found
 
 
-def samples(recipe: Recipe, summary: Summary, tables: Mapping[str, Any]) -> list[Sample]:
+def samples(recipe: Recipe, summary: Summary, answers: Mapping[str, Answers]) -> list[Sample]:
     """The first prompts, answered by theta_0, and by each method's policies and balanced soup."""
     shown: dict[str, str] = {}
     for index, row in enumerate(summary.rows):
@@ -66,16 +67,16 @@ def samples(recipe: Recipe, summary: Summary, tables: Mapping[str, Any]) -> list
         if row.method is None or vertex or balanced:
             shown[row.names[0]] = soup_label(row) + (" (balanced)" if balanced else "")
     found = []
-    first = next(iter(tables.values()))
+    first = next(iter(answers.values()))
+    count, total = recipe.evaluation.samples, len(first.prompts)
     # Prompts are ordered by dataset: take them from all over.
-    places = np.linspace(0, len(first), recipe.evaluation.samples, endpoint=False).astype(int)
-    for place in places:
-        answers = []
+    for place in np.linspace(0, total, count, endpoint=False).astype(int).tolist():
+        shown_answers = []
         for name, label in shown.items():
-            row = tables[name].slice(int(place), 1).to_pylist()[0]
-            rewards = {value: row[f"reward_{value}"] for value in recipe.values}
-            answers.append(Answer(label, row["answer"], rewards))
-        found.append(Sample(_text(first["prompt"][int(place)].as_py()), answers))
+            own = answers[name]
+            rewards = {value: float(own.rewards[value][place]) for value in recipe.values}
+            shown_answers.append(Answer(label, own.texts[place], rewards))
+        found.append(Sample(_text(first.prompts[place]), shown_answers))
     return found
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pyarrow.parquet as pq
-
 from vcsoup_dist.recipe import Recipe
-from vcsoup_dist.records.answers import ANSWERS
+from vcsoup_dist.records.answers import Answers
 from vcsoup_dist.report.answers import evaluations, prompt_counts, samples
 from vcsoup_dist.report.counts import (
     filters,
@@ -28,12 +26,11 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
     from vcsoup_dist.report.plots import figures
 
     (product,) = products
-    tables = {
-        each.name: pq.read_table(workspace.need(each) / ANSWERS)
-        for each in product.inputs_of("evaluate")
+    answers = {
+        each.name: Answers.read(workspace.need(each)) for each in product.inputs_of("evaluate")
     }
     summary = summarise(
-        evaluations(recipe, product, tables),
+        evaluations(recipe, product, answers),
         resamples=recipe.evaluation.bootstrap,
         confidence=recipe.evaluation.confidence,
     )
@@ -43,7 +40,7 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
     }
     if summary.edges:
         pictures["edges.png"] = figures.edge_plot(summary)
-    prompts = prompt_counts(recipe, workspace, product, tables)
+    prompts = prompt_counts(recipe, workspace, product, answers)
     filtered = filters(recipe, workspace, product)
     data = ReportData(
         title=recipe.name,
@@ -58,7 +55,7 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
         filters=filtered,
         trained=[trained(workspace, each) for each in product.inputs_of("train")],
         prompts=prompts,
-        samples=samples(recipe, summary, tables),
+        samples=samples(recipe, summary, answers),
         commands=commands_for(product),
         recipe=(workspace.root / "recipe.yaml").read_text(),
     )
