@@ -71,7 +71,10 @@ class Answers:
             for name in table.column_names
             if name.startswith(REWARD)
         }
-        return cls(*(table[name].to_pylist() for name in SCHEMA.names), rewards)
+        ids, datasets, prompts, texts, tokens, finished = (
+            table[name].to_pylist() for name in SCHEMA.names
+        )
+        return cls(ids, datasets, prompts, texts, tokens, finished, rewards)
 
 
 def has_answers(folder: Path) -> bool:
