@@ -85,9 +85,7 @@ def first_pairs(recipe: Recipe, product: Product, source: Located, most: int) ->
 
 
 def _data(recipe: Recipe, product: Product) -> Data:
-    data = recipe.values[str(product.dataset)].data
-    assert data is not None
-    return data
+    return recipe.datasets()[str(product.dataset)]
 
 
 def _sources(recipe: Recipe, product: Product) -> Iterator[tuple[str, Located, str]]:

@@ -178,8 +178,8 @@ def _read(recipe: Recipe, workspace: Workspace, product: Product) -> tuple[int |
         rows = count_pairs(file) if file.is_file() else None
         if rows is None:
             return None, "unknown before `vcsoup score`"
-        data = recipe.values[str(each.dataset)].data
-        total += rows if data is None or data.limit is None else min(rows, data.limit)
+        limit = recipe.datasets()[str(each.dataset)].limit
+        total += rows if limit is None else min(rows, limit)
     return total, ""
 
 

@@ -38,14 +38,11 @@ def pairs(graph: Graph) -> None:
     find_model(recipe, graph.hashes, recipe.model, recipe.revision, "model")
     rewards = [value.reward for value in recipe.values.values()]
     columns = {name for each in rewards if isinstance(each, ColumnsReward) for name in each.columns}
-    for dataset, value in recipe.values.items():
-        data = value.data
-        if data is None or data.path is None:
-            continue
-        key = f"values.{dataset}.data"
-        source = find_data(recipe, graph.hashes, data.path, data.revision, f"{key}.path")
+    for dataset, data in recipe.datasets().items():
+        key, path = f"values.{dataset}.data", data.path or ""
+        source = find_data(recipe, graph.hashes, path, data.revision, f"{key}.path")
         if source.revision is None and data.revision is not None:
-            raise UserError(f"{key}.revision: {data.path} is a local path, which has none")
+            raise UserError(f"{key}.revision: {path} is a local path, which has none")
         sources = {"data": source}
         split = data.heldout if is_split(data.heldout, source) else None
         if data.heldout is not None and split is None:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from vcsoup_dist.recipe.consistency import Consistency
+from vcsoup_dist.recipe.data import Data
 from vcsoup_dist.recipe.evaluation import Evaluation
 from vcsoup_dist.recipe.launch import Keep, Launch
 from vcsoup_dist.recipe.methods import Methods
@@ -73,6 +74,11 @@ class Recipe(Section):
         """Values that get a policy, in the recipe's order: the axes of a soup's weights."""
         wanted = self.policies or [name for name, value in self.values.items() if value.data]
         return [name for name in self.values if name in wanted]
+
+    def datasets(self) -> dict[str, Data]:
+        """What the values bring that have pairs of their own, by the value's name."""
+        found = {name: value.data for name, value in self.values.items() if value.data is not None}
+        return {name: data for name, data in found.items() if data.path is not None}
 
     def datasets_of(self, value: str) -> list[str]:
         """The datasets whose pairs teach a value: its own, or other values'."""

@@ -34,8 +34,7 @@ class ScoringProduct:
 
     @property
     def value(self) -> str:
-        assert self.product.value is not None
-        return self.product.value
+        return str(self.product.value)
 
     @property
     def pairs(self) -> int:
@@ -112,8 +111,7 @@ def finish(recipe: Recipe, group: Group) -> None:
         summary = _summarise(recipe, member)
         _check_unscored(recipe, group, member, summary)
         found.setdefault(member.value, []).append((member.product.name, summary))
-    origins = [value.data.path for value in recipe.values.values() if value.data is not None]
-    datasets = sum(path is not None for path in origins)
+    datasets = len(recipe.datasets())
     for value, summaries in found.items():
         _check_telling(value, summaries, everywhere=len(summaries) == datasets)
     group.publish.close()

@@ -24,9 +24,7 @@ log = logging.getLogger("vcsoup")
 def read(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
     """Make the products of stage `read`: canonical pairs of a dataset, training and held out."""
     for product in products:
-        assert product.dataset is not None
-        data = recipe.values[product.dataset].data
-        assert data is not None
+        data = recipe.datasets()[str(product.dataset)]
         key = f"values.{product.dataset}.data"
         columns = product.made_from["columns"]
         train = _source(product.sources["data"], data.split, data, columns, key)
