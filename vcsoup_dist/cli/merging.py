@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vcsoup_dist.cli.options import Memory, Overwrite, RunDir, bytes_of, numbers_of
+from vcsoup_dist.cli.options import Memory, Overwrite, RunDir, bytes_of, numbers_of, takes
 from vcsoup_dist.cli.plan import make_products, plan_run
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.progress import log
@@ -16,73 +17,78 @@ OF_RECIPES = {"--run-dir", "--rank", "--world-size", "--finalise"}
 """The options that `vcsoup merge RECIPE` takes."""
 
 
-def merge(
-    context: typer.Context,
+@dataclass(frozen=True)
+class MergeArguments:
+    """The command line of `vcsoup merge`."""
+
     policies: Annotated[
         list[Path] | None,
         typer.Argument(
             metavar="POLICY... | RECIPE",
             help="Model directories or DeepSpeed checkpoints; a recipe; or a mergekit YAML.",
         ),
-    ] = None,
+    ] = None
     out: Annotated[
         Path | None,
         typer.Option(help="The soup's directory; with several soups, the folder of theirs."),
-    ] = None,
+    ] = None
     weights: Annotated[
         list[str] | None,
         typer.Option(metavar="W,W,...", help="One weight per policy; again for another soup."),
-    ] = None,
-    grid: Annotated[float | None, typer.Option(help="All weights in steps of this.")] = None,
+    ] = None
+    grid: Annotated[float | None, typer.Option(help="All weights in steps of this.")] = None
     random: Annotated[
         int | None, typer.Option(help="So many soups, drawn uniformly from all weights.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of --random, and of --sample.")] = 0,
+    ] = None
+    seed: Annotated[int, typer.Option(help="Of --random, and of --sample.")] = 0
     config: Annotated[
         Path | None, typer.Option(help="A mergekit YAML: linear or task_arithmetic.")
-    ] = None,
+    ] = None
     base: Annotated[
         Path | None,
         typer.Option(
             help="theta_0, for theta_0 + sum of w (policy - theta_0); any sum of weights."
         ),
-    ] = None,
+    ] = None
     model: Annotated[
         Path | None,
         typer.Option(help="Whose config and tokenizer soups get; the first policy's by default."),
-    ] = None,
+    ] = None
     dtype: Annotated[
         str | None,
         typer.Option(help="bf16, fp16, fp32 or fp64; as the first policy is stored by default."),
-    ] = None,
-    memory: Memory = "1GiB",
+    ] = None
+    memory: Memory = "1GiB"
     shard_size: Annotated[
         str, typer.Option(help="Of a weights file, or `inputs`: cut as the first policy is.")
-    ] = "5GB",
-    rank: Annotated[int, typer.Option(help="Which share of the files to write.")] = 0,
-    world_size: Annotated[int, typer.Option(help="How many processes share the work.")] = 1,
+    ] = "5GB"
+    rank: Annotated[int, typer.Option(help="Which share of the files to write.")] = 0
+    world_size: Annotated[int, typer.Option(help="How many processes share the work.")] = 1
     finalise: Annotated[
         bool, typer.Option("--finalise", help="Only publish what all ranks have written.")
-    ] = False,
+    ] = False
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only check, and measure how long it will take.")
-    ] = False,
+    ] = False
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare the soups with their sources afterwards.")
-    ] = False,
-    sample: Annotated[float, typer.Option(help="Share of the weights that is compared.")] = 1.0,
-    overwrite: Overwrite = False,
+    ] = False
+    sample: Annotated[float, typer.Option(help="Share of the weights that is compared.")] = 1.0
+    overwrite: Overwrite = False
     extrapolate: Annotated[
         bool, typer.Option("--extrapolate", help="Allow weights outside [0, 1].")
-    ] = False,
+    ] = False
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="Sum NaN and infinity as IEEE says.")
-    ] = False,
+    ] = False
     sha256: Annotated[
         bool, typer.Option("--sha256", help="Put sha256 hashes into the manifest too (slow).")
-    ] = False,
-    run_dir: RunDir = None,
-) -> None:
+    ] = False
+    run_dir: RunDir = None
+
+
+@takes(MergeArguments)
+def merge(context: typer.Context, given: MergeArguments) -> None:
     """Write linear soups of checkpoints of any size in one pass and little memory.
 
     Example: vcsoup merge helpful harmless --weights 0.3,0.7 --out soup
@@ -96,44 +102,35 @@ def merge(
 
     Example: vcsoup merge recipe.yaml --rank 3 --world-size 8
     """
-    policies = policies or []
-    given = _given(context)
+    policies, config = given.policies or [], given.config
+    named = _named_options(context)
     if len(policies) == 1 and _is_recipe(policies[0]):
         if not _is_mergekit(policies[0]):
-            _merge_recipe(policies[0], run_dir, given, rank, world_size, finalise)
+            _merge_recipe(policies[0], given, named)
             return
         if config is not None:
             raise UserError(f"{policies[0]}: give one mergekit configuration, not --config too")
         policies, config = [], policies[0]
-    if "--run-dir" in given:
+    if "--run-dir" in named:
         raise UserError("--run-dir is for a recipe; policies are merged to --out")
+    if given.out is None:
+        raise UserError("a merge of policies needs --out, the directory to write")
     from vcsoup_dist.souping.merge import merge as merge_checkpoints
 
-    if out is None:
-        raise UserError("a merge of policies needs --out, the directory to write")
+    as_they_are = {
+        name: value
+        for name, value in vars(given).items()
+        if name not in ("policies", "config", "out", "weights", "memory", "shard_size", "run_dir")
+    }
+    inputs = given.shard_size == "inputs"
     merge_checkpoints(
         policies,
-        out=out,
-        weights=[numbers_of(row) for row in weights] if weights else None,
-        grid=grid,
-        random=random,
-        seed=seed,
+        out=given.out,
         config=config,
-        base=base,
-        model=model,
-        dtype=dtype,
-        memory=bytes_of(memory, "--memory"),
-        shard_size=None if shard_size == "inputs" else bytes_of(shard_size, "--shard-size"),
-        rank=rank,
-        world_size=world_size,
-        finalise=finalise,
-        dry_run=dry_run,
-        verify=verify,
-        sample=sample,
-        overwrite=overwrite,
-        extrapolate=extrapolate,
-        allow_nonfinite=allow_nonfinite,
-        sha256=sha256,
+        weights=[numbers_of(row) for row in given.weights] if given.weights else None,
+        memory=bytes_of(given.memory, "--memory"),
+        shard_size=None if inputs else bytes_of(given.shard_size, "--shard-size"),
+        **as_they_are,
     )
 
 
@@ -190,30 +187,23 @@ def verify(
     )
 
 
-def _merge_recipe(
-    recipe_file: Path,
-    run_dir: Path | None,
-    given: set[str],
-    rank: int,
-    world_size: int,
-    finalise: bool,
-) -> None:
+def _merge_recipe(recipe_file: Path, given: MergeArguments, named: set[str]) -> None:
     """Write the soups of a recipe's grid: all of them, or one rank's share; or publish the shares.
 
-    given: the options of the command line.
+    named: the options that the command line has.
     """
-    if others := given - OF_RECIPES - {"--policies"}:
+    if others := named - OF_RECIPES - {"--policies"}:
         names = ", ".join(sorted(others))
         raise UserError(f"{recipe_file}: the recipe itself defines its soups; leave out {names}")
-    shares = given - {"--policies", "--run-dir"}
+    shares, rank, world_size = named - {"--policies", "--run-dir"}, given.rank, given.world_size
     if not shares:
-        make_products(recipe_file, run_dir, "merge")
+        make_products(recipe_file, given.run_dir, "merge")
     elif len(shares) != 2 or "--world-size" not in shares:
         raise UserError("with a recipe give --world-size and either --rank or --finalise")
     elif not 0 <= rank < world_size:
         raise UserError(f"--rank {rank} of --world-size {world_size}: ranks count from 0")
     else:
-        _merge_shares(recipe_file, run_dir, None if finalise else rank, world_size)
+        _merge_shares(recipe_file, given.run_dir, None if given.finalise else rank, world_size)
 
 
 def _merge_shares(
@@ -235,7 +225,7 @@ def _merge_shares(
             make_share(recipe, workspace, missing, rank, world_size)
 
 
-def _given(context: typer.Context) -> set[str]:
+def _named_options(context: typer.Context) -> set[str]:
     """The options that the command was given, such as `--run-dir`."""
     found = set()
     for name in context.params:

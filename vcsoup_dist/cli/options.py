@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
 from vcsoup_dist.errors import UserError
+
+Options = TypeVar("Options")
+"""A dataclass of options."""
+Command = Callable[[typer.Context, Options], None]
 
 
 class Launcher(StrEnum):
@@ -54,6 +61,33 @@ AddressOption = Annotated[
 ]
 Memory = Annotated[str, typer.Option(help="The most to hold, such as 512MiB.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out.")]
+
+
+def takes(options: type[Options]) -> Callable[[Command[Options]], Callable[..., None]]:
+    """Make a command of a function of the context and a dataclass, whose fields are its options."""
+
+    def decorate(command: Command[Options]) -> Callable[..., None]:
+        hints = {"context": typer.Context} | get_type_hints(options, include_extras=True)
+
+        @functools.wraps(command)
+        def run(context: typer.Context, **given: Any) -> None:
+            command(context, options(**given))
+
+        run.__annotations__ = hints | {"return": None}
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    annotation=hint,
+                    default=getattr(options, name, inspect.Parameter.empty),
+                )
+                for name, hint in hints.items()
+            ]
+        )
+        return run
+
+    return decorate
 
 
 def numbers_of(row: str) -> list[float]:
