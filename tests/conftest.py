@@ -23,6 +23,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell without job control starts what runs in the background with SIGINT ignored, and children
 # inherit that. Tests of Ctrl-C need it as a terminal's foreground has it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_runtest_setup() -> None:
+    """Ctrl-C as ever: a command that was stopped in an earlier test ignores it while it ends."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 # How long an example takes says more of the machine's other work than of the code.
 hypothesis.settings.register_profile("vcsoup", deadline=None)
 hypothesis.settings.load_profile("vcsoup")

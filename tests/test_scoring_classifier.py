@@ -283,7 +283,7 @@ def test_softmax_of_a_single_output_is_refused(tmp_path: Path):
 
 
 def test_a_head_that_is_not_there_is_refused_with_those_that_are(llama: Path):
-    with pytest.raises(UserError, match="returns no `rewards`, but `logits`.*mend `head`"):
+    with pytest.raises(UserError, match="returns no `rewards`, but `logits`.*fix `head`"):
         load(llama, head="rewards")
 
 
