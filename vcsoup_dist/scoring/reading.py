@@ -97,24 +97,7 @@ def write_pairs(
         _check_rejected(source, max_bad_rows, folder)
         _log_left_out(source)
     _check_counts(train, files)
-    manifest = PairsManifest(
-        rows=sum(source.read for source in sources),
-        train=files.train,
-        heldout=files.heldout,
-        duplicates=files.duplicates,
-        rejected=dict(sorted(sum((s.rejected for s in sources), Counter()).items())),
-        left_out=dict(sorted(sum((s.left_out for s in sources), Counter()).items())),
-        joined=sum(source.joined for source in sources),
-        returned_prompts=sum(source.tally["returned_prompts"] for source in sources),
-        not_read={
-            name: count
-            for name, count in sorted(sum((s.tally for s in sources), Counter()).items())
-            if name in NOT_READ
-        },
-        heldout_in_train=len(leaked_prompts),
-        heldout_in_train_pairs=leaked,
-        shards=files.shards,
-    )
+    manifest = _manifest(sources, files, leaked_prompts=len(leaked_prompts), leaked_pairs=leaked)
     manifest.write(folder)
     return manifest
 
@@ -147,6 +130,26 @@ class _Files:
             pq.write_table(table, self.folder / file)
             self.shards.append(ShardFile(file, len(self.shard)))
             self.shard.clear()
+
+
+def _manifest(
+    sources: Sequence[Source], files: _Files, *, leaked_prompts: int, leaked_pairs: int
+) -> PairsManifest:
+    tally = sum((source.tally for source in sources), Counter[str]())
+    return PairsManifest(
+        rows=sum(source.read for source in sources),
+        train=files.train,
+        heldout=files.heldout,
+        duplicates=files.duplicates,
+        rejected=dict(sorted(sum((s.rejected for s in sources), Counter()).items())),
+        left_out=dict(sorted(sum((s.left_out for s in sources), Counter()).items())),
+        joined=sum(source.joined for source in sources),
+        returned_prompts=tally["returned_prompts"],
+        not_read={name: count for name, count in sorted(tally.items()) if name in NOT_READ},
+        heldout_in_train=leaked_prompts,
+        heldout_in_train_pairs=leaked_pairs,
+        shards=files.shards,
+    )
 
 
 def _unseen(source: Source, files: _Files) -> Iterator[Pair]:
