@@ -47,7 +47,7 @@ GOOD = {
         {"prompt": TURNS, "chosen": [*TURNS, assistant("a")], "rejected": [*TURNS, assistant("b")]},
         TURNS,
     ),
-    "dialogues beside a prompt string": (
+    "dialogues with a prompt string": (
         {
             "prompt": "why?",
             "chosen": [user("why?"), assistant("a")],
@@ -60,12 +60,12 @@ GOOD = {
         {"chosen": HH.lstrip() + " a", "rejected": HH.lstrip() + " b"},
         TURNS,
     ),
-    "hh beside its prompt": ({"prompt": HH, "chosen": HH + " a", "rejected": HH + " b"}, TURNS),
-    "hh beside an empty prompt": (
+    "hh with its prompt": ({"prompt": HH, "chosen": HH + " a", "rejected": HH + " b"}, TURNS),
+    "hh with an empty prompt": (
         {"prompt": "", "chosen": HH + " a", "rejected": HH + " b"},
         TURNS,
     ),
-    "hh beside no prompt": ({"prompt": None, "chosen": HH + " a", "rejected": HH + " b"}, TURNS),
+    "hh with a null prompt": ({"prompt": None, "chosen": HH + " a", "rejected": HH + " b"}, TURNS),
     "hh as prompt, bare answers": ({"prompt": HH, "chosen": " a", "rejected": " b"}, TURNS),
     "hh as prompt without its start": (
         {"prompt": HH.strip() + " ", "chosen": "a", "rejected": "b"},
@@ -238,11 +238,11 @@ def test_hh_text_gives_back_the_turns_it_was_written_from(turns, chosen, rejecte
 
 @given(words, words, words)
 def test_an_id_depends_on_content_and_order_alone(prompt, chosen, rejected):
-    turned = [{"content": prompt, "role": "user"}]
-    assert pair_id([user(prompt)], chosen, rejected) == pair_id(turned, chosen, rejected)
-    assert len(prompt_id(turned)) == 16
+    keys_swapped = [{"content": prompt, "role": "user"}]
+    assert pair_id([user(prompt)], chosen, rejected) == pair_id(keys_swapped, chosen, rejected)
+    assert len(prompt_id(keys_swapped)) == 16
     if chosen != rejected:
-        assert pair_id(turned, chosen, rejected) != pair_id(turned, rejected, chosen)
+        assert pair_id(keys_swapped, chosen, rejected) != pair_id(keys_swapped, rejected, chosen)
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8"))), st.text(st.characters(codec="utf-8")))

@@ -94,15 +94,15 @@ def test_a_file_that_is_not_what_its_name_says_is_told_by_name_with_the_way_out(
 
 GOOD = json.dumps(ROW).encode()
 ODD_LINES = {
-    b'{"prompt": "x", "chosen": "a", "chosen": "c"}': "the key `chosen` is there twice",
-    b'{"prompt": [{"role": "user", "role": "user"}]}': "the key `role` is there twice",
+    b'{"prompt": "x", "chosen": "a", "chosen": "c"}': "the key `chosen` appears twice",
+    b'{"prompt": [{"role": "user", "role": "user"}]}': "the key `role` appears twice",
     b'{"prompt": "x", "n": ' + b"7" * 5000 + b"}": "a number of more than 4,300 digits",
     b'{"x": ' + b"[" * 9999 + b"]" * 9999 + b"}": "JSON nested too deep",
     b"{'prompt': 'x', 'chosen': 'a', 'rejected': 'b'}": "single quotes",
     GOOD + GOOD: "malformed JSON: more than one value in a line",
     b'{"prompt": "x", "chosen": "a", }': "malformed JSON (Expecting property name",
     b'{"prompt": "x\ty"}': "malformed JSON (Invalid control character)",
-    b"[1, 2]": "no JSON object",
+    b"[1, 2]": "not a JSON object",
     b'{"prompt": "caf\xe9"}': "not UTF-8",
 }  # fmt: skip
 

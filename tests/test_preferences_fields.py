@@ -1,4 +1,4 @@
-"""Fields that change what a row means are read, make a bad row, or are told of by name."""
+"""Fields that change what a row means are read, make a bad row, or are warned of by name."""
 
 from __future__ import annotations
 

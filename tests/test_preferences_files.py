@@ -105,7 +105,7 @@ def test_the_rows_of_a_json_array_may_be_bad_one_by_one(tmp_path: Path):
     good = json.dumps(ROWS[0]).encode()
     file.write_bytes(b"[" + b" , ".join([good, good.replace(b"a0", b"\xff"), b"3", good]) + b"]\n")
     reasons = [row.reason if isinstance(row, BadRow) else "" for _, row in pairs(file)]
-    assert reasons == ["", "not UTF-8", "no JSON object", ""]
+    assert reasons == ["", "not UTF-8", "not a JSON object", ""]
 
 
 ITEMS = st.lists(st.none() | st.integers() | st.text(max_size=9) | st.lists(st.text(max_size=3)))
@@ -130,7 +130,7 @@ def test_bad_lines_of_a_jsonl_file_do_not_hide_the_good_ones(tmp_path: Path):
     assert [number for number, _ in found] == [1, 2, 4, 5, 6, 7]
     reasons = [row.reason if isinstance(row, BadRow) else "" for _, row in found]
     assert reasons == [
-        "malformed JSON (Unterminated string starting)", "not UTF-8", "", "no JSON object",
+        "malformed JSON (Unterminated string starting)", "not UTF-8", "", "not a JSON object",
         "JSON nested too deep", "",
     ]  # fmt: skip
     assert all(len(row.text) <= 500 for _, row in found if isinstance(row, BadRow))

@@ -78,7 +78,7 @@ def test_a_folder_of_parquet_is_as_good_as_a_file(tmp_path, monkeypatch, name):
 
 
 @pytest.mark.parametrize("column", ["context", "tools", "input", "system_prompt"])
-def test_a_damaged_cell_of_a_column_beside_the_pair_costs_a_row_only_where_it_is_read(
+def test_a_damaged_cell_of_a_column_outside_the_pair_costs_a_row_only_where_it_is_read(
     tmp_path, column
 ):
     pq.write_table(

@@ -187,7 +187,7 @@ def test_completions_that_make_no_pair_say_why(completions, kind, reason):
         to_pair(row, "ultrafeedback", [], "overall_score")
 
 
-def test_neighbouring_rows_of_helpsteer_are_paired_best_against_worst(tmp_path: Path):
+def test_consecutive_rows_of_helpsteer_are_paired_best_against_worst(tmp_path: Path):
     rows = [
         helpsteer("a", "good", 4),
         helpsteer("a", "bad", 1, verbosity=3),
@@ -222,7 +222,7 @@ def test_another_rating_turns_the_pair_round(tmp_path: Path):
     assert answers(found) == [("short", "long")]
 
 
-def test_a_bad_row_of_helpsteer_does_not_part_its_neighbours(tmp_path: Path):
+def test_a_bad_row_of_helpsteer_does_not_split_its_group(tmp_path: Path):
     rows = [
         helpsteer("a", "good", 4),
         helpsteer("a", " ", 0),
@@ -272,7 +272,7 @@ def test_turns_of_helpsteer_may_end_in_carriage_returns_and_stray_marks_are_refu
     found, _ = read(tmp_path, rows, preferred_by="helpfulness")
     assert isinstance(found[2], Pair)
     assert [each["content"] for each in found[2].prompt] == ["Hi", "Hello", "Why?"]
-    assert reasons(found) == {3: "`<extra_id_1>` that begins no turn"}
+    assert reasons(found) == {3: "`<extra_id_1>` that does not begin a turn"}
 
 
 TIED = st.tuples(st.sampled_from("ab"), st.integers(0, 2), st.booleans(), st.booleans())

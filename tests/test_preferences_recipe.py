@@ -98,7 +98,7 @@ def test_a_folder_keeps_its_heldout_pairs_in_another_split(folder, tmp_path, mon
     assert [pair["prompt"][0]["content"] for pair in pairs] == [f"train {i}" for i in range(5)]
 
 
-def test_a_bare_name_of_held_out_data_is_a_split_even_beside_a_folder_of_that_name(folder):
+def test_a_bare_name_of_held_out_data_is_a_split_even_next_to_a_folder_of_that_name(folder):
     for name in ("dataset", "validation"):
         (folder / name).mkdir(exist_ok=True)
     write_pairs(folder / "p.jsonl", 3)

@@ -1,4 +1,4 @@
-"""What all the first rows of a dataset lack: one line to fix the recipe by, not a row each."""
+"""What all first rows of a dataset lack, reported in one line instead of once per row."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def row_format(row: Row, known: str) -> str:
 def check_preferred_by(row: Row, format: str, preferred_by: str | None) -> None:
     """Whether a dataset's first readable row offers what `preferred_by` names.
 
-    Raises UserError where it does not, BadRow or LeftOut where another row must tell.
+    Raises UserError where it does not, BadRow or LeftOut where the row cannot decide it.
     """
     if format in ORDERED:
         if preferred_by is not None:

@@ -27,7 +27,7 @@ def is_array(file: io.BufferedReader) -> bool:
 def array_items(file: io.BufferedReader) -> Iterator[Any]:
     """The items of the array that a file holds, see `json_rows.item`; raises Malformed.
 
-    Bytes that are no UTF-8 become lone surrogates in the item that they stand in.
+    Bytes that are not UTF-8 become lone surrogates in the item that they stand in.
     """
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     buffer = text.read(READ).lstrip()
@@ -54,7 +54,7 @@ def array_items(file: io.BufferedReader) -> Iterator[Any]:
             at, wanted, first = end + 1, READ, False
             if mark == "]":
                 break
-        else:  # the item may go on beyond the buffer
+        else:  # the item may continue beyond the buffer
             if len(buffer) - at >= LONGEST_ITEM:
                 raise Malformed(f"an item of more than {LONGEST_ITEM:,} characters, or {fault}")
             more = text.read(wanted)

@@ -33,7 +33,7 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         doubled = next(name for name in names if names.count(name) > 1)
-        raise BadRow(f"the key `{shown_names([doubled])}` is there twice")
+        raise BadRow(f"the key `{shown_names([doubled])}` appears twice")
     return found
 
 
@@ -43,7 +43,7 @@ LENIENT = json.JSONDecoder(parse_int=str)
 
 
 def line_rows(file: io.BufferedReader) -> Iterator[tuple[int, Row | BadRow]]:
-    """(line number from 1, row) of JSON Lines; blank lines are passed over."""
+    """(line number from 1, row) of JSON Lines; blank lines are skipped."""
     number = 0
     while line := file.readline(LONGEST_LINE):
         number += 1
@@ -63,7 +63,8 @@ def line_rows(file: io.BufferedReader) -> Iterator[tuple[int, Row | BadRow]]:
         except (ValueError, RecursionError, BadRow) as error:
             yield number, BadRow(_fault(error, line), _shown(line))
         else:
-            yield number, row if isinstance(row, dict) else BadRow("no JSON object", _shown(line))
+            is_row = isinstance(row, dict)
+            yield number, row if is_row else BadRow("not a JSON object", _shown(line))
 
 
 def item(text: str, at: int) -> tuple[Any, int]:

@@ -66,8 +66,8 @@ def prompt_id(prompt: Sequence[Message]) -> str:
 def split_hash(prompt: Sequence[Message]) -> int:
     """64 bits by which prompts are held out; raises BadRow.
 
-    Not those of `prompt_id`, by which evaluation prompts are chosen among the held-out ones: the
-    first by the same hash would always be the same.
+    Not `prompt_id`, of which evaluation takes the lowest: the two choices are independent. Recipes
+    hold out by this hash, so changing it changes their training data.
     """
     return int(_hash(_canonical(prompt)), 16)
 

@@ -5,7 +5,7 @@ pku            prompt, response_0, response_1 and which of them is better and wh
 ultrafeedback  instruction and completions, each with a response, an overall_score or
                fine-grained_score and annotations that hold a Rating as text (UltraFeedback)
 helpsteer      a row is one rated response; rows of one prompt follow one another (HelpSteer,
-               HelpSteer2); several user turns are parted by `<extra_id_1>`
+               HelpSteer2); several user turns are separated by `<extra_id_1>`
 
 The best and the worst answer make the pair. Where ratings are equal it is the earliest that has all
 the ratings that rewards name, or the earliest at all. Whatever is rated becomes two columns of the
@@ -176,5 +176,5 @@ def _turns(text: str) -> list[Message]:
         for speaker, content in zip(parts[::2], parts[1::2], strict=True)
     ]
     if any(HELPSTEER_MARK in each["content"] for each in turns):
-        raise BadRow(f"`{HELPSTEER_MARK}` that begins no turn")
+        raise BadRow(f"`{HELPSTEER_MARK}` that does not begin a turn")
     return turns

@@ -89,7 +89,7 @@ def _json(path: Path) -> Iterator[tuple[int, Row | BadRow]]:
             yield from line_rows(file)
             return
         for number, item in enumerate(array_items(file), start=1):
-            yield number, item if isinstance(item, dict | BadRow) else BadRow("no JSON object")
+            yield number, item if isinstance(item, dict | BadRow) else BadRow("not a JSON object")
 
 
 def _holds_array(path: Path, file: io.BufferedReader) -> bool:

@@ -90,7 +90,7 @@ NAMES = {
 
 
 def advice(names: Collection[str]) -> str:
-    """What to do with rows that have these columns and are no pairs."""
+    """What to do with rows that have these columns and are not pairs."""
     there = set(names)
     for wanted, name, remedy in SHAPES:
         if wanted <= there:

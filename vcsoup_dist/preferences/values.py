@@ -26,7 +26,7 @@ class Unread:
 
 
 def shown_names(names: Iterable[str]) -> str:
-    """Names of columns as one line tells them, however odd or many they are."""
+    """Names of columns on one line, however odd or many they are."""
     found = list(names)
     shown = [each if each.isprintable() and len(each) <= 60 else repr(each[:60]) for each in found]
     return ", ".join(shown[:40]) + (", …" if len(found) > 40 else "")
