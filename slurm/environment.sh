@@ -33,8 +33,8 @@
 
 set -euo pipefail
 
-# Without arguments, and for --help, the script's own head is its help.
-if [[ $# -lt ${needs:-1} || $1 == -h || $1 == --help ]]; then
+# With fewer arguments than it needs, and for --help, the script's own head is its help.
+if [[ -n ${needs:-} && ($# -lt ${needs:-} || $1 == -h || $1 == --help) ]]; then
     sed -n '2,/^#SBATCH/{/^#SBATCH/d;s/^# \{0,1\}//;p}' "$0"
     [[ $# -gt 0 && $1 == -* ]] || exit 2
     exit 0

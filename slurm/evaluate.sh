@@ -19,6 +19,8 @@
 #SBATCH --signal=B:USR2@120
 set -euo pipefail
 
+needs=1 # arguments: RECIPE
+
 # The prologue of every script here: environment.sh is where VCSOUP_SLURM says, beside this file, of which
 # Slurm runs a copy, beside what was submitted, or where vcsoup_dist is installed.
 here=${VCSOUP_SLURM:-$(dirname "$0")}
