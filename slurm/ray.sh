@@ -45,8 +45,9 @@ ray_node() {
     export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # its actors have ended, or are to end now
     ray start "${options[@]}" &
     ray=$!
-    # Slurm may kill us a few seconds after its TERM, so the folder goes first.
-    trap 'asked=yes; kill "$ray" 2>/dev/null || true; rm -rf "$folder"' TERM USR1
+    # Slurm may kill us a few seconds after its TERM, so the folder goes first. While Ray starts it may
+    # lose a TERM, so it gets one every second.
+    trap 'asked=yes; rm -rf "$folder"; (while kill "$ray" 2>/dev/null; do sleep 1; done) &' TERM USR1
     while
         code=0
         wait "$ray" || code=$?
