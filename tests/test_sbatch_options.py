@@ -116,6 +116,7 @@ def test_check_and_submit_warn_of_gpus_without_a_rank_and_ranks_without_gpus(rec
     (line,) = warned("launch: {ranks: 8, slurm: {train: {gres: 'gpu:4'}}}")
     assert "4 GPUs and 8 ranks, and leave ranks without one" in line
     assert warned("launch: {slurm: {train: {ntasks: 4, gpus-per-task: 1}}}") == []
+    assert warned("launch: {slurm: {merge: {gpus-per-node: 1}}}") == []  # a partition may demand it
     (line,) = warned("launch: {slurm: {score: {gpus-per-node: 1}}}")
     assert "jobs of reference and train ask for no GPUs, those of score do" in line
     (line,) = warned("launch: {slurm: {merge: {lustre-stripe: 4}}}")

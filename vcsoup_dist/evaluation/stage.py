@@ -1,4 +1,4 @@
-"""Stage 5: makes `evaluation/<soup>`, the answers and rewards of one soup, or of theta_0."""
+"""Stage 5: makes `evaluation/<method>/seed-<s>/<weights>`: the answers of one model, rewarded."""
 
 from __future__ import annotations
 

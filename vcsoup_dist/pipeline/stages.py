@@ -1,15 +1,15 @@
 """THE table of stages: what each makes, by which command, in which Slurm job.
 
 It names functions as `package.module:function` and imports none, so that the command line can read
-it in no time. A new stage is one `Stage` here and one package; `run`, `status`, `clean`, `check`
-and `submit` read nothing else.
+it in no time. A new stage is one `Stage` here and one package; `run`, `status`, `clean` and
+`submit` know stages from here alone.
 """
 
 from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Job:
     """File of slurm/; `on_one_node.sh` runs the `vcsoup` command of the job's name."""
     nodes_need: str = "vcsoup_dist.slurm_jobs.resources:one_process"
     """Function (recipe, nodes) -> the `sbatch` options that its ranks or actors need."""
-    has_ranks: bool = False
-    """Training ranks run in it: a GPU for each where there are GPUs."""
+    runs: Literal["command", "ranks", "actors"] = "command"
+    """What has GPUs where there are some: training ranks, one each, or Ray actors, as they ask."""
     is_array: bool = False
     """A task per product, whose names are the script's last arguments."""
     is_shared: bool = False
@@ -56,17 +56,17 @@ class Stage:
     """Function (recipe, due products, bytes of a model) -> bytes to read and to write."""
 
 
-SCORE = Job("score", "score.sh", "vcsoup_dist.slurm_jobs.resources:reward_actors")
+SCORE = Job("score", "score.sh", "vcsoup_dist.slurm_jobs.resources:reward_actors", runs="actors")
 FILTER = Job("filter")
-REFERENCE = Job(
-    "reference", "reference.sh", "vcsoup_dist.slurm_jobs.resources:ranks", has_ranks=True
-)
+REFERENCE = Job("reference", "reference.sh", "vcsoup_dist.slurm_jobs.resources:ranks", runs="ranks")
 TRAIN = Job(
     "train", "train_value.sh", "vcsoup_dist.slurm_jobs.resources:ranks",
-    has_ranks=True, is_array=True,
+    runs="ranks", is_array=True,
 )  # fmt: skip
 MERGE = Job("merge", "merge.sh", is_shared=True)
-EVALUATE = Job("evaluate", "evaluate.sh", "vcsoup_dist.slurm_jobs.resources:evaluation_actors")
+EVALUATE = Job(
+    "evaluate", "evaluate.sh", "vcsoup_dist.slurm_jobs.resources:evaluation_actors", runs="actors"
+)
 REPORT = Job("report")
 
 PRODUCTS = "vcsoup_dist.pipeline.products"

@@ -14,7 +14,8 @@ from vcsoup_dist.slurm_jobs.site import Site
 def job_warnings(recipe: Recipe, site: Site) -> list[str]:
     """One line for each thing that looks wrong."""
     options = {name: options_of(job, recipe, site) for name, job in jobs().items()}
-    of_ranks = [name for name, job in jobs().items() if job.has_ranks]
+    of_ranks = [name for name, job in jobs().items() if job.runs == "ranks"]
+    of_actors = [name for name, job in jobs().items() if job.runs == "actors"]
     warnings = []
     for stage in of_ranks:
         held, ranks = gpus_held(options[stage]), ranks_of(options[stage], recipe.launch.ranks)
@@ -24,7 +25,7 @@ def job_warnings(recipe: Recipe, site: Site) -> list[str]:
                 f"the jobs of {stage} would have {held} GPUs and {ranks} ranks, and {vain}: set "
                 f"launch.ranks to {held}, or ask for {ranks} GPUs"
             )
-    with_gpus = [name for name in options if name not in of_ranks and gpus_held(options[name])]
+    with_gpus = [name for name in of_actors if gpus_held(options[name])]
     without = [name for name in of_ranks if not gpus_held(options[name])]
     if with_gpus and without:
         warnings.append(
