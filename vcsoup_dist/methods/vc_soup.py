@@ -28,10 +28,8 @@ class VCSoup(SoupMethod):
 
     @model_validator(mode="after")
     def _one_rule(self) -> VCSoup:
-        if self.threshold is not None and (self.ratio, self.rule or "threshold") != (
-            None,
-            "threshold",
-        ):
+        other = self.ratio is not None or self.rule not in (None, "threshold")
+        if self.threshold is not None and other:
             raise ValueError("threshold: belongs to the rule `threshold` alone")
         if self.ratio is not None and self.rule in ("threshold", "all_positive"):
             raise ValueError("ratio: belongs to the rules `ratio` and `random`")
