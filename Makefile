@@ -1,15 +1,17 @@
-# `make demo` and `make test` do all of their own set-up, in .venv.
+# `make demo` and the tests do all of their own set-up, in .venv.
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint format
+.PHONY: help demo test test-fast test-long lint format
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    the whole method on a small generated world, about ten minutes on two cores"
-	@echo "make test    the tests"
-	@echo "make lint    formatting, lint and types"
-	@echo "make format  format the code"
+	@echo "make demo       the whole method on a small generated world, about ten minutes on two cores"
+	@echo "make test       the tests, on real Ray, real ZeRO-3 ranks and real checkpoints"
+	@echo "make test-fast  those that load no model and start no process"
+	@echo "make test-long  those that make test leaves out: many kills, many sizes of a disk"
+	@echo "make lint       formatting, lint and types"
+	@echo "make format     format the code"
 
 $(VENV)/installed: pyproject.toml constraints.txt tools/install.sh vcsoup_dist/souping/kernels/kernel.c
 	tools/install.sh $(VENV)
@@ -18,7 +20,13 @@ demo: $(VENV)/installed
 	$(BIN)/vcsoup demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not long"
+
+test-fast: $(VENV)/installed
+	$(BIN)/python -m pytest -m "not (models or processes or ranks or ray or slurm or kills or long)"
+
+test-long: $(VENV)/installed
+	$(BIN)/python -m pytest -m long
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
