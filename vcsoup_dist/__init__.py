@@ -2,7 +2,7 @@
 
 import os
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if folder := os.environ.get("VCSOUP_IMPORT_LAST"):  # an actor, which has imported nothing else yet
     from vcsoup_dist.import_paths import import_last
