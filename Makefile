@@ -2,16 +2,17 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-fast test-long lint format
+.PHONY: help demo test test-fast test-long test-lowest lint format
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       the whole method on a small generated world, about ten minutes on two cores"
-	@echo "make test       the tests, on real Ray, real ZeRO-3 ranks and real checkpoints"
-	@echo "make test-fast  those that load no model and start no process"
-	@echo "make test-long  those that make test leaves out: many kills, many sizes of a disk"
-	@echo "make lint       formatting, lint and types"
-	@echo "make format     format the code"
+	@echo "make demo         the whole method on a small generated world, about ten minutes on two cores"
+	@echo "make test         the tests, on real Ray, real ZeRO-3 ranks and real checkpoints"
+	@echo "make test-fast    those that load no model and start no process"
+	@echo "make test-long    those that make test leaves out: many kills, many sizes of a disk"
+	@echo "make test-lowest  the tests with the lowest versions that pyproject.toml allows"
+	@echo "make lint         formatting, lint and types"
+	@echo "make format       format the code"
 
 $(VENV)/installed: pyproject.toml constraints.txt tools/install.sh vcsoup_dist/souping/kernels/kernel.c
 	tools/install.sh $(VENV)
@@ -27,6 +28,12 @@ test-fast: $(VENV)/installed
 
 test-long: $(VENV)/installed
 	$(BIN)/python -m pytest -m long
+
+$(VENV)-lowest/installed: pyproject.toml tools/install.sh vcsoup_dist/souping/kernels/kernel.c
+	tools/install.sh $(VENV)-lowest lowest
+
+test-lowest: $(VENV)-lowest/installed
+	$(VENV)-lowest/bin/python -m pytest -m "not long"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
