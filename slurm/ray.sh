@@ -25,12 +25,14 @@ ray_node() {
         --num-cpus="$SLURM_CPUS_ON_NODE" --num-gpus="${SLURM_GPUS_ON_NODE:-0}"
         --dashboard-agent-listen-port=0 # any; the other ports are so by themselves
         --object-store-memory=268435456 # only paths and counts travel between actors
+        --include-log-monitor=false     # nobody asks for the actors' output
     )
     if [[ $1 == head ]]; then
         options+=(
             --head --node-ip-address="${RAY_ADDRESS%:*}" --port="${RAY_ADDRESS##*:}"
-            --ray-client-server-port="$2" --include-dashboard=false
-            --system-config='{"enable_worker_prestart": false}' # no idle process per CPU
+            --ray-client-server-port="$2" --include-dashboard=false --no-monitor
+            # No idle process per CPU.
+            --system-config='{"enable_worker_prestart": false, "prestart_worker_first_driver": false}'
         )
     else
         options+=(--address="$RAY_ADDRESS")

@@ -101,7 +101,10 @@ def _local_ray(settings: dict[str, Any]) -> Iterator[None]:
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE,
                 _temp_dir=f"{folder}/ray",  # Ray opens that to all users, and ours is closed
-                _system_config={"enable_worker_prestart": False},
+                _system_config={
+                    "enable_worker_prestart": False,
+                    "prestart_worker_first_driver": False,
+                },
             )
             agents_are(agent for raylet in _raylets() for agent in children(raylet))
             yield
