@@ -201,6 +201,7 @@ def test_an_architecture_that_hides_the_segments_from_its_attention_is_refused()
     ids=["opt", "seed_oss"],
 )
 def test_nothing_is_random_once_dropout_is_off(config):
+    torch.manual_seed(0)  # layerdrop may leave out both layers, twice in a row
     model = transformers.AutoModelForCausalLM.from_config(config).train()
     ids = torch.randint(0, 50, (1, 20))
     assert not torch.equal(model(ids).logits, model(ids).logits)
