@@ -1,12 +1,9 @@
-"""Policies on disk, and `vcsoup` as a process, for the tests of merging."""
+"""Policies on disk, for the tests of merging."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -61,55 +58,3 @@ def forget(file: Path) -> None:
     with open(file, "rb+") as opened:
         os.fsync(opened)
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def vcsoup(*arguments: object, folder: Path, code: int = 0) -> str:
-    """Run the command in `folder`; what it printed. A refusal must end with a line of ours."""
-    said = folder.with_name(f"{folder.name}-said-{os.getpid()}")  # `folder` is left as it is
-    server = _commands()
-    server.stdin.write(json.dumps([str(folder), str(said), list(map(str, arguments))]) + "\n")
-    server.stdin.flush()
-    returned = int(server.stdout.readline())
-    printed = said.read_text(errors="surrogateescape")
-    said.unlink()
-    assert returned == code, printed
-    assert "Traceback" not in printed
-    if code == 2:
-        assert printed.splitlines()[-1].startswith("vcsoup: "), printed
-    return printed
-
-
-# Imports once, and then forks a process for every command.
-COMMANDS = """
-import json, os, sys, traceback
-import vcsoup_dist.checkpoints.pickled, vcsoup_dist.souping.export, vcsoup_dist.souping.merge
-import vcsoup_dist.pipeline.run, vcsoup_dist.recipe.load, vcsoup_dist.souping.stage
-import rich.progress, typer._adapters, yaml
-from vcsoup_dist.cli.main import main
-
-for line in sys.stdin:
-    folder, said, arguments = json.loads(line)
-    child = os.fork()
-    if not child:
-        os.chdir(folder)
-        for stream in (1, 2):
-            os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-        sys.argv[1:] = arguments
-        code = 0
-        try:
-            main()
-        except SystemExit as stopped:
-            code = stopped.code or 0
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-@cache
-def _commands() -> subprocess.Popen:
-    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-c", COMMANDS], **streams)

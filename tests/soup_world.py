@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from command import vcsoup
 from conftest import write_pairs
-from merging import bf16, files_of, vcsoup, write_policy
+from merging import bf16, files_of, write_policy
 
 from vcsoup_dist.identity import Hashes
 from vcsoup_dist.pipeline.graph import make_plan

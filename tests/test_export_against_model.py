@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import vcsoup
 from frozen_rank import tiny
-from merging import read_all, vcsoup
+from merging import read_all
 from safetensors.torch import load_file, save_file
 
 from vcsoup_dist.launch.ranks import run_ranks

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from merging import files_of, vcsoup
+from command import vcsoup
+from merging import files_of
 from slurm_world import ROOT, job, start_now, wait_for_end
 from soup_world import PAUSING, SoupWorld, soups
 from training_world import processes_with, wait_for

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from merging import files_of, vcsoup, write_policy
+from command import vcsoup
+from merging import files_of, write_policy
 
 from vcsoup_dist.checkpoints.config_agreement import config_differences
 from vcsoup_dist.checkpoints.config_defaults import declared_keys

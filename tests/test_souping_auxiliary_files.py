@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from merging import files_of, vcsoup, write_policy
+from command import vcsoup
+from merging import files_of, write_policy
 
 from vcsoup_dist.checkpoints.auxiliary_files import find_auxiliary_files
 from vcsoup_dist.errors import UserError

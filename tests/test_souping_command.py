@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from merging import bf16, files_of, read_all, vcsoup, write_policy
+from command import vcsoup
+from merging import bf16, files_of, read_all, write_policy
 from safetensors import safe_open
 
 from vcsoup_dist.checkpoints.layout import read_layout

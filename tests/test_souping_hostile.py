@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from merging import files_of, forget, read_all, vcsoup, write_policy
+from command import vcsoup
+from merging import files_of, forget, read_all, write_policy
 from safetensors import safe_open
 from safetensors.numpy import save_file
 

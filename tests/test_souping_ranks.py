@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from merging import vcsoup
+from command import vcsoup
 from soup_world import FILES, SoupWorld, soups, write_policies
 
 GROUP = "soups of vc_soup, seed 0"

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
-from merging import bf16, files_of, read_all, vcsoup, write_policy
+from command import vcsoup
+from merging import bf16, files_of, read_all, write_policy
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping import merge, merge_run

@@ -14,11 +14,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from subprocess import DEVNULL, Popen
 
 from vcsoup_dist.errors import EXIT_PREEMPTED, Preempted, UserError
 from vcsoup_dist.import_paths import python_path
@@ -48,7 +48,7 @@ def run_ranks(module: str, job: Path, ranks: int, threads: int, logs: Path) -> N
     raise_if_stop_requested()
     clear_rank_logs(logs)
     messages = os.memfd_create("rank-messages")  # of ranks that meet a full disk
-    processes: list[subprocess.Popen[bytes]] = []
+    processes: list[Popen[bytes]] = []
     common = {
         **os.environ,
         "PYTHONPATH": python_path(),
@@ -74,12 +74,12 @@ def run_ranks(module: str, job: Path, ranks: int, threads: int, logs: Path) -> N
             environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             with open(os.devnull if rank == 0 else logs / f"rank-{rank}.log", "wb") as log:
                 processes.append(
-                    subprocess.Popen(
+                    Popen(
                         # Without -P a rank would import what lies in the working directory.
                         [sys.executable, "-P", "-m", module, str(job)],
                         env=environment,
                         pass_fds=[messages],
-                        stdin=subprocess.DEVNULL,
+                        stdin=DEVNULL,
                         stdout=log,
                         stderr=None if rank == 0 else log,
                     )
@@ -97,7 +97,7 @@ def run_ranks(module: str, job: Path, ranks: int, threads: int, logs: Path) -> N
         os.close(messages)
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]], logs: Path, messages: int) -> None:
+def _wait(processes: Sequence[Popen[bytes]], logs: Path, messages: int) -> None:
     first: list[int] = []
     while None in (codes := [process.poll() for process in processes]):
         first = [rank for rank, code in enumerate(codes) if code]
@@ -125,7 +125,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], logs: Path, messages: in
     raise UserError(with_log_tail(rank, f"ended {reason}", logs))
 
 
-def _linger(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+def _linger(processes: Sequence[Popen[bytes]], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while None in [process.poll() for process in processes] and time.monotonic() < deadline:
         time.sleep(0.05)
