@@ -111,6 +111,21 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """Address of a Ray that tests share. They may kill its actors, and nothing else of it."""
+    from ray_world import running_ray
+
+    with running_ray() as address:
+        yield address
+
+
+@pytest.fixture
+def on_shared_ray(ray_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is run or started in this test uses the shared Ray, and starts none."""
+    monkeypatch.setenv("RAY_ADDRESS", ray_address)
+
+
 ROOT = Path(__file__).parents[1]
 SLURM = ROOT / "tools" / "slurm_cluster.sh"
 

@@ -11,6 +11,7 @@ import yaml
 from conftest import write_pairs
 
 from vcsoup_dist.identity import Located
+from vcsoup_dist.processes import children
 from vcsoup_dist.recipe import ActorPool, CallableReward
 from vcsoup_dist.records.pairs import AppendedTable, PairSlice, pairs_schema
 from vcsoup_dist.scoring.tasks import Output, ShardTask
@@ -166,3 +167,18 @@ def start_score(folder: Path, *arguments: str, **options: object) -> subprocess.
         text=True,
         **options,
     )
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that a process started, and those that these started."""
+    found = children(pid)
+    return found + [each for child in found for each in descendants(child)]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process has not ended."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"

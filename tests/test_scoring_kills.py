@@ -14,8 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from ray.cluster_utils import Cluster
-from scoring_world import score_bytes, start_score, write_recipe
-from test_scoring_actors import alive, descendants
+from scoring_world import alive, descendants, score_bytes, start_score, write_recipe
 
 from vcsoup_dist.files import write_atomically
 from vcsoup_dist.processes import process_name

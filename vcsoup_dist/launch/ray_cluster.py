@@ -42,27 +42,28 @@ def ray_cluster(launch: Launch, folder: Path) -> Iterator[None]:
     address = launch.ray_address or os.environ.get("RAY_ADDRESS") or "local"
     # Within `ray job submit` our variables join the job's, and overrule those of the same name.
     os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
-    settings = {
-        "address": address,
-        "log_to_driver": False,
-        "logging_level": "ERROR",
-        "runtime_env": {"env_vars": _actor_environment(launch.threads)},
-    }
-    origin = launch.ray_address_from if launch.ray_address else "RAY_ADDRESS"
-    cluster = _local_ray(settings) if address == "local" else _remote_ray(settings, origin, folder)
+    settings = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
+    variables = _actor_environment(launch.threads)
+    if address == "local":
+        cluster = _local_ray(settings, variables)
+    else:
+        origin = launch.ray_address_from if launch.ray_address else "RAY_ADDRESS"
+        cluster = _remote_ray(settings, variables, origin, folder)
     with stops_as_interrupts(), cluster:
         yield
 
 
 @contextmanager
-def _remote_ray(settings: dict[str, Any], origin: str, folder: Path) -> Iterator[None]:
+def _remote_ray(
+    settings: dict[str, Any], variables: dict[str, str], origin: str, folder: Path
+) -> Iterator[None]:
     import ray
 
     address = settings["address"]
     try:
         _knock(address)
         with our_signals():
-            ray.init(**settings)
+            ray.init(**settings, runtime_env={"env_vars": variables})
     except (OSError, ValueError, RuntimeError) as error:  # ConnectionError is an OSError
         raise UserError(
             f"{origin}: no Ray cluster lets us in at {address}; is it running, with the "
@@ -85,7 +86,7 @@ def _knock(address: str) -> None:
 
 
 @contextmanager
-def _local_ray(settings: dict[str, Any]) -> Iterator[None]:
+def _local_ray(settings: dict[str, Any], variables: dict[str, str]) -> Iterator[None]:
     import ray
 
     base = tempfile.gettempdir()
@@ -95,23 +96,42 @@ def _local_ray(settings: dict[str, Any]) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         with _end_with_us(folder) as agents_are:
-            _start(
-                **settings,
-                num_cpus=max(cores, 2),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE,
-                _temp_dir=f"{folder}/ray",  # Ray opens that to all users, and ours is closed
-                _system_config={
-                    "enable_worker_prestart": False,
-                    "prestart_worker_first_driver": False,
-                },
-            )
+            with _environment(variables):
+                _start(
+                    **settings,
+                    num_cpus=max(cores, 2),
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE,
+                    _temp_dir=f"{folder}/ray",  # Ray opens that to all users, and ours is closed
+                    _system_config={
+                        "enable_worker_prestart": False,
+                        "prestart_worker_first_driver": False,
+                    },
+                )
             agents_are(agent for raylet in _raylets() for agent in children(raylet))
             yield
     finally:
         with our_signals():
             ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set variables of the environment while the block starts processes.
+
+    As a `runtime_env`, they would cost every actor a process before its own, which imports Ray too.
+    """
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _start(**settings: Any) -> None:
