@@ -197,7 +197,7 @@ def test_a_config_that_says_no_quantisation_or_another_dtype_is_fine(copy):
 CONFIGS = {
     "a list": ("[1, 2]", "JSON is not an object"),
     "half": ('{"model_type": ', "JSON cannot be read"),
-    "empty": ("{}", "is missing or empty"),
+    "empty": ("{}", "is missing or empty|names no model_type"),
     "no type": ('{"hidden_size": 8}', "names no model_type"),
     "a type of a list": ('{"model_type": ["llama"]}', "is unknown to transformers"),
     "a misspelt type": ('{"model_type": "lama"}', "'lama' is unknown to transformers"),
