@@ -17,13 +17,13 @@ from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.records.pairs import (
     HELD_OUT,
+    PairsFile,
     PairsManifest,
-    ShardFile,
     pair_row,
     pairs_schema,
-    shard_name,
+    train_name,
 )
-from vcsoup_dist.records.scores import ScoreShard, score_name, summarise, write_scores
+from vcsoup_dist.records.scores import ScoreShard, summarise, write_scores
 from vcsoup_dist.workspace import Product, Workspace
 
 
@@ -57,17 +57,16 @@ def draw_scored(seed: int, pairs: int, values: int, missing: float = 0.05) -> Sc
     return Scored(ids, chosen, rejected)
 
 
-def write_pair_files(folder: Path, scored: Scored, shard_pairs: int) -> None:
+def write_pair_files(folder: Path, scored: Scored, file_pairs: int) -> None:
     """Texts say which pair they are of and which answer they are."""
-    shards = []
+    files = []
     last = len(scored.ids) - scored.heldout
-    for first in range(0, last, shard_pairs):
-        ids = scored.ids[first : min(first + shard_pairs, last)]
-        file = shard_name(len(shards))
-        _write_texts(folder / file, ids)
-        shards.append(ShardFile(file, len(ids)))
+    for first in range(0, last, file_pairs):
+        ids = scored.ids[first : min(first + file_pairs, last)]
+        files.append(PairsFile(train_name(len(files)), len(ids)))
+        _write_texts(folder / files[-1].file, ids)
     _write_texts(folder / HELD_OUT, scored.ids[last:])
-    PairsManifest(len(scored.ids), last, scored.heldout, shards).write(folder)
+    PairsManifest(len(scored.ids), last, scored.heldout, files).write(folder)
 
 
 def _write_texts(path: Path, ids: np.ndarray) -> None:
@@ -78,20 +77,20 @@ def _write_texts(path: Path, ids: np.ndarray) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=pairs_schema([])), path)
 
 
-def write_score_files(folder: Path, scored: Scored, value: int, shard_pairs: int) -> None:
+def write_score_files(folder: Path, scored: Scored, value: int, file_pairs: int) -> None:
     """The scores of one value, as the first stage writes them."""
     last = len(scored.ids) - scored.heldout
-    files: dict[bool, list[Path]] = {False: [], True: []}
-    for heldout, begin, end in ((False, 0, last), (True, last, len(scored.ids))):
-        for first in range(begin, end, shard_pairs):
-            rows = slice(first, min(first + shard_pairs, end))
-            chosen, rejected = scored.chosen[rows, value], scored.rejected[rows, value]
-            failures = {int(i): "not a number" for i in np.flatnonzero(np.isnan(chosen))}
-            ids = [f"{i:016x}" for i in scored.ids[rows].tolist()]
-            path = folder / score_name(len(files[heldout]), heldout)
-            write_scores(path, ScoreShard(ids, chosen, rejected, failures=failures))
-            files[heldout].append(path)
-    summarise(files[False], files[True]).write(folder)
+    starts = range(0, last, file_pairs)
+    parts = {
+        train_name(i): slice(first, min(first + file_pairs, last)) for i, first in enumerate(starts)
+    }
+    train = list(parts)
+    for name, rows in (parts | {HELD_OUT: slice(last, None)}).items():
+        chosen, rejected = scored.chosen[rows, value], scored.rejected[rows, value]
+        failures = {int(i): "not a number" for i in np.flatnonzero(np.isnan(chosen))}
+        ids = [f"{i:016x}" for i in scored.ids[rows].tolist()]
+        write_scores(folder / name, ScoreShard(ids, chosen, rejected, failures=failures))
+    summarise(folder, train).write(folder)
 
 
 def value_names(count: int) -> list[str]:
@@ -104,7 +103,7 @@ def make_world(
     datasets: list[Scored],
     *,
     borrowing: bool = True,
-    shard_pairs: int = 7,
+    file_pairs: int = 7,
     **changed: object,
 ) -> tuple[Recipe, Workspace, list[Product]]:
     """A run directory whose pairs and scores are made; the first values bring the datasets.
@@ -142,9 +141,9 @@ def make_world(
         if product.stage in ("read", "score"):
             with workspace.publishing(product) as draft:
                 if product.stage == "read":
-                    write_pair_files(draft.output, scored[str(product.dataset)], shard_pairs)
+                    write_pair_files(draft.output, scored[str(product.dataset)], file_pairs)
                 else:
                     value = names.index(str(product.value))
                     own = scored[str(product.dataset)]
-                    write_score_files(draft.output, own, value, shard_pairs)
+                    write_score_files(draft.output, own, value, file_pairs)
     return loaded, workspace, [product for product in plan if product.stage == "filter"]

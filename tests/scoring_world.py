@@ -64,6 +64,8 @@ def fills_the_disk(prompt, response):
     return len(response.split())
 
 def deadly(prompt, response):
+    with open(HERE / "scored", "a") as file:
+        file.write(response + "\\n")
     if "poison" in response and not (HERE / "cured").exists():
         os.kill(os.getpid(), signal.SIGKILL)
     return len(response.split())
@@ -137,10 +139,16 @@ def workload_of(
     )
 
 
-def score_bytes(folder: Path) -> dict[str, bytes]:
-    """Path below `folder` -> content, for all score files."""
+def shard_bytes(folder: Path) -> dict[str, bytes]:
+    """Path below `folder` -> content, for the scores of all shards."""
     files = [*folder.rglob("shard-*.parquet"), *folder.rglob("heldout-*.parquet")]
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def score_bytes(run: Path) -> dict[str, bytes]:
+    """Path -> content, for all score files of finished products."""
+    files = (run / "scores").rglob("*.parquet")
+    return {str(file.relative_to(run)): file.read_bytes() for file in files}
 
 
 def write_recipe(folder: Path, model: Path, rewards: dict[str, dict], scoring: dict) -> Path:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from consistency_world import Scored, draw_scored, make_world
 
-from vcsoup_dist.consistency import blocks, stage
+from vcsoup_dist.consistency import stage
 
 CHANGED = {
     "methods": ["vc_soup", "random"],
@@ -28,7 +28,7 @@ import os, signal, sys
 from contextlib import contextmanager
 from pathlib import Path
 from consistency_world import draw_scored, make_world
-from vcsoup_dist.consistency import blocks, stage
+from vcsoup_dist.consistency import stage
 
 @contextmanager
 def dies_after_the_first_part(title, total, unit):
@@ -37,7 +37,7 @@ def dies_after_the_first_part(title, total, unit):
             os.kill(os.getpid(), signal.SIGKILL)
     yield advance
 
-blocks.PAIRS, stage.ON_CLUSTER = 20, int(sys.argv[3])
+stage.ON_CLUSTER = int(sys.argv[3])
 stage.progress = dies_after_the_first_part
 folder, model = Path(sys.argv[1]), Path(sys.argv[2])
 stage.make(*make_world(folder, model, [draw_scored(0, 100, 2)], **eval(sys.argv[4])))
@@ -55,12 +55,9 @@ def content(run: Path) -> dict[Path, bytes]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, tiny_model: Path) -> dict[Path, bytes]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "PAIRS", 20)
-        recipe, workspace, products = make_world(
-            tmp_path_factory.mktemp("undisturbed"), tiny_model, drawn(), **CHANGED
-        )
-        stage.make(recipe, workspace, products)
+    folder = tmp_path_factory.mktemp("undisturbed")
+    recipe, workspace, products = make_world(folder, tiny_model, drawn(), **CHANGED)
+    stage.make(recipe, workspace, products)
     return content(workspace.root)
 
 
@@ -77,7 +74,6 @@ def test_killed_while_it_writes_it_resumes_to_the_same_bytes(
     assert done.returncode == -signal.SIGKILL
     (first,) = (tmp_path / "run" / "work" / "filtered" / "vc_soup").rglob("pairs-00000.parquet")
     written = first.stat().st_ino
-    monkeypatch.setattr(blocks, "PAIRS", 20)
     monkeypatch.setattr(stage, "ON_CLUSTER", int(from_bytes))
     recipe, workspace, products = make_world(tmp_path, tiny_model, drawn(), **CHANGED)
     stage.make(recipe, workspace, products)
@@ -87,13 +83,10 @@ def test_killed_while_it_writes_it_resumes_to_the_same_bytes(
     assert sum(file.name.startswith("pairs-") for file in undisturbed) > 4
 
 
-def test_values_with_missing_rewards_filter_as_numpy_does(
-    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_values_with_missing_rewards_filter_as_numpy_does(tmp_path: Path, tiny_model: Path):
     datasets = [draw_scored(seed, 80, 4, missing=0.1) for seed in (3, 4)]
     datasets[1].ids[:5] = datasets[0].ids[10:15]
     settings = {"scope": "all", "normalisation": "gap_std", "threshold": 0.2, "min_norm": 0.5}
-    monkeypatch.setattr(blocks, "PAIRS", 20)
     recipe, workspace, products = make_world(
         tmp_path, tiny_model, datasets, methods=["vc_soup"], consistency=settings
     )

@@ -301,9 +301,9 @@ def test_scores_carry_sign_and_summary(run: Path):
     manifest = json.loads((folder / "manifest.json").read_text())
     source = source_rows(run, "a")
     pooled = []
-    for shard in manifest["shards"]:
-        scores = read_scores(folder / shard["file"])
-        assert len(scores.ids) == shard["rows"]
+    for each in manifest["files"]:
+        scores = read_scores(folder / each["file"])
+        assert len(scores.ids) == each["rows"]
         pooled += [*scores.chosen, *scores.rejected]
     train = {row["prompt"][0]["content"] for row in rows_of(run, "rewarded_soup", "a")}
     expected = [-source[prompt][name] for prompt in train for name in ("v+", "v-")]

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vcsoup_dist.consistency import filtered_files
+from vcsoup_dist.consistency.block_map import run_here
 from vcsoup_dist.consistency.blocks import Block, ids_as_numbers, read_rewards, training_blocks
 from vcsoup_dist.consistency.counts import count_pairs
 from vcsoup_dist.consistency.filtered_files import Part, filtered_tables, write_heldout
@@ -22,7 +23,6 @@ from vcsoup_dist.consistency.gaps import consistency, norm
 from vcsoup_dist.consistency.measured_pairs import GapSettings, measure_pairs
 from vcsoup_dist.consistency.rules import keep
 from vcsoup_dist.consistency.scales import Scale, check_scale, reward_scale
-from vcsoup_dist.consistency.shard_map import run_here
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.moments import co_moments, moments
 from vcsoup_dist.records.keep_rule import KeepRule
@@ -42,22 +42,16 @@ def ignore(pairs: float) -> None:
     """Nobody looks at the progress."""
 
 
-def write_blocks(folder: Path, dataset: str, scored: Scored, shard_pairs: int = 7) -> list[Block]:
-    """A block for each shard."""
+def write_blocks(folder: Path, dataset: str, scored: Scored, file_pairs: int = 7) -> list[Block]:
+    """A block for each file."""
     folders = [folder / dataset / f"v{j}" for j in range(scored.chosen.shape[1])]
     pairs = folder / dataset / "pairs"
     for each in (pairs, *folders):
         each.mkdir(parents=True)
-    write_pair_files(pairs, scored, shard_pairs)
+    write_pair_files(pairs, scored, file_pairs)
     for j, each in enumerate(folders):
-        write_score_files(each, scored, j, shard_pairs)
-    (whole,) = training_blocks(dataset, pairs, folders)
-    files = zip(whole.pairs, zip(*whole.scores, strict=True), strict=True)
-    rows = [shard_pairs] * (whole.rows // shard_pairs) + [whole.rows % shard_pairs]
-    return [
-        Block(dataset, (own,), tuple((file,) for file in scores), count)
-        for (own, scores), count in zip(files, rows, strict=False)
-    ]
+        write_score_files(each, scored, j, file_pairs)
+    return training_blocks(dataset, pairs, folders)
 
 
 def plain_scale(parts: list[Scored], normalisation: str) -> np.ndarray:

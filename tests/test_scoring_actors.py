@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import platform
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
-from scoring_world import score_bytes, workload_of, write_recipe
+from scoring_world import shard_bytes, workload_of, write_recipe
 from test_scoring_classifier import CONFIGS, save_classifier
 
 from vcsoup_dist.errors import UserError
@@ -25,10 +24,11 @@ from vcsoup_dist.launch.worker_pool import WorkerPool
 from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.recipe import ActorPool, Evaluation, Launch
 from vcsoup_dist.recipe.load import load_recipe
-from vcsoup_dist.records.pairs import read_slice, train_slices
-from vcsoup_dist.records.scores import read_scores, summarise
+from vcsoup_dist.records.pairs import HELD_OUT, PairSlice, PairsManifest, cut_rows, read_slice
+from vcsoup_dist.records.scores import ScoresManifest, join_scores, read_scores, summarise
 from vcsoup_dist.scoring import stage
 from vcsoup_dist.scoring.load_reward import load_reward
+from vcsoup_dist.scoring.score_files import ScoreFile
 from vcsoup_dist.scoring.tasks import ShardTask
 from vcsoup_dist.scoring.workload import ScoringWorkload
 from vcsoup_dist.workspace import Workspace
@@ -69,39 +69,48 @@ def killed_once(tmp_path_factory, tiny_model, ray_address) -> Path:
 def test_an_actor_killed_in_mid_run_costs_no_shard_and_doubles_none(killed_once):
     run = killed_once / "run"
     for dataset in "ab":
-        shards = train_slices(run / "pairs" / dataset)
+        manifest = PairsManifest.read(run / "pairs" / dataset)
+        rows = {each.file: each.rows for each in manifest.files} | {HELD_OUT: manifest.heldout}
+        assert manifest.train > 30
         for value, reward in EXPECTED.items():
             folder = run / "scores" / dataset / value
-            manifest = json.loads((folder / "manifest.json").read_text())
-            listed = [each["file"] for each in manifest["shards"] + manifest["heldout"]]
-            assert sorted(listed) == sorted(file.name for file in folder.glob("*.parquet"))
-            assert len(manifest["shards"]) == len(shards) > 6
-            for i, shard in enumerate(shards):
-                scores, pairs = read_scores(folder / f"shard-{i:05d}.parquet"), read_slice(shard)
+            summary = ScoresManifest.read(folder)
+            assert {each.file: each.rows for each in (*summary.files, summary.heldout)} == rows
+            assert {file.name for file in folder.glob("*.parquet")} == rows.keys()
+            for name, count in rows.items():
+                scores = read_scores(folder / name)
+                slices = cut_rows(run / "pairs" / dataset / name, count, 512)
+                pairs = [pair for each in slices for pair in read_slice(each)]
                 assert scores.ids == [pair.id for pair in pairs]
                 assert scores.chosen.tolist() == [reward(pair.chosen) for pair in pairs]
                 assert scores.rejected.tolist() == [reward(pair.rejected) for pair in pairs]
     assert not [file for file in run.rglob("*") if file.name.startswith(".") and file.is_file()]
 
 
-def test_only_the_files_that_a_killed_run_has_not_left_are_written(
-    tmp_path, killed_once, on_shared_ray
+def test_only_the_shards_that_a_killed_run_has_not_left_are_scored(
+    tmp_path, tiny_model, on_shared_ray, monkeypatch
 ):
-    folder = shutil.copytree(killed_once, tmp_path / "copy")
-    run = folder / "run"
-    expected = score_bytes(run)
-    draft = run / "work" / "scores" / "a" / "b"
-    draft.mkdir(parents=True)
-    (run / "scores" / "a" / "b").rename(draft / "output")
-    product = json.loads((draft / "output" / "product.json").read_text())
-    (draft / "fingerprint").write_text(product["fingerprint"])
-    (draft / "output" / "product.json").unlink()
-    (draft / "output" / "shard-00001.parquet").unlink()
-    made = {path.name: path.stat().st_mtime_ns for path in (draft / "output").glob("*.parquet")}
-    make_scores(folder / "recipe.yaml")
-    assert score_bytes(run) == expected
-    again = {path.name: path.stat().st_mtime_ns for path in (run / "scores/a/b").glob("*.parquet")}
+    rewards = {name: {"callable": "rewards.py:words"} for name in "ab"}
+    recipe = write_recipe(tmp_path, tiny_model, rewards, {"shard_pairs": 16})
+
+    def stop(file: ScoreFile) -> None:
+        raise KeyboardInterrupt
+
+    def score_only() -> dict[str, bytes]:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(ScoreFile, "join", stop)
+            make_scores(recipe)
+        return shard_bytes(tmp_path / "run")
+
+    expected = score_only()
+    output = tmp_path / "run" / "work" / "scores" / "a" / "b" / "output"
+    (output / "shard-00001.parquet").unlink()
+    made = {path.name: path.stat().st_ino for path in output.glob("*.parquet")}
+    assert score_only() == expected
+    again = {path.name: path.stat().st_ino for path in output.glob("*.parquet")}
     assert again.items() >= made.items() and len(again) == len(made) + 1
+    folder = make_scores(recipe) / "scores" / "a" / "b"
+    assert {file.name for file in folder.glob("*.parquet")} == {"train-00000.parquet", HELD_OUT}
 
 
 def test_values_of_one_model_are_scored_by_one_pool_in_one_pass(
@@ -114,15 +123,15 @@ def test_values_of_one_model_are_scored_by_one_pool_in_one_pass(
     with caplog.at_level("INFO", "vcsoup"):
         run = make_scores(recipe)
     assert caplog.text.count("tokens per batch") == 1  # each pool describes its reward once
-    (part, *_), name = train_slices(run / "pairs" / "a"), "shard-00000.parquet"
-    texts = [(p.prompt, text) for p in read_slice(part) for text in (p.chosen, p.rejected)]
+    pairs = read_slice(PairSlice(run / "pairs" / "a" / "train-00000.parquet", 0, 16))
+    texts = [(p.prompt, text) for p in pairs for text in (p.chosen, p.rejected)]
     for value in "ab":
         settings = load_recipe(recipe).values[value].reward
         judge = load_reward([settings], Located(str(tmp_path / "judge"), None, None))
         expected = judge.score(judge.encode(texts)).rewards[:, 0]
-        scores = read_scores(run / "scores" / "a" / value / name)
-        np.testing.assert_allclose(scores.chosen, expected[0::2], rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(scores.rejected, expected[1::2], rtol=1e-5, atol=1e-5)
+        scores = read_scores(run / "scores" / "a" / value / "train-00000.parquet")
+        np.testing.assert_allclose(scores.chosen[:16], expected[0::2], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(scores.rejected[:16], expected[1::2], rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +162,7 @@ def test_fewer_actors_work_where_the_cluster_has_no_cpus_for_all(tmp_path, clust
     workload = workload_of(tmp_path, "words", [["a"]] * 5, actors)
     with caplog.at_level("WARNING", "vcsoup"):
         assert score(workload) == [workload]
-    assert "resources for 1 of 3 actors" in caplog.text and len(score_bytes(tmp_path)) == 5
+    assert "resources for 1 of 3 actors" in caplog.text and len(shard_bytes(tmp_path)) == 5
 
 
 HANGS = """
@@ -227,7 +236,7 @@ def test_a_shard_that_kills_its_actors_is_set_aside_and_costs_no_other(
     kept = {f"shard-{i:05d}.parquet" for i in range(10)} - {
         each["shard"].split()[-1] for each in listed
     }
-    assert set(score_bytes(tmp_path)) == kept
+    assert set(shard_bytes(tmp_path)) == kept
 
 
 def test_a_shard_whose_pairs_cannot_be_read_is_set_aside_with_its_error(tmp_path, cluster):
@@ -235,7 +244,7 @@ def test_a_shard_whose_pairs_cannot_be_read_is_set_aside_with_its_error(tmp_path
     workload.tasks[2].pairs.file.write_bytes(b"no parquet")
     with pytest.raises(UserError, match="1 of 4 shards are set aside.*00002.parquet: ArrowInvalid"):
         score(workload)
-    assert len(score_bytes(tmp_path)) == 3
+    assert len(shard_bytes(tmp_path)) == 3
     details = json.loads(workload.quarantine.read_text())[0]["details"]
     assert "in read_slice" in details and "\x1b" not in details
 
@@ -254,7 +263,9 @@ def test_a_pair_without_a_reward_is_counted_and_costs_no_other(tmp_path, cluster
     shard = read_scores(tmp_path / "shard-00000.parquet")
     assert shard.failures == {1: "chosen: its reward is nan"}
     assert np.isnan([shard.chosen[1], shard.rejected[1]]).all()
-    summary = summarise([each.outputs[0].file for each in workload.tasks], [])
+    for name, shards in (("train.parquet", workload.tasks), (HELD_OUT, [])):
+        join_scores(tmp_path / name, [each.outputs[0].file for each in shards])
+    summary = summarise(tmp_path, ["train.parquet"])
     assert (summary.rows, summary.unscored, summary.mean) == (4, 1, 7 / 6)
     assert summary.first_unscored.id == shard.ids[1]
 
@@ -274,7 +285,7 @@ def test_a_pair_without_a_reward_is_counted_and_costs_no_other(tmp_path, cluster
 def test_a_broken_reward_ends_the_run_at_once(tmp_path, cluster, function, shards, message):
     with pytest.raises(UserError, match=message):
         score(workload_of(tmp_path, function, shards))
-    assert len(score_bytes(tmp_path)) < 3
+    assert len(shard_bytes(tmp_path)) < 3
 
 
 BROKEN = """
@@ -316,7 +327,7 @@ def test_a_place_where_the_reward_cannot_be_loaded_costs_the_pool_that_place_alo
             assert score(workload) == [workload]
     finally:
         log.removeHandler(tell)
-    assert len(score_bytes(tmp_path)) == 6
+    assert len(shard_bytes(tmp_path)) == 6
     assert ("out of memory?" in caplog.text) == how.startswith("os._exit")
 
 

@@ -8,7 +8,7 @@ import os
 import pytest
 import ray
 from ray.cluster_utils import Cluster
-from scoring_world import score_bytes, workload_of
+from scoring_world import shard_bytes, workload_of
 
 from vcsoup_dist.launch import pools
 from vcsoup_dist.launch.placement import FreeResources, WorkerResources
@@ -55,7 +55,7 @@ def test_pools_run_side_by_side_only_where_a_node_can_hold_each_actor(tmp_path, 
         begun.append({path.parent.name for path in tmp_path.glob("*/shard-*.parquet")})
 
     assert list(run_pools([first, second], look)) == [first, second]
-    assert all(len(score_bytes(tmp_path / name)) == len(SHARDS) for name in "ab")
+    assert all(len(shard_bytes(tmp_path / name)) == len(SHARDS) for name in "ab")
     assert begun[0] == {"a"}  # whichever of its shards was first
 
 
@@ -124,5 +124,5 @@ def test_a_node_that_is_lost_in_mid_run_costs_no_score(tmp_path, cluster):
 
     assert list(run_pools([workload], lose_a_node)) == [workload]
     assert len(FreeResources().by_node) == 2
-    assert score_bytes(tmp_path / "lost") == score_bytes(tmp_path / "expected")
-    assert len(score_bytes(tmp_path / "lost")) == len(SHARDS)
+    assert shard_bytes(tmp_path / "lost") == shard_bytes(tmp_path / "expected")
+    assert len(shard_bytes(tmp_path / "lost")) == len(SHARDS)

@@ -16,7 +16,7 @@ from vcsoup_dist.consistency.measured_pairs import GapSettings, measure_block
 from vcsoup_dist.consistency.scales import Scale
 from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import ClassifierReward
-from vcsoup_dist.records.scores import ScoreShard, score_name, summarise, write_scores
+from vcsoup_dist.records.scores import ScoreShard, summarise, write_scores
 from vcsoup_dist.scoring.load_reward import load_reward
 from vcsoup_dist.scoring.rewards import Text
 from vcsoup_dist.scoring.worker import score_shard
@@ -134,9 +134,10 @@ def test_a_reward_is_constant_whose_deviation_is_rounding(
 ):
     draw = np.random.default_rng(0)
     sides = centre + spread * draw.standard_normal((2, 50))
-    path = tmp_path / score_name(0)
-    write_scores(path, ScoreShard([f"{i:016x}" for i in range(50)], *sides, equal_pairs=3))
-    summary = summarise([path], [], rounding)
+    ids = [f"{i:016x}" for i in range(50)]
+    write_scores(tmp_path / "train-00000.parquet", ScoreShard(ids, *sides, equal_pairs=3))
+    write_scores(tmp_path / "heldout.parquet", ScoreShard([], *sides[:, :0]))
+    summary = summarise(tmp_path, ["train-00000.parquet"], rounding)
     assert summary.constant == constant and summary.equal_pairs == 3
     assert summary.rounding == rounding
 

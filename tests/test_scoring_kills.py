@@ -14,12 +14,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from ray.cluster_utils import Cluster
-from scoring_world import alive, descendants, score_bytes, start_score, write_recipe
+from scoring_world import alive, descendants, score_bytes, shard_bytes, start_score, write_recipe
 
 from vcsoup_dist.files import write_atomically
 from vcsoup_dist.processes import process_name
+from vcsoup_dist.records.pairs import PairsManifest
 
 SCORING = {"shard_pairs": 2, "actors": 2, "cpus_per_actor": 0.5}
+PAIRS = "pairs/a/train-00000.parquet"
 LIMIT = 120  # seconds for one command
 
 
@@ -54,11 +56,8 @@ def score_by(folder: Path, model: Path, function: str) -> None:
 
 def close(folder: Path, run: Path, first: int) -> None:
     """Have `gated` wait in the shards from `first` on; `run` has the same pairs."""
-    prompts = [
-        messages[-1]["content"]
-        for file in sorted(run.rglob("train-*.parquet"))[first:]
-        for messages in pq.read_table(file)["prompt"].to_pylist()
-    ]
+    messages = pq.read_table(run / PAIRS)["prompt"].to_pylist()
+    prompts = [each[-1]["content"] for each in messages[first * SCORING["shard_pairs"] :]]
     write_atomically(folder / "closed", "\n".join(prompts))
 
 
@@ -88,7 +87,7 @@ def wait_for_the_end(pids: set[int]) -> None:
         time.sleep(0.05)
 
 
-def score_files(folder: Path) -> int:
+def scored_shards(folder: Path) -> int:
     return len(list((folder / "run").rglob("shard-*.parquet")))
 
 
@@ -102,7 +101,7 @@ def test_a_run_killed_at_ten_points_loses_and_doubles_nothing(
 ):
     score_by(tmp_path, tiny_model, "gated")
     expected = score_bytes(undisturbed)
-    total = len([name for name in expected if "shard-" in name])
+    total = -(-pq.read_metadata(undisturbed / PAIRS).num_rows // SCORING["shard_pairs"])
     run = tmp_path / "run"
     # The run waits at its first closed shard, so that no point can be missed.
     starting: list[Callable[[int], bool]] = [
@@ -115,7 +114,7 @@ def test_a_run_killed_at_ten_points_loses_and_doubles_nothing(
     counts = (1, total // 4, total // 2, 3 * total // 4, total - 1)
     points = [(0, alone, reached) for reached in starting]
     points += [
-        (count, on_cluster, lambda pid, count=count: score_files(tmp_path) == count)
+        (count, on_cluster, lambda pid, count=count: scored_shards(tmp_path) == count)
         for count in counts
     ]
     family: set[int] = set()
@@ -127,11 +126,8 @@ def test_a_run_killed_at_ten_points_loses_and_doubles_nothing(
         family |= set(descendants(process.pid))
         process.kill()
         process.communicate()
-        found = {
-            name.removeprefix("work/").replace("/output/", "/"): content
-            for name, content in score_bytes(run).items()
-        }
-        assert kept.items() <= found.items() <= expected.items()
+        found = shard_bytes(run)
+        assert kept.items() <= found.items()
         kept = found
     (tmp_path / "closed").write_text("")
     finish(start_score(tmp_path, env=on_cluster))
@@ -152,7 +148,7 @@ def test_a_run_that_is_asked_to_stop_says_so_and_the_same_command_goes_on(
     close(tmp_path, undisturbed, 1)
     points: list[Callable[[int], bool]] = [
         lambda pid: has_started(pid, "raylet"),
-        lambda pid: score_files(tmp_path) == 1,
+        lambda pid: scored_shards(tmp_path) == 1,
     ]
     for reached in points:
         process = start_score(tmp_path, env=alone)
@@ -198,15 +194,16 @@ def test_a_poisonous_shard_leaves_all_others_and_the_same_command_tries_it_again
     assert not scores.exists()
     quarantine = tmp_path / "run/work/scores/a/a/scratch/quarantine.json"
     assert str(quarantine) in printed and len(json.loads(quarantine.read_text())) == 1
-    kept = score_bytes(tmp_path / "run")
-    made = {name: (tmp_path / "run" / name).stat().st_mtime_ns for name in kept}
+    counts = PairsManifest.read(tmp_path / "run" / "pairs" / "a")
+    shards = -(-counts.train // 2) - (-counts.heldout // 2)
+    assert len(shard_bytes(tmp_path / "run")) == shards - 1
+    (tmp_path / "scored").unlink()
     # What killed it is fixed, without a change of the reward: say, the machine's memory.
     (tmp_path / "cured").touch()
     finish(start_score(tmp_path, env=on_cluster))
     assert (scores / "a" / "a" / "product.json").exists() and not quarantine.exists()
-    after = {path.name: path.stat().st_mtime_ns for path in (scores / "a" / "a").glob("*.parquet")}
-    assert len(after) == len(made) + 1
-    assert all(after[Path(name).name] == at for name, at in made.items())
+    again = (tmp_path / "scored").read_text().split("\n")[:-1]
+    assert len(again) == 4 and "poison" in again
 
 
 SCRIPT = """

@@ -1,4 +1,4 @@
-"""Raw rows end up in exactly one place: a training shard, held out, rejected or counted."""
+"""Raw rows end up in exactly one place: among the training pairs, held out, rejected or counted."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.evaluation.prompts import Prompt, choose_prompts, seen_in_training
 from vcsoup_dist.preferences.pair import BadRow, LeftOut, Pair, pair_id, prompt_id, split_hash
 from vcsoup_dist.records.pairs import (
     HELD_OUT,
+    PairsFile,
+    PairSlice,
     PairsManifest,
-    heldout_slices,
+    cut_rows,
+    overlapping_groups,
     read_slice,
-    train_slices,
 )
+from vcsoup_dist.scoring import reading
 from vcsoup_dist.scoring.reading import Source, write_pairs
 
 
@@ -32,7 +37,7 @@ def source(rows, name: str = "data") -> Source:
 
 def write(folder: Path, train: Source, heldout: Source | None = None, **changed):
     folder.mkdir(exist_ok=True)
-    settings = {"heldout_share": 0.2, "limit": None, "shard_pairs": 7, "max_bad_rows": 0.5}
+    settings = {"heldout_share": 0.2, "limit": None, "max_bad_rows": 0.5}
     return write_pairs(folder, train, heldout, columns=["s"], **(settings | changed))
 
 
@@ -53,9 +58,7 @@ def test_rows_are_split_by_prompt_and_none_is_lost(tmp_path: Path):
     assert manifest.rejected == {"empty response": 2, "wrong roles": 1}
     assert len(train) + len(heldout) + 3 + manifest.duplicates == manifest.rows == 605
     assert (manifest.train, manifest.heldout) == (len(train), len(heldout))
-    assert [shard.rows for shard in manifest.shards] == [7] * (len(train) // 7) + (
-        [len(train) % 7] if len(train) % 7 else []
-    )
+    assert manifest.files == [PairsFile("train-00000.parquet", len(train))]
     assert PairsManifest.read(tmp_path) == manifest
     rejected = pq.read_table(tmp_path / "rejected_rows.parquet").to_pylist()
     assert [row["row"] for row in rejected] == [11, 12, 13]
@@ -132,12 +135,49 @@ def test_a_dataset_without_training_pairs_is_refused(tmp_path: Path):
 
 def test_slices_give_back_the_pairs_in_order(tmp_path: Path):
     heldout = [pair(i) for i in range(600)]
-    train = [pair(i) for i in range(600, 620)]
+    train = [pair(i) for i in range(600, 1200)]
     write(tmp_path, source(train), source(heldout))
-    assert [p for part in train_slices(tmp_path) for p in read_slice(part)] == train
-    slices = heldout_slices(tmp_path, 250)
-    assert [part.rows for part in slices] == [250, 250, 100]
-    assert [p for part in slices for p in read_slice(part)] == heldout
+    for file, pairs in (("train-00000.parquet", train), (HELD_OUT, heldout)):
+        slices = cut_rows(tmp_path / file, len(pairs), 250)
+        assert [part.rows for part in slices] == [250, 250, 100]
+        assert [p for part in slices for p in read_slice(part)] == pairs
+
+
+def test_training_pairs_are_in_files_of_a_size_and_read_in_pieces(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(reading, "FILE_PAIRS", 1200)
+    train = [pair(i) for i in range(2500)]
+    manifest = write(tmp_path, source(train), source([pair(2500)]))
+    assert [each.rows for each in manifest.files] == [1200, 1200, 100]
+    assert sorted(file.name for file in tmp_path.glob("train-*")) == [
+        each.file for each in manifest.files
+    ]
+    second = pq.ParquetFile(tmp_path / manifest.files[1].file).metadata
+    assert [second.row_group(i).num_rows for i in range(second.num_row_groups)] == [512, 512, 176]
+    for first, rows in ((0, 1), (511, 2), (600, 600), (1199, 1)):
+        part = PairSlice(tmp_path / manifest.files[1].file, first, rows)
+        assert read_slice(part) == train[1200 + first : 1200 + first + rows]
+
+
+@given(st.integers(0, 5000), st.integers(1, 6000))
+def test_slices_cover_all_rows_once_in_order(rows: int, most: int):
+    slices = cut_rows(Path("file"), rows, most)
+    assert [row for each in slices for row in range(each.first, each.first + each.rows)] == [
+        *range(rows)
+    ]
+    assert all(0 < each.rows <= most for each in slices)
+    assert all(each.rows == most for each in slices[:-1])
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=9), st.data())
+def test_just_the_row_groups_that_hold_a_slice_are_read(sizes: list[int], data: st.DataObject):
+    total = sum(sizes)
+    first = data.draw(st.integers(0, total - 1))
+    rows = data.draw(st.integers(1, total - first))
+    groups, skipped = overlapping_groups(sizes, first, rows)
+    group_of = [number for number, size in enumerate(sizes) for _ in range(size)]
+    assert groups == sorted(set(group_of[first : first + rows]))
+    read = [row for row in range(total) if group_of[row] in groups]
+    assert read[skipped : skipped + rows] == [*range(first, first + rows)]
 
 
 def test_evaluation_prompts_have_the_ids_of_their_pairs(tmp_path: Path):
@@ -148,7 +188,7 @@ def test_evaluation_prompts_have_the_ids_of_their_pairs(tmp_path: Path):
     assert [each.id for each in prompts] == sorted(prompt_of)[:20]
     assert all(prompt_of[each.id] == each.messages for each in prompts)
     assert seen_in_training(prompts, {"a": tmp_path}) == {}
-    trained = pq.read_table(tmp_path / "train-00001.parquet")["prompt_id"].to_pylist()[0]
+    trained = pq.read_table(tmp_path / "train-00000.parquet")["prompt_id"].to_pylist()[0]
     seen = [Prompt(trained, "b", []), *prompts]
     assert seen_in_training(seen, {"a": tmp_path}) == {"a": [trained]}
 

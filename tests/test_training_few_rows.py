@@ -197,7 +197,7 @@ def test_three_ranks_train_on_two_pairs_with_one_held_out(tmp_path, tiny_model):
     pq.write_table(pa.Table.from_pylist(held), world.filtered / "heldout.parquet")
     jobs = [world.reference_job(), world.policy_job("policy", pairs_per_step=2, steps=2)]
     world.run(*jobs, ranks=3)
-    cached = pq.read_table(world.root / "reference" / "heldout.parquet")
+    cached = pq.read_table(world.root / "reference" / "heldout-00000.parquet")
     assert cached["id"].to_pylist() == [world.rows[2]["id"]]
     assert cached["chosen"][0].as_py()
     measured = world.metrics("policy")

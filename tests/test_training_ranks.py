@@ -39,9 +39,9 @@ def test_reference_equals_a_plain_forward_of_every_pair(world):
     tokenizer = AutoTokenizer.from_pretrained(world.model)
     files = sorted((world.root / "reference").glob("*.parquet"))
     assert [file.name for file in files] == [
-        "heldout.parquet",
-        "train-00000.parquet",
-        "train-00001.parquet",
+        "heldout-00000.parquet",
+        "train-00000-00000.parquet",
+        "train-00001-00000.parquet",
     ]
     cached = {row["id"]: row for file in files for row in pq.read_table(file).to_pylist()}
     assert set(cached) == {row["id"] for row in world.rows}

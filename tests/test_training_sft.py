@@ -160,7 +160,8 @@ def test_the_reference_is_of_theta_0(trained):
     model = AutoModelForCausalLM.from_pretrained(trained.root / "theta_0").eval()
     tokenizer = AutoTokenizer.from_pretrained(trained.root / "theta_0")
     pairs = pq.read_table(trained.root / "pairs" / "long" / "train-00000.parquet").to_pylist()
-    cached = pq.read_table(trained.root / "reference" / "long" / "train-00000.parquet").to_pylist()
+    reference = trained.root / "reference" / "long" / "train-00000-00000.parquet"
+    cached = pq.read_table(reference).to_pylist()
     for pair, reference in zip(pairs, cached, strict=True):
         chosen, _ = encode_pair(
             tokenizer, pair["prompt"], pair["chosen"], pair["rejected"], 64, True

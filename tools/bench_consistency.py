@@ -1,41 +1,46 @@
 """Time and memory of the consistency stage on generated scores.
 
-    python tools/bench_consistency.py --pairs 1000000,10000000 --report consistency
+    python tools/bench_consistency.py --pairs 1000000,10000000 --shard-pairs 64,512,20000
 
-Makes a run directory whose pairs and scores are finished, in the files that the first stage
-writes, runs the stage by its entry in a process of its own, and prints JSON: wall time by pass,
-peak memory of that process and of it with all its children, pairs/s. `--report` writes the JSON
-into docs/benchmarks too.
+Makes a run directory whose pairs and scores are finished, by the functions with which the first
+stage writes them (without fsync), runs the stage by its entry in a process of its own once for each
+size of scoring's shards, and prints JSON: wall time by pass, peak memory of that process and of it
+with all its children, pairs/s, a hash of what was written. `--report` writes the JSON into
+docs/benchmarks too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 import yaml
 from measuring import Usage, evict, git_state, hardware, measure
 
+from vcsoup_dist import files
 from vcsoup_dist.consistency import stage, value_pairs
 from vcsoup_dist.identity import Hashes
 from vcsoup_dist.pipeline.graph import make_plan
+from vcsoup_dist.preferences.pair import Pair, pair_id
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.records.filter_report import FilterReport
-from vcsoup_dist.records.pairs import HELD_OUT, PairsManifest, ShardFile, pairs_schema, shard_name
-from vcsoup_dist.records.scores import ScoreShard, score_name, summarise, write_scores
+from vcsoup_dist.records.scores import ScoreShard, summarise, write_scores
+from vcsoup_dist.scoring import reading
+from vcsoup_dist.scoring.score_files import score_files
 from vcsoup_dist.workspace import Product, Workspace
 
 HELD_OUT_PAIRS = 1000
@@ -47,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--pairs", default="1000000,10000000", help="numbers of pairs")
     parser.add_argument("--values", type=int, default=4)
-    parser.add_argument("--shard-pairs", type=int, default=20_000)
+    parser.add_argument("--shard-pairs", default="512", help="sizes of scoring's shards")
     parser.add_argument("--methods", default="vc_soup")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                         help="a key of the recipe's `consistency`")  # fmt: skip
@@ -60,7 +65,7 @@ def main() -> None:
     if options.run:
         run_stage(options.run, options.here, options.ray)
         return
-    runs = [bench(int(pairs), options) for pairs in options.pairs.split(",")]
+    runs = [run for pairs in options.pairs.split(",") for run in bench(int(pairs), options)]
     folder = options.folder or Path(tempfile.gettempdir())
     found = {"command": sys.argv, "git": git_state(), "hardware": hardware(folder), "runs": runs}
     print(json.dumps(found, indent=1))
@@ -69,37 +74,54 @@ def main() -> None:
         path.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def bench(pairs: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Make a world of so many pairs, run the stage in it, and remove it."""
+def bench(pairs: int, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Make a world of so many pairs, run the stage in it for each size of shards, and remove it."""
     folder = Path(tempfile.mkdtemp(prefix="bench-consistency-", dir=options.folder))
     try:
-        started = time.perf_counter()
-        make_world(folder, pairs, options)
-        print(f"made in {time.perf_counter() - started:.0f} s", file=sys.stderr)
-        evict([folder], warm=False)
-        usage, log = Usage(), folder / "log"
-        command = [sys.executable, __file__, "--run", str(folder)]
-        status = measure(
-            command + ["--here"] * options.here + ["--ray"] * options.ray, log, None, usage
-        )
-        if status:
-            raise SystemExit(log.read_text())
-        found = json.loads((folder / "result.json").read_text())
-        return {
-            "pairs": pairs,
-            "values": options.values,
-            "shard_pairs": options.shard_pairs,
-            "methods": options.methods.split(","),
-            "consistency": options.set,
-            "wall_s": usage.wall_s,
-            "pairs_per_s": pairs / usage.wall_s,
-            **found,
-            "tree_peak_rss_bytes": usage.rss_bytes,
-            "tree_peak_anon_bytes": usage.anon_bytes,
-            "others_cpu_s": usage.others_cpu_s,
-        }
+        write_world(folder, options)
+        for shard_pairs in map(int, options.shard_pairs.split(",")):
+            started = time.perf_counter()
+            make_inputs(folder, pairs, shard_pairs)
+            made_s = time.perf_counter() - started
+            print(f"shards of {shard_pairs}: made in {made_s:.0f} s", file=sys.stderr)
+            shutil.rmtree(folder / "run" / "filtered", ignore_errors=True)
+            yield bench_stage(folder, options) | {
+                "pairs": pairs,
+                "values": options.values,
+                "shard_pairs": shard_pairs,
+                "methods": options.methods.split(","),
+                "consistency": options.set,
+            }
     finally:
         shutil.rmtree(folder)
+
+
+def bench_stage(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Run the stage in a process of its own, on files that are not in memory."""
+    os.sync()
+    evict([folder], warm=False)
+    usage, log = Usage(), folder / "log"
+    load = os.getloadavg()[0]
+    command = [sys.executable, __file__, "--run", str(folder)]
+    status = measure(
+        command + ["--here"] * options.here + ["--ray"] * options.ray, log, None, usage
+    )
+    if status:
+        raise SystemExit(log.read_text())
+    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    written = sorted((folder / "run" / "filtered").rglob("*.parquet"))
+    return {
+        "wall_s": usage.wall_s,
+        "cpu_s": usage.cpu_s,
+        **found,
+        "written_bytes": sum(file.stat().st_size for file in written),
+        "files": len(written),
+        "written_xxh3": hash_of(written),
+        "tree_peak_rss_bytes": usage.rss_bytes,
+        "tree_peak_anon_bytes": usage.anon_bytes,
+        "others_cpu_s": usage.others_cpu_s,
+        "load_before": load,
+    }
 
 
 def run_stage(folder: Path, here: bool, on_ray: bool) -> None:
@@ -121,7 +143,6 @@ def run_stage(folder: Path, here: bool, on_ray: bool) -> None:
     started = time.perf_counter()
     stage.make(recipe, workspace, [each for each in plan if each.stage == "filter"])
     seconds = time.perf_counter() - started
-    written = [file.stat().st_size for file in (folder / "run/filtered").rglob("pairs-*.parquet")]
     reports = [
         FilterReport.read(file.parent) for file in (folder / "run/filtered").rglob("report.json")
     ]
@@ -131,11 +152,18 @@ def run_stage(folder: Path, here: bool, on_ray: bool) -> None:
         "passes_s": passes,
         "kept": {report.method: report.counts.kept for report in reports},
         "pairs_bytes": sum(file.stat().st_size for file in (folder / "run/pairs").rglob("train-*")),
-        "written_bytes": sum(written),
-        "files": len(written),
         "driver_peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     (folder / "result.json").write_text(json.dumps(result))
+
+
+def hash_of(paths: Sequence[Path]) -> str:
+    digest = xxhash.xxh3_128()
+    for path in paths:
+        with open(path, "rb") as source:
+            while piece := source.read(1 << 24):
+                digest.update(piece)
+    return digest.hexdigest()
 
 
 def open_world(folder: Path) -> tuple[Recipe, Workspace, list[Product]]:
@@ -144,8 +172,8 @@ def open_world(folder: Path) -> tuple[Recipe, Workspace, list[Product]]:
     return recipe, workspace, make_plan(recipe, Hashes(folder / "run" / "hashes.json"))
 
 
-def make_world(folder: Path, pairs: int, options: argparse.Namespace) -> None:
-    """A run directory of one dataset, its pairs and the scores of all values finished."""
+def write_world(folder: Path, options: argparse.Namespace) -> None:
+    """A recipe of one dataset and the values' rewards, from columns."""
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text('{"model_type": "llama"}')
     (folder / "judge.py").write_text("def judge(prompt, response):\n    return 0.0\n")
@@ -167,52 +195,61 @@ def make_world(folder: Path, pairs: int, options: argparse.Namespace) -> None:
         "consistency": settings,
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+
+def make_inputs(folder: Path, pairs: int, shard_pairs: int) -> None:
+    """Make the pairs, unless they are there, and all values' scores, in shards at first."""
+    file = folder / "recipe.yaml"
+    recipe = yaml.safe_load(file.read_text()) | {"scoring": {"shard_pairs": shard_pairs}}
+    file.write_text(yaml.safe_dump(recipe))
     _, workspace, plan = open_world(folder)
-    parts = [
-        (start, min(options.shard_pairs, pairs - start), False)
-        for start in range(0, pairs, options.shard_pairs)
-    ] + [(pairs, HELD_OUT_PAIRS, True)]
-    for product in plan:
-        if product.stage in ("read", "score"):
-            with workspace.publishing(product) as draft:
-                if product.stage == "read":
-                    write_pairs(draft.output, parts)
-                else:
-                    write_value(draft.output, parts, int(str(product.value)[1:]))
+    fsync, files.sync = files.sync, lambda path: None
+    try:
+        for product in plan:
+            if product.stage in ("read", "score") and not workspace.is_made(product):
+                with workspace.publishing(product) as draft:
+                    if product.stage == "read":
+                        write_pairs(draft.output, pairs)
+                    else:
+                        folder_of_pairs = workspace.need(product.inputs[0])
+                        write_value(draft.output, folder_of_pairs, product.value, shard_pairs)
+    finally:
+        files.sync = fsync
 
 
-def ids_of(start: int, rows: int) -> list[str]:
-    """Of the pairs from number `start` on: as evenly spread as hashes are."""
-    spread = np.arange(start, start + rows, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return [f"{i:016x}" for i in spread.tolist()]
+def write_pairs(folder: Path, pairs: int) -> None:
+    """By the function of stage `read`."""
+    reading.write_pairs(
+        folder,
+        reading.Source("train", enumerate(map(draw_pair, range(pairs)))),
+        reading.Source("heldout", enumerate(map(draw_pair, range(-HELD_OUT_PAIRS, 0)))),
+        heldout_share=0.0,
+        limit=None,
+        columns=[],
+        max_bad_rows=0.0,
+    )
 
 
-def write_pairs(folder: Path, parts: list[tuple[int, int, bool]]) -> None:
-    shards = []
-    for number, (start, rows, heldout) in enumerate(parts):
-        ids = ids_of(start, rows)
-        prompts = [[{"role": "user", "content": f"{i}: tell me of {WORDS}?"}] for i in ids]
-        chosen, rejected = ([f"{side} {WORDS[:50]} {i}" for i in ids] for side in ("Yes,", "No,"))
-        columns = [ids, ids, ids, prompts, chosen, rejected]  # no prompt and no pair is there twice
-        table = pa.Table.from_arrays(columns, schema=pairs_schema([]))
-        file = HELD_OUT if heldout else shard_name(number)
-        pq.write_table(table, folder / file)
-        if not heldout:
-            shards.append(ShardFile(file, rows))
-    train = parts[-1][0]
-    PairsManifest(train + HELD_OUT_PAIRS, train, HELD_OUT_PAIRS, shards).write(folder)
+def draw_pair(number: int) -> Pair:
+    prompt = [{"role": "user", "content": f"{number}: tell me of {WORDS}?"}]
+    chosen, rejected = (f"{side} {WORDS[:50]} {number}" for side in ("Yes,", "No,"))
+    return Pair(pair_id(prompt, chosen, rejected), prompt, chosen, rejected)
 
 
-def write_value(folder: Path, parts: list[tuple[int, int, bool]], value: int) -> None:
-    files: dict[bool, list[Path]] = {False: [], True: []}
-    for start, rows, heldout in parts:
-        shared = np.random.default_rng((1, start)).standard_normal((2, rows))
-        own = np.random.default_rng((2, value, start)).standard_normal((2, rows))
-        chosen, rejected = (value + 1) * (0.5 * shared + own)
-        path = folder / score_name(len(files[heldout]), heldout)
-        write_scores(path, ScoreShard(ids_of(start, rows), chosen, rejected))
-        files[heldout].append(path)
-    summarise(files[False], files[True]).write(folder)
+def write_value(folder: Path, pairs: Path, value: str | None, shard_pairs: int) -> None:
+    """As scoring leaves it: a file per shard, joined in the end."""
+    unit = int(str(value)[1:])
+    made = score_files(pairs, folder, shard_pairs)
+    for number, each in enumerate(made):
+        ids = pq.read_table(pairs / each.file.name, columns=["id"])["id"].to_pylist()
+        shared = np.random.default_rng((1, number)).standard_normal((2, len(ids)))
+        own = np.random.default_rng((2, unit, number)).standard_normal((2, len(ids)))
+        chosen, rejected = (unit + 1) * (0.5 * shared + own)
+        for part, shard in each.shards.items():
+            rows = slice(part.first, part.first + part.rows)
+            write_scores(shard, ScoreShard(ids[rows], chosen[rows], rejected[rows]))
+        each.join()
+    summarise(folder, [each.file.name for each in made[:-1]]).write(folder)
 
 
 if __name__ == "__main__":

@@ -1,84 +1,75 @@
-"""Scored pairs in blocks: consecutive shards of a dataset, which are in memory together."""
+"""Scored pairs in blocks: what a file of pairs holds, which is in memory together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vcsoup_dist.records.pairs import HELD_OUT, train_slices
+from vcsoup_dist.records.pairs import PairsFile
 from vcsoup_dist.records.scores import ScoresManifest
 
 Array = NDArray[np.float64]
 Ids = NDArray[np.uint64]
 
-PAIRS = 1 << 16
-"""A block ends with the shard that fills it. This decides the last bits of the statistics."""
-
 
 @dataclass(frozen=True)
 class Block:
-    """Where P pairs of a dataset lie, with their rewards under N values."""
+    """Where P pairs of a dataset lie, with their rewards under N values.
+
+    How many pairs a block has decides the last bits of the statistics.
+    """
 
     dataset: str
-    pairs: tuple[Path, ...]
-    """Files of canonical pairs, together the block's; none where only rewards are asked for."""
-    scores: tuple[tuple[Path, ...], ...]
-    """[N] the files of each value's rewards, together those of the same pairs in their order."""
+    pairs: Path | None
+    """File of canonical pairs; None where only rewards are asked for."""
+    scores: tuple[Path, ...]
+    """[N] the file of each value's rewards of the same pairs in their order."""
     rows: int
     """P."""
 
 
 def training_blocks(dataset: str, pairs: Path | None, scores: Sequence[Path]) -> list[Block]:
     """The training pairs of a finished `pairs/<dataset>`, with those of its N `scores`."""
-    listed = [_listed(folder, "shards") for folder in scores]
-    files = [] if pairs is None else [part.file for part in train_slices(pairs)]
-    blocks: list[Block] = []
-    first = rows = 0
-    for last, (_, size) in enumerate(listed[0], start=1):
-        rows += size
-        if rows >= PAIRS or last == len(listed[0]):
-            own = tuple(tuple(file for file, _ in each[first:last]) for each in listed)
-            blocks.append(Block(dataset, tuple(files[first:last]), own, rows))
-            first, rows = last, 0
-    return blocks
+    return _blocks(dataset, pairs, scores, ScoresManifest.read(scores[0]).files)
 
 
 def heldout_block(dataset: str, pairs: Path, scores: Sequence[Path]) -> Block:
     """All held-out pairs of a dataset."""
-    listed = [_listed(folder, "heldout") for folder in scores]
-    rows = sum(size for _, size in listed[0])
-    files = tuple(tuple(file for file, _ in each) for each in listed)
-    return Block(dataset, (pairs / HELD_OUT,), files, rows)
+    (block,) = _blocks(dataset, pairs, scores, [ScoresManifest.read(scores[0]).heldout])
+    return block
 
 
-def _listed(scores: Path, part: Literal["shards", "heldout"]) -> list[tuple[Path, int]]:
-    """(file, rows) of the training (`shards`) or `heldout` rewards of a finished product."""
-    manifest = ScoresManifest.read(scores)
-    files = manifest.shards if part == "shards" else manifest.heldout
-    return [(scores / each.file, each.rows) for each in files]
+def _blocks(
+    dataset: str, pairs: Path | None, scores: Sequence[Path], files: Sequence[PairsFile]
+) -> list[Block]:
+    return [
+        Block(
+            dataset,
+            pairs / each.file if pairs else None,
+            tuple(folder / each.file for folder in scores),
+            each.rows,
+        )
+        for each in files
+    ]
 
 
 def read_ids(block: Block) -> Ids:
     """[P] the pairs' ids as numbers."""
-    tables = [_read(file, ["id"]) for file in block.scores[0]]
-    ids = [ids_as_numbers(table["id"]) for table in tables]
-    return np.concatenate([np.zeros(0, np.uint64), *ids])
+    return ids_as_numbers(_read(block.scores[0], ["id"])["id"])
 
 
 def read_comparisons(block: Block) -> tuple[Ids, Ids]:
     """[P] each: which two answers a pair compares, whichever is preferred, and to which prompt."""
-    tables = [_read(file, ["answers_id", "prompt_id"]) for file in block.pairs]
-    answers, prompts = (
-        np.concatenate([np.zeros(0, np.uint64), *(ids_as_numbers(table[name]) for table in tables)])
-        for name in ("answers_id", "prompt_id")
-    )
+    assert block.pairs is not None
+    table = _read(block.pairs, ["answers_id", "prompt_id"])
+    answers, prompts = (ids_as_numbers(table[name]) for name in ("answers_id", "prompt_id"))
     assert len(answers) == block.rows
     return answers, prompts
 
@@ -95,20 +86,16 @@ def read_rewards(block: Block) -> tuple[Array, Array]:
 
 def read_value(block: Block, j: int) -> tuple[Array, Array]:
     """Rewards [P] of chosen and rejected answers under value `j`."""
-    tables = [_read(file, ["chosen", "rejected"]) for file in block.scores[j]]
-    chosen, rejected = (
-        np.concatenate([np.zeros(0), *(table[name].to_numpy() for table in tables)])
-        for name in ("chosen", "rejected")
-    )
-    assert len(chosen) == block.rows
+    table = _read(block.scores[j], ["chosen", "rejected"])
+    assert table.num_rows == block.rows
+    chosen, rejected = (table[name].to_numpy() for name in ("chosen", "rejected"))
     return chosen, rejected
 
 
 def check_ids(block: Block) -> None:
     """Fail where the files of two values hold other pairs, or the same in another order."""
-    for files in zip(*block.scores, strict=True):
-        first, *others = (_read(file, ["id"])["id"] for file in files)
-        assert all(each.equals(first) for each in others), files
+    first, *others = (_read(file, ["id"])["id"] for file in block.scores)
+    assert all(each.equals(first) for each in others), block.scores
 
 
 def ids_as_numbers(column: pa.ChunkedArray | pa.Array) -> Ids:

@@ -120,28 +120,24 @@ def read_row(part: Part, row: int) -> dict[str, Any]:
 
 
 def filtered_tables(part: Part) -> Iterator[pa.Table]:
-    """The pairs of a part in their order, some at a time; files without any are not read."""
+    """The pairs of a part in their order, some at a time; nothing is read where there are none."""
     if not part.kept.any():
         return
+    assert part.block.pairs is not None
     ids = read_ids(part.block)
     chosen, rejected = read_rewards(part.block)
     gaps, swapped = gaps_of(chosen, rejected, part.settings)
+    columns = ["id", "prompt", "chosen", "rejected"]
     first = 0
-    for file in part.block.pairs:
-        opened = pq.ParquetFile(file)
-        rows = opened.metadata.num_rows
-        if part.kept[first : first + rows].any():
-            columns = ["id", "prompt", "chosen", "rejected"]
-            at = first
-            for batch in opened.iter_batches(ROWS, columns=columns, use_threads=False):
-                here = slice(at, at + batch.num_rows)
-                at += batch.num_rows
-                assert np.array_equal(ids_as_numbers(batch["id"]), ids[here]), file
-                kept = part.kept[here]
-                if kept.any():
-                    texts = batch.filter(pa.array(kept))
-                    yield _table(part, texts, gaps[here][kept], swapped[here][kept])
-        first += rows
+    opened = pq.ParquetFile(part.block.pairs)
+    for batch in opened.iter_batches(ROWS, columns=columns, use_threads=False):
+        here = slice(first, first + batch.num_rows)
+        first = here.stop
+        assert np.array_equal(ids_as_numbers(batch["id"]), ids[here]), part.block.pairs
+        kept = part.kept[here]
+        if kept.any():
+            texts = batch.filter(pa.array(kept))
+            yield _table(part, texts, gaps[here][kept], swapped[here][kept])
     assert first == part.block.rows
 
 

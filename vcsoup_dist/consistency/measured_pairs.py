@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vcsoup_dist.consistency.block_map import Run
 from vcsoup_dist.consistency.blocks import (
     Block,
     check_ids,
@@ -27,7 +28,6 @@ from vcsoup_dist.consistency.gaps import (
 )
 from vcsoup_dist.consistency.repeated import repeated_and_held_out
 from vcsoup_dist.consistency.scales import Scale
-from vcsoup_dist.consistency.shard_map import Run
 from vcsoup_dist.moments import CoMoments, co_moments
 
 Array = NDArray[np.float64]

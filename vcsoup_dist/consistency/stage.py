@@ -1,6 +1,6 @@
 """Entry of stage 2: makes `filtered/<method>/<name>`.
 
-Three passes over blocks of shards: the scale of each reward; what is measured of every pair, in a
+Three passes over blocks of pairs: the scale of each reward; what is measured of every pair, in a
 few bytes, from which this process decides; the kept pairs in full.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vcsoup_dist.consistency.block_map import Run, runner
 from vcsoup_dist.consistency.blocks import training_blocks
 from vcsoup_dist.consistency.comparison import compare, conflict_matrix
 from vcsoup_dist.consistency.counts import BY_RULE, count_pairs
@@ -31,7 +32,6 @@ from vcsoup_dist.consistency.page import write_page
 from vcsoup_dist.consistency.plots import plot_consistency, plot_correlation, plot_gaps
 from vcsoup_dist.consistency.rules import keep
 from vcsoup_dist.consistency.scales import Scale
-from vcsoup_dist.consistency.shard_map import Run, runner
 from vcsoup_dist.consistency.value_pairs import (
     FilterInputs,
     ValuePairs,
@@ -49,10 +49,10 @@ from vcsoup_dist.records.filter_report import (
     HISTOGRAM,
     FilterReport,
     PairCounts,
-    PairsFile,
 )
 from vcsoup_dist.records.filtered_pairs import HELD_OUT
 from vcsoup_dist.records.keep_rule import KeepRule
+from vcsoup_dist.records.pairs import PairsFile
 from vcsoup_dist.records.scores import ScoresManifest
 from vcsoup_dist.workspace import Draft, Product, Workspace
 
@@ -120,7 +120,7 @@ def _inputs(workspace: Workspace, product: Product) -> FilterInputs:
 
 def _size(inputs: FilterInputs) -> int:
     """Bytes of the files of pairs."""
-    return sum(file.stat().st_size for block in inputs.blocks for file in block.pairs)
+    return sum(block.pairs.stat().st_size for block in inputs.blocks if block.pairs)
 
 
 def _make_group(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from vcsoup_dist.records.pairs import HELD_OUT, train_slices
+from vcsoup_dist.records.pairs import HELD_OUT, PairsManifest
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ def choose_prompts(pairs: Mapping[str, Path], count: int) -> list[Prompt]:
 def seen_in_training(prompts: Sequence[Prompt], pairs: Mapping[str, Path]) -> dict[str, list[str]]:
     """Ids of the prompts that occur in a dataset's training pairs, by dataset.
 
-    Holds the ids of one shard at a time.
+    Holds the ids of one file at a time.
     """
     wanted = {prompt.id for prompt in prompts}
     found: dict[str, list[str]] = {}
     for dataset, folder in pairs.items():
         trained: set[str] = set()
-        for part in train_slices(folder):
-            ids = pq.read_table(part.file, columns=["prompt_id"])["prompt_id"]
+        for each in PairsManifest.read(folder).files:
+            ids = pq.read_table(folder / each.file, columns=["prompt_id"])["prompt_id"]
             trained.update(wanted.intersection(ids.to_pylist()))
         if shared := [prompt.id for prompt in prompts if prompt.id in trained]:
             found[dataset] = shared

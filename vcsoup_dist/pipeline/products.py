@@ -55,7 +55,6 @@ def pairs(graph: Graph) -> None:
             "data": data.model_dump(mode="json", exclude=NOT_OF_THE_ROWS),
             "heldout": split,
             "columns": sorted(columns),
-            "shard_pairs": recipe.scoring.shard_pairs,
             "sources": {role: each.identity for role, each in sources.items()},
         }
         graph.add(f"pairs/{dataset}", "read", made_from, sources=sources, dataset=dataset)
@@ -64,13 +63,15 @@ def pairs(graph: Graph) -> None:
 def scores(graph: Graph) -> None:
     """`scores/<dataset>/<value>`: every reward of every dataset's training pairs."""
     recipe = graph.recipe
+    # What is scored together decides the last bits of a reward.
+    together = recipe.scoring.model_dump(include={"shard_pairs", "tokens_per_batch"})
     rewards = {
         name: find_reward(recipe, graph.hashes, value.reward, f"values.{name}.reward")
         for name, value in recipe.values.items()
     }
     for dataset in graph.of("read"):
         for value, (reward, source) in rewards.items():
-            made_from = {"reward": reward, "tokens_per_batch": recipe.scoring.tokens_per_batch}
+            made_from = {"reward": reward, **together}
             graph.add(
                 f"scores/{dataset.dataset}/{value}",
                 "score",

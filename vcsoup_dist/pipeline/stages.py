@@ -74,10 +74,10 @@ TRAINING = "vcsoup_dist.training.stage"
 COST = "vcsoup_dist.check.cost"
 
 ROWS = (
-    Stage("read", f"{PRODUCTS}:pairs", "vcsoup_dist.scoring.stage:read", "score", SCORE, format=6),
+    Stage("read", f"{PRODUCTS}:pairs", "vcsoup_dist.scoring.stage:read", "score", SCORE, format=7),
     Stage(
         "score", f"{PRODUCTS}:scores", "vcsoup_dist.scoring.stage:score", "score", SCORE,
-        format=4, along=("read",),
+        format=5, along=("read",),
     ),
     Stage(
         "filter", f"{PRODUCTS}:filtered_sets", "vcsoup_dist.consistency.stage:make", "filter",

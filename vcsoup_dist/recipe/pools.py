@@ -56,7 +56,7 @@ class Scoring(ActorPool):
     """Stage 1, and the actors of every reward that has no `pool` of its own."""
 
     shard_pairs: int = Field(512, ge=1)
-    """Pairs per shard: the unit of work and of recovery."""
+    """Pairs per shard, the unit of work and of recovery. A shard has at most 65,536."""
     tokens_per_batch: int | None = Field(None, ge=1)
     """Token budget of one forward of a reward model. Absent: 1,024 on a CPU, 16,384 on a GPU."""
     max_bad_rows: float = Field(0.05, ge=0, le=1)

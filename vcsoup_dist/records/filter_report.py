@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from vcsoup_dist.records.json_record import read_record, write_record
 from vcsoup_dist.records.keep_rule import KeepRule
+from vcsoup_dist.records.pairs import PairsFile
 
 REPORT = "report.json"
 HISTOGRAM, GAPS, CORRELATION = "histogram.png", "gaps.png", "correlation.png"
@@ -63,14 +64,6 @@ class RuleComparison:
 
 
 @dataclass(frozen=True)
-class PairsFile:
-    """A part of the kept pairs."""
-
-    file: str
-    rows: int
-
-
-@dataclass(frozen=True)
 class FilterReport:
     """One `filtered/<method>/<name>`; N values."""
 
@@ -100,6 +93,7 @@ class FilterReport:
     """[N, N] share of the usable pairs in which two values prefer different answers."""
     comparison: RuleComparison
     files: list[PairsFile]
+    """Of the kept pairs, in order."""
 
     def write(self, folder: Path) -> None:
         """Into the folder of a filtered set."""

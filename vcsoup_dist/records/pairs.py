@@ -1,4 +1,4 @@
-"""`pairs/<dataset>`: canonical pairs in parquet files, in shards for training, and their counts."""
+"""`pairs/<dataset>`: canonical pairs in parquet files, training and held out, and their counts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from vcsoup_dist.records.messages import MESSAGES
 MANIFEST = "manifest.json"
 HELD_OUT = "heldout.parquet"
 REJECTED_ROWS = "rejected_rows.parquet"
-ROWS_PER_GROUP = 256
+FILE_PAIRS = 1 << 16
+"""Training pairs in a file, and so in one of their scores; the last may have fewer."""
+GROUP_ROWS = 512
+"""Rows in a row group: what is read at least to get at one of them."""
 REJECTED = pa.schema(
     [("source", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("text", pa.string())]
 )
@@ -47,13 +50,13 @@ def pair_row(pair: Pair) -> dict[str, Any]:
     return {**ids, **texts, **pair.columns}
 
 
-def shard_name(index: int) -> str:
-    """File name of a training shard."""
+def train_name(index: int) -> str:
+    """File name of training pairs, and of their scores."""
     return f"train-{index:05d}.parquet"
 
 
 @dataclass(frozen=True)
-class ShardFile:
+class PairsFile:
     """A file of consecutive pairs, or of their scores."""
 
     file: str
@@ -65,13 +68,13 @@ class ShardFile:
 class PairsManifest:
     """What became of the rows of a dataset; counts are of pairs where nothing else is said."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     rows: int
     """Read."""
     train: int
     heldout: int
-    shards: list[ShardFile]
+    files: list[PairsFile]
     """Of the training pairs, in order."""
     duplicates: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
@@ -101,39 +104,25 @@ class PairsManifest:
 
 @dataclass(frozen=True)
 class PairSlice:
-    """Consecutive pairs of a file: the unit of work and of recovery."""
+    """Consecutive pairs of a file: a shard, the unit of work and of recovery."""
 
     file: Path
     first: int
     rows: int
 
 
-def train_slices(folder: Path) -> list[PairSlice]:
-    """The training shards of a finished `pairs/<dataset>`, in order."""
-    shards = PairsManifest.read(folder).shards
-    return [PairSlice(folder / shard.file, 0, shard.rows) for shard in shards]
-
-
-def heldout_slices(folder: Path, shard_pairs: int) -> list[PairSlice]:
-    """The held-out pairs of a finished `pairs/<dataset>`, at most `shard_pairs` at a time."""
-    rows = PairsManifest.read(folder).heldout
-    return [
-        PairSlice(folder / HELD_OUT, first, min(shard_pairs, rows - first))
-        for first in range(0, rows, shard_pairs)
-    ]
+def cut_rows(file: Path, rows: int, most: int) -> list[PairSlice]:
+    """The first `rows` rows of a file, at most so many at a time."""
+    return [PairSlice(file, first, min(most, rows - first)) for first in range(0, rows, most)]
 
 
 def read_slice(part: PairSlice) -> list[Pair]:
-    """The pairs of a slice; only the row groups that hold them are read."""
+    """The pairs of a slice, at least one; only the row groups that hold them are read."""
     file = pq.ParquetFile(part.file)
-    ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
-    groups = [
-        i
-        for i, end in enumerate(ends.tolist())
-        if end > part.first and end - file.metadata.row_group(i).num_rows < part.first + part.rows
-    ]
-    before = ends[groups[0]] - file.metadata.row_group(groups[0]).num_rows
-    table = file.read_row_groups(groups).slice(part.first - before, part.rows)
+    metadata = file.metadata
+    sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    groups, skipped = overlapping_groups(sizes, part.first, part.rows)
+    table = file.read_row_groups(groups, use_threads=False).slice(skipped, part.rows)
     columns = table.column_names[len(pairs_schema([])) :]
     return [
         Pair(
@@ -145,6 +134,18 @@ def read_slice(part: PairSlice) -> list[Pair]:
         )
         for row in table.to_pylist()
     ]
+
+
+def overlapping_groups(sizes: Sequence[int], first: int, rows: int) -> tuple[list[int], int]:
+    """Which groups of so many rows hold the `rows` rows from `first` on, at least one.
+
+    Returns them, and how many rows of theirs come before the first.
+    """
+    ends = np.cumsum(sizes)
+    start = int(np.searchsorted(ends, first, side="right"))
+    stop = int(np.searchsorted(ends, first + rows, side="left")) + 1
+    before = int(ends[start]) - sizes[start]
+    return list(range(start, stop)), first - before
 
 
 class AppendedTable:
@@ -159,13 +160,17 @@ class AppendedTable:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write what is left; once it is closed, this does nothing."""
         self._flush()
         self.writer.close()
 
     def add(self, row: dict[str, Any]) -> None:
         """Append one row of the schema."""
         self.buffer.append(row)
-        if len(self.buffer) == ROWS_PER_GROUP:
+        if len(self.buffer) == GROUP_ROWS:
             self._flush()
 
     def _flush(self) -> None:

@@ -1,7 +1,8 @@
-"""Log-probs of preference pairs under theta_0: a parquet file for each file of pairs.
+"""Log-probs of preference pairs under theta_0: a parquet file for each row group of pairs.
 
-    train-00000.parquet, heldout.parquet    id, tokens, chosen, rejected as in `ReferenceLogps`;
-                                            all but the id are null where a pair is unusable
+    train-00000-00000.parquet, heldout-00000.parquet    id, tokens, chosen, rejected as in
+                                                        `ReferenceLogps`; all but the id are null
+                                                        where a pair is unusable
 
 A file that exists is complete. Pairs are found by id and checked by their tokens, so all values,
 methods and objectives that train on a pair share its log-probs.

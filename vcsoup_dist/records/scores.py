@@ -1,4 +1,7 @@
-"""`scores/<dataset>/<value>`: a parquet file per slice of pairs, and statistics of them all."""
+"""`scores/<dataset>/<value>`: a parquet file per file of pairs, of its name, and statistics of all.
+
+While a product is being made it has a file per shard of pairs instead, by `shard_name`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +20,7 @@ from numpy.typing import NDArray
 from vcsoup_dist.files import replacing
 from vcsoup_dist.moments import moments
 from vcsoup_dist.records.json_record import read_record, write_record
-from vcsoup_dist.records.pairs import MANIFEST, ShardFile
+from vcsoup_dist.records.pairs import HELD_OUT, MANIFEST, PairsFile
 
 Array = NDArray[np.float64]
 
@@ -56,8 +59,8 @@ class ScoreShard:
     """Position of a pair without a reward -> why."""
 
 
-def score_name(index: int, heldout: bool = False) -> str:
-    """File name of the scores of training shard, or held-out slice, `index`."""
+def shard_name(index: int, heldout: bool = False) -> str:
+    """File name of the scores of training, or held-out, shard `index`."""
     return f"{'heldout' if heldout else 'shard'}-{index:05d}.parquet"
 
 
@@ -65,17 +68,37 @@ def write_scores(path: Path, shard: ScoreShard) -> None:
     """Write the file as one; a reader sees all of it or nothing."""
     failures = [shard.failures.get(i) for i in range(len(shard.ids))]
     columns = [shard.ids, shard.chosen, shard.rejected, pa.array(failures, pa.string())]
-    table = pa.Table.from_arrays(columns, schema=SCHEMA)
     counts = (shard.truncated, shard.truncated_responses, shard.equal_pairs)
+    _write(path, pa.Table.from_arrays(columns, schema=SCHEMA), counts)
+
+
+def join_scores(path: Path, shards: Sequence[Path]) -> None:
+    """Write the scores of consecutive shards, of any number, into one file, as `write_scores`."""
+    tables = [_read(shard) for shard in shards]
+    counts = [sum(_counts(table)[i] for table in tables) for i in range(len(COUNTS))]
+    plain = [table.replace_schema_metadata() for table in tables]
+    joined = pa.concat_tables([SCHEMA.empty_table(), *plain]).combine_chunks()
+    _write(path, joined, counts)
+
+
+def _write(path: Path, table: pa.Table, counts: Sequence[int]) -> None:
     metadata = {key: str(count).encode() for key, count in zip(COUNTS, counts, strict=True)}
     with replacing(path) as aside:
         pq.write_table(table.replace_schema_metadata(metadata), aside)
 
 
+def _read(path: Path) -> Any:
+    return pq.ParquetFile(path).read(use_threads=False)
+
+
+def _counts(table: pa.Table) -> list[int]:
+    return [int(table.schema.metadata[key]) for key in COUNTS]
+
+
 def read_scores(path: Path) -> ScoreShard:
-    """The scores of one shard."""
-    table = pq.read_table(path)
-    cut, responses, equal = (int(table.schema.metadata[key]) for key in COUNTS)
+    """The scores of a file."""
+    table = _read(path)
+    cut, responses, equal = _counts(table)
     chosen, rejected = (table[name].to_numpy() for name in ("chosen", "rejected"))
     reasons = table["failure"].to_pylist()
     failures = {i: reason for i, reason in enumerate(reasons) if reason is not None}
@@ -102,7 +125,7 @@ class FirstUnscored:
 class ScoresManifest:
     """One reward of a dataset's pairs. Statistics are of the training pairs that have a reward."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     rows: int
     """Training pairs."""
@@ -129,8 +152,9 @@ class ScoresManifest:
     max: float | None
     constant: bool
     """Whether no two rewards differ but by rounding."""
-    shards: list[ShardFile]
-    heldout: list[ShardFile]
+    files: list[PairsFile]
+    """Of the training pairs, in order."""
+    heldout: PairsFile
 
     def write(self, folder: Path) -> None:
         """Write manifest.json into the folder of a product."""
@@ -143,32 +167,31 @@ class ScoresManifest:
 
 
 def summarise(
-    shards: Sequence[Path], heldout: Sequence[Path], rounding: float = ROUNDING["fp32"]
+    folder: Path, train: Sequence[str], rounding: float = ROUNDING["fp32"]
 ) -> ScoresManifest:
-    """Go over the score files of all training shards and held-out slices of a product."""
+    """Go over the score files of a product: those named `train` in order, and the held-out one."""
     missing = _Missing()
     total = moments(np.zeros((0, 1)))
     lowest, highest = math.inf, -math.inf
     truncated = responses = equal = 0
-    files: dict[bool, list[ShardFile]] = {True: [], False: []}
-    for path in [*shards, *heldout]:
-        shard = read_scores(path)
-        is_training = len(files[True]) < len(shards)
-        files[is_training].append(ShardFile(path.name, len(shard.ids)))
-        missing.add(shard)
-        if not is_training:
-            continue
-        rewards = np.concatenate([shard.chosen, shard.rejected])
+    files = []
+    for name in train:
+        scores = read_scores(folder / name)
+        files.append(PairsFile(name, len(scores.ids)))
+        missing.add(scores)
+        rewards = np.concatenate([scores.chosen, scores.rejected])
         total = total.merged(moments(rewards[:, None]))
         lowest = min(lowest, np.min(rewards, initial=math.inf, where=~np.isnan(rewards)))
         highest = max(highest, np.max(rewards, initial=-math.inf, where=~np.isnan(rewards)))
-        truncated += shard.truncated
-        responses += shard.truncated_responses
-        equal += shard.equal_pairs
+        truncated += scores.truncated
+        responses += scores.truncated_responses
+        equal += scores.equal_pairs
+    heldout = read_scores(folder / HELD_OUT)
+    missing.add(heldout)
     count, mean, std = int(total.count[0]), float(total.mean[0]), float(total.std()[0])
     alike = lowest == highest or std <= rounding * math.hypot(mean, std)
     return ScoresManifest(
-        rows=sum(each.rows for each in files[True]),
+        rows=sum(each.rows for each in files),
         scored=count // 2,
         unscored=missing.count,
         reasons=dict(missing.reasons.most_common(REASONS_LISTED)),
@@ -182,8 +205,8 @@ def summarise(
         min=float(lowest) if count else None,
         max=float(highest) if count else None,
         constant=bool(count and alike),
-        shards=files[True],
-        heldout=files[False],
+        files=files,
+        heldout=PairsFile(HELD_OUT, len(heldout.ids)),
     )
 
 

@@ -19,11 +19,11 @@ def workload_of(recipe: Recipe, group: Group) -> ScoringWorkload:
 
     Where no pair has a reward yet, scores that say so are removed: they are tried again.
     """
-    kept = [file for member in group.members for file in member.work.values() if file.exists()]
-    resumed = any(has_reward(file) for file in kept)
+    kept = [path for member in group.members for file in member.files for path in file.found()]
+    resumed = any(map(has_reward, kept))
     if not resumed:
-        for file in kept:
-            file.unlink()
+        for path in kept:
+            path.unlink()
     settings: list[Any] = [recipe.values[value].reward for value in group.values]
     own = settings[0].pool
     actors = own or recipe.scoring

@@ -12,9 +12,10 @@ from typing import Any
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.recipe import Recipe
-from vcsoup_dist.records.pairs import HELD_OUT, PairSlice, heldout_slices, train_slices
-from vcsoup_dist.records.scores import ROUNDING, ScoresManifest, score_name, summarise
+from vcsoup_dist.records.pairs import HELD_OUT, PairSlice
+from vcsoup_dist.records.scores import ROUNDING, ScoresManifest, summarise
 from vcsoup_dist.scoring.rewards import model_key
+from vcsoup_dist.scoring.score_files import ScoreFile, score_files
 from vcsoup_dist.workspace import Draft, Product, Workspace
 
 log = logging.getLogger("vcsoup")
@@ -25,8 +26,7 @@ class ScoringProduct:
     """A product that is being scored."""
 
     draft: Draft
-    work: dict[PairSlice, Path]
-    """Slices of the dataset's pairs, and the files that hold their scores."""
+    files: list[ScoreFile]
 
     @property
     def product(self) -> Product:
@@ -38,11 +38,11 @@ class ScoringProduct:
 
     @property
     def pairs(self) -> int:
-        return sum(part.rows for part in self.work)
+        return sum(part.rows for file in self.files for part in file.shards)
 
     def missing(self) -> dict[PairSlice, Path]:
-        """What a killed run has not left."""
-        return {part: file for part, file in self.work.items() if not file.exists()}
+        """The shards that a killed run has not left, and the files to write their scores to."""
+        return {part: shard for file in self.files for part, shard in file.missing().items()}
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Group:
         return f"reward of {', '.join(self.values)}"
 
     def is_scored(self) -> bool:
-        """Whether all score files are there."""
+        """Whether the scores of all shards are there."""
         return not any(member.missing() for member in self.members)
 
 
@@ -86,22 +86,18 @@ def group_products(
     for products in shared.values():
         publish = stack.enter_context(ExitStack())
         drafts = [publish.enter_context(workspace.publishing(product)) for product in products]
-        members = [ScoringProduct(draft, _work(recipe, workspace, draft)) for draft in drafts]
+        members = [ScoringProduct(draft, _files(recipe, workspace, draft)) for draft in drafts]
         groups.append(Group(members, publish))
     return groups
 
 
-def _work(recipe: Recipe, workspace: Workspace, draft: Draft) -> dict[PairSlice, Path]:
+def _files(recipe: Recipe, workspace: Workspace, draft: Draft) -> list[ScoreFile]:
     folder = workspace.need(draft.product.inputs_of("read")[0])
-    train = train_slices(folder)
-    heldout = heldout_slices(folder, recipe.scoring.shard_pairs)
-    return {part: draft.output / score_name(i) for i, part in enumerate(train)} | {
-        part: draft.output / score_name(i, heldout=True) for i, part in enumerate(heldout)
-    }
+    return score_files(folder, draft.output, recipe.scoring.shard_pairs)
 
 
 def finish(recipe: Recipe, group: Group) -> None:
-    """Summarise the scores and publish the products.
+    """Join the shards' scores, summarise them and publish the products.
 
     Raises UserError for a reward that is constant, that too many pairs lack, or that reads the same
     tokens in both answers of every pair.
@@ -147,13 +143,15 @@ def _check_telling(
 
 
 def _summarise(recipe: Recipe, member: ScoringProduct) -> ScoresManifest:
-    heldout = [file for part, file in member.work.items() if part.file.name == HELD_OUT]
-    train = [file for part, file in member.work.items() if part.file.name != HELD_OUT]
+    for each in member.files:
+        each.join()
     dtype = getattr(recipe.values[member.value].reward, "dtype", "fp32")
     softmax = getattr(recipe.values[member.value].reward, "softmax", False)
     rounding = ROUNDING["fp32" if softmax else dtype]  # probabilities are of a head in fp32
-    summary = summarise(train, heldout, rounding)
-    summary.write(member.draft.output)
+    output = member.draft.output
+    train = [each.file.name for each in member.files if each.file.name != HELD_OUT]
+    summary = summarise(output, train, rounding)
+    summary.write(output)
     name = member.product.name
     if summary.mean is not None:
         log.info(

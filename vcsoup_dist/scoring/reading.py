@@ -1,4 +1,4 @@
-"""Raw rows -> training shards, held-out pairs and rejected rows, in one streaming pass."""
+"""Raw rows -> training pairs, held-out pairs and rejected rows, in one streaming pass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.preferences.id_set import IdSet
@@ -20,15 +19,16 @@ from vcsoup_dist.preferences.other_columns import NOT_READ, not_read
 from vcsoup_dist.preferences.pair import BadRow, LeftOut, Pair, split_hash
 from vcsoup_dist.preferences.rows import Read
 from vcsoup_dist.records.pairs import (
+    FILE_PAIRS,
     HELD_OUT,
     REJECTED,
     REJECTED_ROWS,
     AppendedTable,
+    PairsFile,
     PairsManifest,
-    ShardFile,
     pair_row,
     pairs_schema,
-    shard_name,
+    train_name,
 )
 
 log = logging.getLogger("vcsoup")
@@ -60,7 +60,6 @@ def write_pairs(
     *,
     heldout_share: float,
     limit: int | None,
-    shard_pairs: int,
     columns: Sequence[str],
     max_bad_rows: float,
 ) -> PairsManifest:
@@ -72,7 +71,7 @@ def write_pairs(
     training pair is left.
     """
     with ExitStack() as stack:
-        files = _Files(folder, pairs_schema(columns), shard_pairs, stack)
+        files = _Files(folder, pairs_schema(columns), stack)
         heldout_prompts, leaked_prompts = IdSet(), IdSet()
         leaked = 0
         for pair in _unseen(heldout, files) if heldout else ():
@@ -91,7 +90,6 @@ def write_pairs(
                 files.add(row)
                 if files.train == limit:
                     break
-        files.flush()
     sources = [train] if heldout is None else [train, heldout]
     for source in sources:
         _check_rejected(source, max_bad_rows, folder)
@@ -105,12 +103,11 @@ def write_pairs(
 class _Files:
     """The files of a product while they are filled, and how many pairs went where."""
 
-    def __init__(self, folder: Path, schema: pa.Schema, shard_pairs: int, stack: ExitStack) -> None:
-        self.folder, self.schema, self.shard_pairs = folder, schema, shard_pairs
+    def __init__(self, folder: Path, schema: pa.Schema, stack: ExitStack) -> None:
+        self.folder, self.schema, self.stack = folder, schema, stack
         self.rejected = stack.enter_context(AppendedTable(folder / REJECTED_ROWS, REJECTED))
         self.held_out = stack.enter_context(AppendedTable(folder / HELD_OUT, schema))
-        self.shards: list[ShardFile] = []
-        self.shard: list[dict[str, Any]] = []
+        self.last: AppendedTable | None = None
         self.train = self.heldout = self.duplicates = 0
 
     def hold_out(self, row: dict[str, Any]) -> None:
@@ -118,18 +115,24 @@ class _Files:
         self.heldout += 1
 
     def add(self, row: dict[str, Any]) -> None:
-        self.shard.append(row)
+        number, place = divmod(self.train, FILE_PAIRS)
+        if place == 0:
+            self._open(self.folder / train_name(number))
+        assert self.last is not None
+        self.last.add(row)
         self.train += 1
-        if len(self.shard) == self.shard_pairs:
-            self.flush()
 
-    def flush(self) -> None:
-        if self.shard:
-            file = shard_name(len(self.shards))
-            table = pa.Table.from_pylist(self.shard, schema=self.schema)
-            pq.write_table(table, self.folder / file)
-            self.shards.append(ShardFile(file, len(self.shard)))
-            self.shard.clear()
+    def _open(self, path: Path) -> None:
+        if self.last is not None:
+            self.last.close()
+        self.last = self.stack.enter_context(AppendedTable(path, self.schema))
+
+    def listed(self) -> list[PairsFile]:
+        """The files of training pairs."""
+        return [
+            PairsFile(train_name(number), min(FILE_PAIRS, self.train - first))
+            for number, first in enumerate(range(0, self.train, FILE_PAIRS))
+        ]
 
 
 def _manifest(
@@ -148,7 +151,7 @@ def _manifest(
         not_read={name: count for name, count in sorted(tally.items()) if name in NOT_READ},
         heldout_in_train=leaked_prompts,
         heldout_in_train_pairs=leaked_pairs,
-        shards=files.shards,
+        files=files.listed(),
     )
 
 
@@ -163,7 +166,7 @@ def _unseen(source: Source, files: _Files) -> Iterator[Pair]:
 
 
 def _check_counts(train: Source, files: _Files) -> None:
-    if not files.shards:
+    if not files.train:
         why = "".join(f"; {times}: {reason}" for reason, times in train.left_out.most_common(3))
         raise UserError(f"{train.name}: of {train.read} rows none is left to train on{why}")
     if not files.heldout:

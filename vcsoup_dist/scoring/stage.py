@@ -44,7 +44,6 @@ def read(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
                 heldout,
                 heldout_share=data.heldout_share,
                 limit=data.limit,
-                shard_pairs=recipe.scoring.shard_pairs,
                 columns=columns,
                 max_bad_rows=recipe.scoring.max_bad_rows,
             )

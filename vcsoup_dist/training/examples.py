@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -110,14 +110,19 @@ def count_text(left_out: Counter[str]) -> str:
 def encode_files(
     files: Sequence[Path], tokenizer: Any, training: Training, limit: int | None = None
 ) -> list[EncodedRow]:
-    """The rows of parquet files in tokens, at most `limit`. Called by all ranks together.
+    """The rows of parquet files in tokens, at most `limit`. Called by all ranks together."""
+    return encode_batches(_batches(files, limit), tokenizer, training)
+
+
+def encode_batches(batches: Iterable[Any], tokenizer: Any, training: Training) -> list[EncodedRow]:
+    """The rows of record batches in tokens. Called by all ranks together.
 
     The columns `prompt` (messages), `chosen` and `rejected` (text or messages) and `id` are needed;
     `swapped` and `consistency` are optional. Each rank encodes its share; all get the result.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
     rows: list[EncodedRow] = []
-    for batch in _batches(files, limit):
+    for batch in batches:
         # Typed, since a rank may have no row.
         places = pa.array(range(rank, batch.num_rows, world), pa.int64())
         mine = batch.take(places).to_pylist()

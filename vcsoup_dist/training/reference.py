@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,7 +20,13 @@ from vcsoup_dist.progress import progress
 from vcsoup_dist.recipe import Training
 from vcsoup_dist.records.reference import ReferenceLogps, write_reference
 from vcsoup_dist.training.distributed import barrier, gather_to_first, local_device
-from vcsoup_dist.training.examples import EncodedRow, encode_files, first_refused, tokens_hash
+from vcsoup_dist.training.examples import (
+    ROWS,
+    EncodedRow,
+    encode_batches,
+    first_refused,
+    tokens_hash,
+)
 from vcsoup_dist.training.job import ReferenceTask
 from vcsoup_dist.training.runtime import Runtime
 
@@ -27,57 +35,87 @@ BATCHES_PER_WRITE = 8
 BYTES_PER_TOKEN = 4
 
 
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group of a file of pairs: the unit of recovery."""
+
+    file: Path
+    number: int
+    rows: int
+    size: int
+    """Bytes before compression."""
+
+    @property
+    def name(self) -> str:
+        """File name of its log-probs."""
+        return f"{self.file.stem}-{self.number:05d}.parquet"
+
+    def batches(self) -> Iterator[Any]:
+        """Its rows as record batches."""
+        yield from pq.ParquetFile(self.file).iter_batches(ROWS, row_groups=[self.number])
+
+
 def compute_reference(runtime: Runtime, task: ReferenceTask) -> bool:
-    """Write one dataset's files, one for each file of pairs; False where stopped on request.
+    """Write one dataset's files, one for each row group of pairs; False where stopped on request.
 
     Called by all ranks together. A file that exists is complete.
     """
     output, pairs = Path(task.output), Path(task.pairs)
-    files = [*sorted(pairs.glob("train-*.parquet")), pairs / "heldout.parquet"]
+    parts = _row_groups([*sorted(pairs.glob("train-*.parquet")), pairs / "heldout.parquet"])
     runtime.engine.eval()
     worked = False
-    with progress(f"reference {output.parent.name}", _rows(files), "pairs") as advance:
-        for group in _groups(files, runtime.training):
-            due = [file for file in group if not (output / file.name).exists()]
+    total = sum(part.rows for part in parts)
+    with progress(f"reference {output.parent.name}", total, "pairs") as advance:
+        for together in _large_enough(parts, runtime.training):
+            due = [part for part in together if not (output / part.name).exists()]
             if due:
                 if runtime.stop.on_any_rank(worked):
                     return False
-                _compute_group(runtime, group, due, output)
+                _compute_together(runtime, together, due, output)
                 worked = True
-            advance(_rows(group))
+            advance(sum(part.rows for part in together))
     return True
 
 
-def _rows(files: Sequence[Path]) -> int:
-    return sum(pq.read_metadata(file).num_rows for file in files)
+def _row_groups(files: Sequence[Path]) -> list[RowGroup]:
+    found = []
+    for file in files:
+        metadata = pq.read_metadata(file)
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        found += [
+            RowGroup(file, i, each.num_rows, each.total_byte_size) for i, each in enumerate(groups)
+        ]
+    return found
 
 
-def _groups(files: Sequence[Path], training: Training) -> Iterator[list[Path]]:
-    """Files in groups large enough to give every rank some batches.
+def _large_enough(parts: Sequence[RowGroup], training: Training) -> Iterator[list[RowGroup]]:
+    """Consecutive row groups that together give every rank some batches.
 
-    The same files give the same groups, also after a kill: what is packed together decides the last
-    bits. Tokens are estimated by the size of the text.
+    The same pairs are put together in the same way, also after a kill: what is packed together
+    decides the last bits. Tokens are estimated by the size of the text.
     """
     enough = BATCHES_PER_WRITE * dist.get_world_size() * training.tokens_per_batch * BYTES_PER_TOKEN
-    group: list[Path] = []
+    together: list[RowGroup] = []
     size = 0
-    for file in files:
-        group.append(file)
-        metadata = pq.read_metadata(file)
-        size += sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    for part in parts:
+        together.append(part)
+        size += part.size
         if size >= enough:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
+            yield together
+            together, size = [], 0
+    if together:
+        yield together
 
 
-def _compute_group(
-    runtime: Runtime, group: Sequence[Path], due: Sequence[Path], output: Path
+def _compute_together(
+    runtime: Runtime, together: Sequence[RowGroup], due: Sequence[RowGroup], output: Path
 ) -> None:
-    """Compute the pairs of all files of a group, and write the files `due`."""
-    parts = {file: encode_files([file], runtime.tokenizer, runtime.training) for file in group}
-    rows = [row for part in parts.values() for row in part]
+    """Compute the pairs of all these row groups, and write the files of those `due`."""
+    encoded = {
+        part: encode_batches(part.batches(), runtime.tokenizer, runtime.training)
+        for part in together
+    }
+    rows = [row for part in encoded.values() for row in part]
     if rows and all(row.reason is not None for row in rows):
         raise UserError(
             f"{output.parent.name}: the chat template takes none of {len(rows)} pairs; "
@@ -85,10 +123,10 @@ def _compute_group(
         )
     logps = _pair_logps(runtime, rows)
     if logps is not None:
-        for file in due:
-            ids = [row.id for row in parts[file]]
-            write_reference(output / file.name, ids, [logps.get(id_) for id_ in ids])
-    # No rank looks for the next file before these exist.
+        for part in due:
+            ids = [row.id for row in encoded[part]]
+            write_reference(output / part.name, ids, [logps.get(id_) for id_ in ids])
+    # No rank looks for the next files before these exist.
     barrier()
 
 

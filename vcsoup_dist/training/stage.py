@@ -42,7 +42,7 @@ def _sft_task(workspace: Workspace, draft: Draft) -> PolicyTask:
     for each in draft.product.inputs_of("read"):
         folder = workspace.need(each).resolve()
         manifest = PairsManifest.read(folder)
-        pairs += [str(folder / shard.file) for shard in manifest.shards]
+        pairs += [str(folder / each.file) for each in manifest.files]
         heldout.append(str(folder / HELD_OUT))
         count += manifest.train
     return _task(workspace, draft, pairs, heldout, [], count)
