@@ -92,10 +92,11 @@ def read_value(block: Block, j: int) -> tuple[Array, Array]:
     return chosen, rejected
 
 
-def check_ids(block: Block) -> None:
-    """Fail where the files of two values hold other pairs, or the same in another order."""
+def checked_ids(block: Block) -> Ids:
+    """As `read_ids`; fails where two values' files hold other pairs, or in another order."""
     first, *others = (_read(file, ["id"])["id"] for file in block.scores)
     assert all(each.equals(first) for each in others), block.scores
+    return ids_as_numbers(first)
 
 
 def ids_as_numbers(column: pa.ChunkedArray | pa.Array) -> Ids:

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from vcsoup_dist.consistency.block_map import Run
 from vcsoup_dist.consistency.blocks import (
     Block,
-    check_ids,
+    checked_ids,
     read_comparisons,
-    read_ids,
     read_rewards,
 )
 from vcsoup_dist.consistency.gaps import (
@@ -224,10 +223,9 @@ def _tasks(
 
 
 def _measure_task(task: _Task) -> MeasuredPairs:
-    check_ids(task.block)
     chosen, rejected = read_rewards(task.block)
     return measure_block(
-        read_ids(task.block),
+        checked_ids(task.block),
         chosen,
         rejected,
         task.settings,

@@ -83,8 +83,9 @@ def join_scores(path: Path, shards: Sequence[Path]) -> None:
 
 def _write(path: Path, table: pa.Table, counts: Sequence[int]) -> None:
     metadata = {key: str(count).encode() for key, count in zip(COUNTS, counts, strict=True)}
-    with replacing(path) as aside:
-        pq.write_table(table.replace_schema_metadata(metadata), aside)
+    table = table.replace_schema_metadata(metadata)
+    with replacing(path) as aside:  # ids and rewards seldom repeat: dictionaries would cost
+        pq.write_table(table, aside, use_dictionary=["failure"])
 
 
 def _read(path: Path) -> Any:
