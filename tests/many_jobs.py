@@ -27,7 +27,9 @@ if __name__ == "__main__":
     start_distributed()
     try:
         for file in json.loads(Path(sys.argv[1]).read_text()):
-            assert run_tasks(Job.read(Path(file)), StopRequest())
+            job = Job.read(Path(file))
+            done = run_tasks(job, StopRequest(job.launch.max_minutes))
+            assert done == (job.launch.max_minutes is None)
             barrier()
     except UserError as error:
         report_user_error(UserError(f"{file}: {error}"))

@@ -16,15 +16,27 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vcsoup_dist.errors import EXIT_PREEMPTED, UserError
 from vcsoup_dist.forward.template import encode_pair
+from vcsoup_dist.launch.ranks import GRACE
 from vcsoup_dist.recipe import Launch
 from vcsoup_dist.records.training_summary import TrainingSummary
+
+pytestmark = [pytest.mark.models, pytest.mark.processes, pytest.mark.ranks]
+
+STEADY = {"schedule": "constant", "warmup_ratio": 0.0}
+OVERSHOOTING = {"learning_rate": 0.3, "warmup_ratio": 0.0, "steps": 8, "checkpoint_every": 1}
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, tiny_model) -> World:
+    """What two ranks make in one launch."""
     world = World(tmp_path_factory.mktemp("world"), tiny_model)
-    world.run(world.reference_job())
-    world.run(world.policy_job("policy"))
+    world.run(
+        world.reference_job(),
+        world.policy_job("policy"),
+        world.policy_job("hurried", launch=Launch(max_minutes=1e-3)),
+        world.policy_job("moved", **STEADY | {"steps": 2}),
+        world.policy_job("best", export="best", **OVERSHOOTING),
+    )
     return world
 
 
@@ -72,18 +84,27 @@ def test_a_policy_loads_in_transformers_and_differs_from_the_base(world):
     assert tokenizer.chat_template
 
 
+def test_when_the_time_is_over_a_step_is_taken_and_saved(world):
+    assert [each.name for each in world.checkpoints("hurried")] == ["step-00000001"]
+    assert not (world.root / "hurried" / "output" / "training.json").exists()
+
+
 def test_a_reference_of_another_model_is_refused_before_the_first_step(world, tmp_path):
     save_tiny_model(tmp_path / "other", seed=1)
-    other = World(tmp_path, tmp_path / "other")
-    jobs = [other.reference_job(), other.policy_job("policy", model=world.model)]
+    jobs = [
+        world.reference_job("of-another", tmp_path / "other"),
+        world.policy_job("misled", "of-another"),
+    ]
     with pytest.raises(UserError, match="the policy is not its reference at the start"):
-        other.run(*jobs, ranks=1)
+        world.run(*jobs, ranks=1)
+    assert not (world.root / "misled" / "logs" / "metrics.jsonl").exists()
 
 
-LONG = {"steps": 160, "checkpoint_every": 20, "evaluate_every": 50}
+ENDLESS = STEADY | {"steps": 1_000_000}
+EVERY = 4  # steps between two checkpoints
 
 
-def interrupt(world: World, job: Path, how) -> int:
+def interrupt(world: World, job: Path, how, grace: float = GRACE) -> int:
     """Let a job take some more steps, call `how()`, and return the launcher's exit code."""
     metrics = world.root / job.stem / "logs" / "metrics.jsonl"
 
@@ -92,13 +113,15 @@ def interrupt(world: World, job: Path, how) -> int:
 
     before = world.checkpoints(job.stem)
     first = int(before[-1].name.removeprefix("step-")) if before else 0
-    launcher = world.start(job)
+    launcher = world.start(job, grace=grace)
     # Lines of steps that are taken again are dropped at the start.
-    wait_for(lambda: launcher.poll() is not None or (rank_is_up(job) and steps() > first + 21))
+    wait_for(
+        lambda: launcher.poll() is not None or (rank_is_up(job) and steps() > first + EVERY + 1)
+    )
     assert launcher.poll() is None
     how(launcher)
-    code = launcher.wait(60)
-    wait_for(lambda: not processes_with(str(job)), 20)
+    code = launcher.wait()
+    wait_for(lambda: not processes_with(str(job)))
     return code
 
 
@@ -111,52 +134,53 @@ def kill_all(job: Path) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def test_killed_and_stopped_in_every_way_it_ends_with_the_same_bytes_and_leaves_no_process(world):
-    """In mid-epoch and far beyond the first epoch: 24 pairs, 8 a step, 160 steps."""
-    undisturbed = world.policy_job("undisturbed", **LONG)
-    world.run(undisturbed)
-    job = world.policy_job("disturbed", **LONG)
-
+@pytest.mark.kills
+@pytest.mark.parametrize("every_way", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_killed_and_stopped_it_ends_with_the_same_bytes_and_leaves_no_process(world, every_way):
+    """In mid-epoch and beyond the first epoch: 24 pairs, 8 a step. It never ends by itself."""
+    name = f"disturbed-{every_way}"
+    job = world.policy_job(name, **ENDLESS | {"checkpoint_every": EVERY})
     assert interrupt(world, job, lambda launcher: launcher.kill()) == -signal.SIGKILL
-    killed_at = world.checkpoints("disturbed")
+    killed_at = world.checkpoints(name)
     assert interrupt(world, job, lambda _: os.kill(rank_pid(job, 1), signal.SIGKILL)) == 1
-    assert "rank 1 ended by signal 9" in (world.root / "disturbed.log").read_text()
-    assert interrupt(world, job, lambda _: kill_all(job)) == -signal.SIGKILL
-    assert world.checkpoints("disturbed") > killed_at
+    assert "rank 1 ended by signal 9" in (world.root / f"{name}.log").read_text()
+    if every_way:
+        assert interrupt(world, job, lambda _: kill_all(job)) == -signal.SIGKILL
+    assert world.checkpoints(name) > killed_at
+
+    job = world.policy_job(name, **ENDLESS | {"checkpoint_every": 1_000_000})
     launcher = world.start(job)
     wait_for(lambda: rank_is_up(job))
     os.kill(rank_pid(job, 1), signal.SIGUSR2)  # long before it has a handler
     assert launcher.wait() == EXIT_PREEMPTED
-    for how in (
-        lambda _: os.kill(rank_pid(job, 1), signal.SIGUSR2),
-        lambda launcher: launcher.terminate(),
-    ):
+    stops = [lambda launcher: launcher.terminate()]
+    if every_way:
+        stops.append(lambda _: os.kill(rank_pid(job, 1), signal.SIGUSR2))
+    for how in stops:
+        before = world.checkpoints(name)
         assert interrupt(world, job, how) == EXIT_PREEMPTED
-        # Saved where it stopped, at a step that is no checkpoint of its own.
-        (saved,) = world.checkpoints("disturbed")
-        assert int(saved.name.removeprefix("step-")) % 20
-    in_no_time = world.policy_job("disturbed", launch=Launch(max_minutes=1e-3), **LONG)
-    assert world.start(in_no_time).wait() == EXIT_PREEMPTED
-    (one_further,) = world.checkpoints("disturbed")
-    assert int(one_further.name[5:]) == int(saved.name[5:]) + 1
-    assert not (world.root / "disturbed" / "output" / "training.json").exists()
+        # Saved where it stopped: no checkpoint was due.
+        (saved,) = world.checkpoints(name)
+        assert [saved] > before
+    assert not (world.root / name / "output" / "training.json").exists()
 
-    world.run(world.policy_job("disturbed", **LONG))
+    steps = int(saved.name.removeprefix("step-")) + 2
+    undisturbed = f"un{name}"
+    world.run(
+        *(world.policy_job(each, **STEADY | {"steps": steps}) for each in (name, undisturbed))
+    )
 
-    for name, tensor in world.weights("undisturbed").items():
-        assert torch.equal(world.weights("disturbed")[name], tensor), name
-    losses = [
-        [each["loss"] for each in world.metrics(name)] for name in ("undisturbed", "disturbed")
-    ]
-    assert losses[0] == losses[1]
-    assert "resumed after step" in (world.root / "disturbed.log").read_text()
+    for key, tensor in world.weights(undisturbed).items():
+        assert torch.equal(world.weights(name)[key], tensor), key
+    losses = [[each["loss"] for each in world.metrics(each)] for each in (undisturbed, name)]
+    assert len(losses[0]) == steps and losses[0] == losses[1]
+    assert "resumed after step" in (world.root / f"{name}.log").read_text()
 
 
 def test_2_then_3_then_1_ranks_take_the_curve_of_one(world):
-    steady = {"schedule": "constant", "warmup_ratio": 0.0}
-    world.run(world.policy_job("steady", steps=6, **steady), ranks=1)
-    for ranks, steps in ((2, 2), (3, 4), (1, 6)):
-        world.run(world.policy_job("moved", steps=steps, **steady), ranks=ranks)
+    world.run(world.policy_job("moved", **STEADY | {"steps": 4}), ranks=3)
+    six = [world.policy_job(name, **STEADY | {"steps": 6}) for name in ("moved", "steady")]
+    world.run(*six, ranks=1)
     for name in ("loss", "margin", "heldout_loss"):
         expected = [each[name] for each in world.metrics("steady") if name in each]
         found = {each["step"]: each[name] for each in world.metrics("moved") if name in each}
@@ -174,17 +198,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_pairs_of_the_batch(worl
 
 
 def test_a_step_that_hangs_ends_with_the_stack_of_the_ranks(world):
-    job = world.policy_job("hung", launch=Launch(hang_minutes=0.1), **LONG)
-    code = interrupt(world, job, lambda _: os.kill(rank_pid(job, 1), signal.SIGSTOP))
+    job = world.policy_job("hung", launch=Launch(hang_minutes=0.1), **ENDLESS)
+    code = interrupt(world, job, lambda _: os.kill(rank_pid(job, 1), signal.SIGSTOP), 0.0)
     assert code == 1
     assert "longer than launch.hang_minutes" in (world.root / "hung.log").read_text()
     assert "take_step" in (world.logs(job) / "rank-0.stack").read_text()
 
 
 def test_the_best_checkpoint_becomes_the_policy(world):
-    """A learning rate that soon overshoots: the last step is not the best."""
-    changes = {"learning_rate": 0.3, "warmup_ratio": 0.0, "steps": 8, "checkpoint_every": 1}
-    world.run(world.policy_job("best", export="best", **changes))
+    """With a learning rate that soon overshoots: the last step is not the best."""
     heldout = [each["heldout_loss"] for each in world.metrics("best")]
     assert len(heldout) == 8
     best = int(np.argmin(heldout)) + 1
@@ -196,11 +218,9 @@ def test_the_best_checkpoint_becomes_the_policy(world):
     summary = TrainingSummary.read(world.root / "best" / "output")
     assert summary.steps == best
     assert summary.heldout.loss == pytest.approx(min(heldout))
-    world.run(world.policy_job("until-best", **changes | {"steps": 8, "checkpoints_kept": 8}))
-    assert len(world.checkpoints("until-best")) == 8
-    kept = world.root / "until-best" / "scratch"
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
+    kept = world.root / "best" / "scratch"
     expected = get_fp32_state_dict_from_zero_checkpoint(str(kept), tag=f"step-{best:08d}")
     for name, tensor in world.weights("best").items():
         assert torch.equal(tensor, expected[f"model.{name}"]), name

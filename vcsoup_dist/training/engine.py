@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import shutil
 from pathlib import Path
@@ -58,6 +60,8 @@ def start_engine(job: Job, *, train: bool, universal: bool = False) -> Any:
         # Without dropout there is no random state to restore.
         model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     wrapped = AnswerLogps(model)
+    if str(config.get("optimizer", {}).get("type")).lower() != "muon":
+        _import_muon_uncompiled()
     parameters = {"model_parameters": wrapped.parameters()} if train else {}
     try:
         engine, *_ = deepspeed.initialize(model=wrapped, config=config, **parameters)
@@ -77,6 +81,20 @@ def start_engine(job: Job, *, train: bool, universal: bool = False) -> Any:
             ", activations in host memory" if train and training.activation_offload else "",
         )
     return engine
+
+
+def _import_muon_uncompiled() -> None:
+    """Import DeepSpeed's Muon, as its engine does for every optimizer, without PyTorch's compiler.
+
+    torch.compile decorates its functions and imports the compiler, a fifth of a rank's start. For
+    other optimizers, which never call them.
+    """
+    from deepspeed.runtime import compiler
+
+    compile_, compiler.compile = compiler.compile, lambda: lambda function: function
+    with contextlib.suppress(ImportError):  # another version of DeepSpeed
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    compiler.compile = compile_
 
 
 def _load(job: Job, dtype: torch.dtype, attention: str) -> Any:
