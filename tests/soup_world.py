@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ import yaml
 from command import vcsoup
 from conftest import write_pairs
 from merging import bf16, files_of, write_policy
+from paused_merge import PAUSING, paused
 
 from vcsoup_dist.identity import Hashes
 from vcsoup_dist.pipeline.graph import make_plan
@@ -39,20 +37,6 @@ RECIPE = {
     "soup": {"weights": [[0.3, 0.7], [1, 0]], "shard_size": 9000},
 }
 FILES = 6  # of weights in each soup
-
-# The command, which stops after every entry in its journal; there is one for the first chunk.
-PAUSING = """
-import os, signal
-from vcsoup_dist.cli.main import main
-from vcsoup_dist.souping.output import write
-from vcsoup_dist.souping.output.journal import Journal
-write.SYNC_EVERY = 0.0
-def append(self, chunks, append=Journal.append):
-    append(self, chunks)
-    os.kill(os.getpid(), signal.SIGSTOP)
-Journal.append = append
-main()
-"""
 
 
 def write_policies(drafts: list[Path], seed: int = 0) -> None:
@@ -96,15 +80,7 @@ class SoupWorld:
     def paused(self, root: Path, *arguments: object) -> subprocess.Popen[str]:
         """The same, stopped by SIGSTOP after its first chunk."""
         command = ["merge", "recipe.yaml", "-d", root, *arguments]
-        process = subprocess.Popen(
-            [sys.executable, "-c", PAUSING, *map(str, command)],
-            cwd=self.folder,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        state = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-        assert state is not None and state.si_status == signal.SIGSTOP, process.communicate()[1]
-        return process
+        return paused(*command, folder=self.folder, driver=PAUSING.format(entries=1))
 
 
 def soups(root: Path) -> dict[str, bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from command import vcsoup
+from paused_merge import kill
 from soup_world import FILES, SoupWorld, soups, write_policies
 
 GROUP = "soups of vc_soup, seed 0"
@@ -53,11 +53,6 @@ def paused(world, root):
         process.kill()
         process.wait()
         process.stderr.close()
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
 
 
 def share(rank: int, world_size: int) -> list[object]:
@@ -162,9 +157,7 @@ def test_stopped_on_request_it_ends_with_75_and_goes_on(world, alone, root, paus
     arguments = share(0, 1) if whom == "a rank" else []
     process = paused(*arguments)
     process.send_signal(signal.SIGUSR2)
-    for _ in range(2):  # it stops once more after what it notes at its end
-        process.send_signal(signal.SIGCONT)
-        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    process.send_signal(signal.SIGCONT)
     said = process.communicate()[1]
     assert (process.returncode, "stopped on request" in said) == (75, True), said
     assert not (root / "soups").exists()

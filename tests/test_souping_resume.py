@@ -16,6 +16,7 @@ import pytest
 import xxhash
 from command import vcsoup
 from merging import bf16, files_of, read_all, write_policy
+from paused_merge import HASTY, PAUSING, PUBLISHING, kill, paused, start
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping import merge, merge_run
@@ -23,12 +24,6 @@ from vcsoup_dist.souping.export import export
 from vcsoup_dist.souping.output import write
 from vcsoup_dist.souping.verify import verify_directory
 
-# The command, with entries in the journal as often as chunks are done.
-HASTY = """
-from vcsoup_dist.souping.output import state, write
-write.SYNC_EVERY, write.SYNC_SHARE = 0.0, 1.0
-"""
-MAIN = "from vcsoup_dist.cli.main import main\nmain()\n"
 SOUPS = 4
 
 
@@ -71,39 +66,41 @@ def digests_of(directory: Path) -> dict[str, str]:
     return {name: xxhash.xxh3_128_hexdigest(raw) for name, raw in files_of(directory).items()}
 
 
-def start(*arguments: object, folder: Path, driver: str = HASTY) -> subprocess.Popen:
-    """`vcsoup` in `folder`, after some lines of Python."""
-    command = [sys.executable, "-c", driver + MAIN, *map(str, arguments)]
-    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=folder, **streams)
-
-
 def kept(said: str) -> int:
     """How many chunks a run found done, as its last line says."""
     return int(said.rsplit("; ", 1)[1].split()[0]) if "chunks were done before" in said else 0
 
 
-def wait_for(condition, process: subprocess.Popen) -> None:
-    while not condition():
-        assert process.poll() is None, "it ended before"
-        time.sleep(0.0005)
+@pytest.fixture
+def ended(undisturbed, tmp_path):
+    """A function that waits for a merge, compares its soups, removes them: the chunks it kept."""
 
-
-def test_killed_at_twenty_moments_it_ends_with_the_same_bytes(arguments, undisturbed, tmp_path):
-    draw = random.Random(7)
-    command = [*arguments, "--out", "out"]
-    chunks_kept = []
-
-    def ended(process: subprocess.Popen) -> None:
+    def ended(process: subprocess.Popen[str]) -> int:
         said = process.communicate()[1]
         assert process.returncode == 0, said
-        chunks_kept.append(kept(said))
         assert digests_of(tmp_path / "out") == undisturbed
         assert not (tmp_path / "out.partial").exists()
         shutil.rmtree(tmp_path / "out")
+        return kept(said)
 
+    return ended
+
+
+@pytest.mark.kills
+def test_killed_again_and_again_it_ends_with_the_same_bytes(arguments, ended, tmp_path):
+    command = [*arguments, "--out", "out"]
+    for entries in (1, 5, 10):
+        kill(paused(*command, folder=tmp_path, driver=PAUSING.format(entries=entries)))
+    assert ended(start(*command, folder=tmp_path)) >= 16
+
+
+@pytest.mark.kills
+@pytest.mark.long
+def test_killed_at_twenty_moments_it_ends_with_the_same_bytes(arguments, ended, tmp_path):
+    draw = random.Random(7)
+    command = [*arguments, "--out", "out"]
     began = time.monotonic()
-    ended(start(*command, folder=tmp_path))
+    chunks_kept = [ended(start(*command, folder=tmp_path))]
     whole = time.monotonic() - began
     kills = 0
     while kills < 20:
@@ -114,10 +111,10 @@ def test_killed_at_twenty_moments_it_ends_with_the_same_bytes(arguments, undistu
             process.kill()
             kills += process.wait() == -signal.SIGKILL
         else:
-            ended(process)
+            chunks_kept.append(ended(process))
         if kills % 3 == 0:
-            ended(start(*command, folder=tmp_path))
-    ended(start(*command, folder=tmp_path))
+            chunks_kept.append(ended(start(*command, folder=tmp_path)))
+    chunks_kept.append(ended(start(*command, folder=tmp_path)))
     assert len(chunks_kept) >= 8 and chunks_kept[0] == 0
     assert any(chunks_kept)  # how often depends on how fast the machine is just now
 
@@ -171,7 +168,7 @@ last, bad = 0, []
 while True:
     shutil.rmtree("out")
     shutil.copytree(old / names[0], Path("out", names[0]))
-    last += 1
+    last += int(sys.argv[1])
     if run(last, policies, Path("out"), True) == 0:
         break
     for soup in Path("out").glob("*"):
@@ -184,42 +181,40 @@ print(last, bad)
 """
 
 
-def test_killed_before_any_step_it_goes_on_and_nobody_ever_sees_half_a_soup(tmp_path):
-    """One soup replaces another, one is new."""
+@pytest.mark.processes
+@pytest.mark.kills
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.long)])
+def test_killed_before_any_step_it_goes_on_and_nobody_ever_sees_half_a_soup(tmp_path, every):
+    """One soup replaces another, one is new; every third step is tried, or every one."""
     for seed in range(2):
         rng = np.random.default_rng(seed)
         tensors = {name: ("BF16", bf16(rng, 600, 7)) for name in ("a", "b")}
         write_policy(tmp_path / f"p{seed}", tensors)
     done = subprocess.run(
-        [sys.executable, "-c", CRASHES], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", CRASHES, str(every)], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     steps, bad = done.stdout.split(maxsplit=1)
     assert int(steps) > 60 and bad == "[]\n", done.stdout + done.stderr
 
 
+@pytest.mark.kills
 def test_killed_while_it_publishes_it_publishes_the_rest(arguments, undisturbed, tmp_path):
     command = [*arguments, "--out", "out"]
-    partly = 0
-    for _ in range(2):
-        process = start(*command, folder=tmp_path)
-        wait_for((tmp_path / "out" / "soup_0.00_1.00").exists, process)
-        process.kill()
-        process.communicate()
-        partly += (tmp_path / "out.partial").exists()
-        vcsoup(*command, folder=tmp_path)
-        assert digests_of(tmp_path / "out") == undisturbed
-        assert not (tmp_path / "out.partial").exists()
-        shutil.rmtree(tmp_path / "out")
-    assert partly
+    for soups in (1, 2):  # the second kill leaves three of four
+        kill(paused(*command, folder=tmp_path, driver=PUBLISHING.format(soups=soups)))
+        assert (tmp_path / "out.partial").exists()
+    assert len(list((tmp_path / "out").iterdir())) == 3
+    vcsoup(*command, folder=tmp_path)
+    assert digests_of(tmp_path / "out") == undisturbed
+    assert not (tmp_path / "out.partial").exists()
 
 
 def test_interrupted_by_ctrl_c_it_says_so_and_goes_on(arguments, undisturbed, tmp_path):
     command = [*arguments, "--out", "out"]
-    process = start(*command, folder=tmp_path)
-    journal = tmp_path / "out.partial" / "rank-00000-of-00001.journal"
-    wait_for(lambda: journal.exists() and journal.stat().st_size, process)
+    process = paused(*command, folder=tmp_path, driver=PAUSING.format(entries=1))
     process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
     said = process.communicate()[1]
     assert process.returncode == 130
     assert said.endswith("vcsoup: interrupted; run the same command to resume\n")
@@ -227,14 +222,13 @@ def test_interrupted_by_ctrl_c_it_says_so_and_goes_on(arguments, undisturbed, tm
     assert digests_of(tmp_path / "out") == undisturbed
 
 
+@pytest.mark.kills
 def test_a_journal_whose_last_line_was_cut_loses_that_chunk_only(arguments, undisturbed, tmp_path):
     command = [*arguments, "--out", "out"]
-    process = start(*command, folder=tmp_path)
+    kill(paused(*command, folder=tmp_path, driver=PAUSING.format(entries=4)))
     journal = tmp_path / "out.partial" / "rank-00000-of-00001.journal"
-    wait_for(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 3, process)
-    process.kill()
-    process.communicate()
     whole = journal.read_bytes()
+    assert whole.count(b"\n") >= 4
     journal.write_bytes(whole[: whole.rindex(b"\n") - 5])
     said = vcsoup(*command, folder=tmp_path)
     assert kept(said) == whole.count(b"\n") - 1
@@ -263,7 +257,10 @@ def small_disk(tmp_path):
 
 
 # As if the room had gone after the preflight.
-UNFORESEEN = HASTY + "state.check_disk = lambda plan, work: None\n"
+UNFORESEEN = f"""{HASTY}
+from vcsoup_dist.souping.output import state
+state.check_disk = lambda plan, work: None
+"""
 
 
 def test_a_full_disk_is_one_line_and_with_more_room_the_same_command_goes_on(
@@ -287,8 +284,13 @@ def test_a_full_disk_is_one_line_and_with_more_room_the_same_command_goes_on(
     assert digests_of(disk / "out") == undisturbed
 
 
-def test_a_disk_that_is_full_at_any_moment_is_one_line(small_disk, tmp_path, monkeypatch):
-    """Work folder, weights, journal, auxiliary files, card and manifest meet the disk's end."""
+@pytest.mark.processes
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.long)])
+def test_a_disk_that_is_full_at_any_moment_is_one_line(small_disk, tmp_path, monkeypatch, every):
+    """Work folder, weights, journal, auxiliary files, card and manifest meet the disk's end.
+
+    Disks of every third number of pages are tried, or of every one.
+    """
     policies = [
         write_policy(
             tmp_path / name,
@@ -302,7 +304,7 @@ def test_a_disk_that_is_full_at_any_moment_is_one_line(small_disk, tmp_path, mon
     clean = files_of(tmp_path / "clean")
     monkeypatch.setattr(write.state, "check_disk", lambda plan, work: None)
     said = set()
-    for pages in range(1, 200):
+    for pages in range(1, 200, every):
         out = small_disk(pages * 4096) / "out"
         try:
             merge.merge(policies, out=out, weights=rows)
@@ -377,7 +379,7 @@ from pathlib import Path
 from vcsoup_dist.souping.merge import merge
 
 policies, clean, bad = [Path("helpful"), Path("harmless")], None, []
-for attempt in range(24):
+for attempt in range(int(sys.argv[1])):
     shutil.rmtree("out", ignore_errors=True)
     ranks = [1, 2, 4, 12][attempt % 4]
     wait, go = os.pipe()
@@ -399,10 +401,12 @@ print(len(clean), json.dumps(bad))
 """
 
 
-def test_ranks_that_end_at_the_same_instant_publish_once(tmp_path):
+@pytest.mark.processes
+@pytest.mark.parametrize("attempts", [8, pytest.param(48, marks=pytest.mark.long)])
+def test_ranks_that_end_at_the_same_instant_publish_once(tmp_path, attempts):
     small_policies(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-c", AT_ONCE], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", AT_ONCE, str(attempts)], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.stdout == f"{3 * (10 + 5)} []\n", done.stdout + done.stderr
 
@@ -457,12 +461,10 @@ def stopped(arguments, tmp_path):
     """A function that starts `vcsoup` and stops it amidst its writing; at last all are killed."""
     processes = []
 
-    def stop(*more: object) -> subprocess.Popen:
-        process = start(*arguments, "--out", "out", *more, folder=tmp_path)
-        processes.append(process)
-        wait_for(lambda: list(tmp_path.glob("out.partial/*.journal")), process)
-        process.send_signal(signal.SIGSTOP)
-        return process
+    def stop(*more: object) -> subprocess.Popen[str]:
+        driver = PAUSING.format(entries=1)
+        processes.append(paused(*arguments, "--out", "out", *more, folder=tmp_path, driver=driver))
+        return processes[-1]
 
     yield stop
     for process in processes:
