@@ -74,6 +74,7 @@ def test_tied_weights_are_read_once_under_their_first_name(tmp_path):
     assert source.aliases == {"head": "embed"}
 
 
+@pytest.mark.models
 def test_a_model_of_transformers(tmp_path, tiny_model):
     from transformers import AutoModelForCausalLM
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fork_server import call_forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -130,9 +131,7 @@ def written(tmp_path_factory):
             root = tmp_path_factory.mktemp(f"world-{world}")
             job = root / "job.json"
             job.write_text(json.dumps(JOBS[world]))
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-                run_ranks(Path(__file__).stem, job, world, 1, root / "logs")
+            call_forked(run_ranks, Path(__file__).stem, job, world, 1, root / "logs")
             done[world] = root
         return done[world]
 
@@ -147,6 +146,7 @@ def read(source: Source, name: str) -> torch.Tensor:
     return tensor
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("world, name", [(w, job[0]) for w in JOBS for job in JOBS[w]])
 def test_every_weight_is_what_deepspeed_makes_of_it(written, world, name, monkeypatch):
     monkeypatch.setitem(sys.modules, "deepspeed", None)  # cannot be imported
@@ -174,6 +174,7 @@ def test_every_weight_is_what_deepspeed_makes_of_it(written, world, name, monkey
     assert sum(extent.nbytes for extent in source.layout["one"].extents) == (2 if whole else 4)
 
 
+@pytest.mark.ranks
 def test_a_checkpoint_itself_opens_like_its_folder(written):
     folder = written(2) / "own"
     tag = folder / "step-00000001"
@@ -181,6 +182,7 @@ def test_a_checkpoint_itself_opens_like_its_folder(written):
     assert open_checkpoint(tag).layout == open_checkpoint(folder).layout
 
 
+@pytest.mark.ranks
 def test_an_export_is_what_deepspeed_makes_of_it_rounded_once(written, tmp_path):
     from safetensors.torch import load_file
 
@@ -198,6 +200,7 @@ def test_an_export_is_what_deepspeed_makes_of_it_rounded_once(written, tmp_path)
             assert torch.equal(halves[name], expected[name].bfloat16()), name
 
 
+@pytest.mark.ranks
 def test_checkpoints_of_several_worlds_are_merged_from_their_partitions(written, tmp_path):
     from safetensors.torch import load_file
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -11,11 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from command import vcsoup
+from fork_server import call_forked
 from frozen_rank import tiny
 from merging import read_all
 from safetensors.torch import load_file, save_file
 
 from vcsoup_dist.launch.ranks import run_ranks
+
+pytestmark = [pytest.mark.models, pytest.mark.processes, pytest.mark.ranks]
 
 CHECKPOINTS = {
     "whole": (3, False, False),
@@ -32,9 +34,7 @@ def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("export")
     job = root / "job.json"
     job.write_text(json.dumps(CHECKPOINTS))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-        run_ranks("frozen_rank", job, 2, 1, root / "logs")
+    call_forked(run_ranks, "frozen_rank", job, 2, 1, root / "logs")
     tiny().save_pretrained(root / "base")
     tiny(vocab_size=56).save_pretrained(root / "vocabulary")
     tiny(num_hidden_layers=3).save_pretrained(root / "deeper")

@@ -122,6 +122,7 @@ def assert_equal_in_value_and_gradient(model, encoded, answers, training):
     return logps
 
 
+@pytest.mark.models
 @pytest.mark.parametrize("config", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
 @pytest.mark.parametrize("training", [False, True])
 def test_packed_answers_equal_plain_forwards_in_value_and_gradient(config, training):
@@ -137,6 +138,7 @@ def test_packed_answers_equal_plain_forwards_in_value_and_gradient(config, train
     assert torch.allclose(sum_per_sequence(logps, answers, len(encoded)), sums.double(), atol=1e-5)
 
 
+@pytest.mark.models
 @pytest.mark.parametrize("config", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
 @pytest.mark.parametrize("training", [False, True])
 def test_pairs_that_share_their_prompt_equal_plain_forwards_in_value_and_gradient(config, training):
@@ -160,6 +162,7 @@ def test_pairs_that_share_their_prompt_equal_plain_forwards_in_value_and_gradien
     assert_equal_in_value_and_gradient(model, encoded, answers, training)
 
 
+@pytest.mark.models
 def test_layers_that_are_not_attention_over_segments_are_refused():
     config = transformers.LlamaConfig(**SMALL)
     model = transformers.LlamaForCausalLM(config)
@@ -182,6 +185,7 @@ def test_an_architecture_that_hides_the_segments_from_its_attention_is_refused()
         AnswerLogps(model)(pack_answers([Encoded([1, 2, 3], 1)]))
 
 
+@pytest.mark.models
 @pytest.mark.parametrize(
     "config",
     [
@@ -261,6 +265,7 @@ def test_the_longest_packed_sequence_is_read_from_any_place_in_a_config():
     assert longest_together(by_layer) == 16
 
 
+@pytest.mark.models
 def test_a_head_whose_scale_is_not_known_is_refused():
     config = transformers.LlamaConfig(**SMALL)
     config.lm_head_multiplier = 0.5
@@ -346,6 +351,7 @@ def test_positions_start_again_with_every_sequence():
     assert packed.max_seqlen == 3
 
 
+@pytest.mark.models
 def test_answer_tokens_are_those_after_the_prompt_and_end_with_the_end_token(tiny_model):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
     prompt = [{"role": "user", "content": "the cat"}]
@@ -355,6 +361,7 @@ def test_answer_tokens_are_those_after_the_prompt_and_end_with_the_end_token(tin
     assert tokenizer.decode(encoded.ids[encoded.start :]).split() == ["a", "dog", "<|end|>"]
 
 
+@pytest.mark.models
 def test_an_overlong_pair_loses_the_same_prompt_tokens_on_both_sides_and_no_answer(tiny_model):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
     prompt = [{"role": "user", "content": "the cat sees the dog and the house"}]
@@ -371,6 +378,7 @@ def test_an_overlong_pair_loses_the_same_prompt_tokens_on_both_sides_and_no_answ
     assert encode_pair(tokenizer, prompt, *answers, 7, True) is Unusable.TOO_LONG
 
 
+@pytest.mark.models
 @pytest.mark.parametrize("answer", ["", "  ", "<|end|>", " <|end|> <|end|> "])
 def test_an_answer_of_nothing_but_end_tokens_is_none(tiny_model, answer):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
@@ -379,12 +387,14 @@ def test_an_answer_of_nothing_but_end_tokens_is_none(tiny_model, answer):
     assert encode_pair(tokenizer, prompt, answer, "a dog", 100, True) is Unusable.EMPTY
 
 
+@pytest.mark.models
 def test_answers_that_are_the_same_tokens_are_no_pair(tiny_model):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
     prompt = [{"role": "user", "content": "the cat"}]
     assert encode_pair(tokenizer, prompt, "a dog", "a  dog", 100, True) is Unusable.SAME
 
 
+@pytest.mark.models
 def test_a_template_that_is_not_prefix_stable_is_refused(tiny_model):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.chat_template = "{{ 'the big ' if messages|length > 1 else 'the small ' }}" + str(
@@ -395,6 +405,7 @@ def test_a_template_that_is_not_prefix_stable_is_refused(tiny_model):
         encode_pair(tokenizer, prompt, "yes", "no", 100, True)
 
 
+@pytest.mark.models
 def test_a_token_merged_across_the_boundary_is_the_answers(tiny_model):
     """A prompt that ends in the middle of a word, as templates without white space do."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
@@ -409,6 +420,7 @@ def test_a_token_merged_across_the_boundary_is_the_answers(tiny_model):
     assert tokenizer.decode(answer).split() == ["and", "dog", "<|end|>"]
 
 
+@pytest.mark.models
 def test_a_cut_prompt_keeps_its_bos(tiny_model):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.chat_template = "{{ '<unk> ' }}" + str(tokenizer.chat_template)
@@ -421,6 +433,7 @@ def test_a_cut_prompt_keeps_its_bos(tiny_model):
         assert short.ids[short.start :] == full.ids[full.start :]
 
 
+@pytest.mark.models
 def test_a_pair_that_the_template_refuses_is_refused(tiny_model):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.chat_template = (
@@ -433,6 +446,7 @@ def test_a_pair_that_the_template_refuses_is_refused(tiny_model):
     assert not isinstance(encode_pair(tokenizer, prompt[1:], "yes", "no", 100, True), Unusable)
 
 
+@pytest.mark.models
 def test_a_template_that_asks_for_todays_date_gets_a_fixed_one(tiny_model):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }} " + str(tokenizer.chat_template)
@@ -441,6 +455,7 @@ def test_a_template_that_asks_for_todays_date_gets_a_fixed_one(tiny_model):
     assert text.startswith("26 Jul 2024 <|user|>")
 
 
+@pytest.mark.models
 def test_an_empty_thought_is_an_empty_answer(tiny_model):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.add_tokens(["<think>", "</think>"])
@@ -449,6 +464,7 @@ def test_an_empty_thought_is_an_empty_answer(tiny_model):
     assert encode_pair(tokenizer, prompt, "yes", answer, 100, True) is Unusable.EMPTY
 
 
+@pytest.mark.models
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES.keys())
 def test_transformers_loads_a_model_with_each_kernels_name(tiny_model, name):
     register_kernels()
@@ -481,6 +497,7 @@ def bottom_right_flash(q, k, v, cu_q, cu_k, max_q, max_k, *, causal, softmax_sca
     return torch.cat(parts)
 
 
+@pytest.mark.models
 def test_flash_attn_is_called_so_that_its_alignment_gives_shared_prompts(monkeypatch):
     """The package needs a GPU; its documented semantics stand in for it, its arguments are ours."""
     package = types.ModuleType("flash_attn")
@@ -497,6 +514,7 @@ def test_flash_attn_is_called_so_that_its_alignment_gives_shared_prompts(monkeyp
     assert torch.allclose(AnswerLogps(model)(pack_pairs(pairs)), expected, atol=2e-6)
 
 
+@pytest.mark.models
 @pytest.mark.parametrize("missing", ["bos_token", "eos_token", "pad_token"])
 def test_a_tokenizer_without_special_tokens_encodes_the_same(tiny_model, missing):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)

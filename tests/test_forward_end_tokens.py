@@ -17,6 +17,8 @@ from vcsoup_dist.recipe import Evaluation, Training
 from vcsoup_dist.training.base_checks.check import check_base
 from vcsoup_dist.training.engine import save_auxiliary_files
 
+pytestmark = pytest.mark.models
+
 END, USER, UNKNOWN = 1, 2, 4
 TURN = "{{ '<|' + m['role'] + '|> ' + m['content'] + ' "
 

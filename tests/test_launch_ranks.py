@@ -39,6 +39,7 @@ def run(tmp_path, monkeypatch):
     assert not processes_with(str(tmp_path / "job"))
 
 
+@pytest.mark.ranks
 def test_a_later_rank_that_fails_ends_the_first_and_its_log_tail_is_shown(run):
     with pytest.raises(UserError, match="(?s)rank 1 ended with exit code 3; .*rank-1.log.*no luck"):
         run("""
@@ -49,6 +50,7 @@ time.sleep(600)
 """)
 
 
+@pytest.mark.ranks
 def test_the_first_rank_that_fails_is_named_and_not_its_peers(run):
     with pytest.raises(
         UserError, match="(?s)rank 1 ended with exit code 1; .*traceback.*the cause"
@@ -65,6 +67,7 @@ sys.exit(1)
 """)
 
 
+@pytest.mark.ranks
 def test_a_mistake_that_a_person_can_mend_is_told_in_its_own_words(run):
     with pytest.raises(UserError, match="^mend this$"):
         run("""
@@ -85,6 +88,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.ranks
 def test_a_request_to_stop_is_handed_on_and_no_other_ranks_are_begun(run, tmp_path):
     def ask() -> None:
         while len(list((tmp_path / "logs").glob("up-*"))) < 2:
@@ -100,6 +104,7 @@ def test_a_request_to_stop_is_handed_on_and_no_other_ranks_are_begun(run, tmp_pa
         raise_if_stop_requested()
 
 
+@pytest.mark.ranks
 def test_a_request_that_comes_while_a_rank_starts_waits_until_it_can_act_on_it(run):
     with pytest.raises(Preempted):
         run("os.kill(os.getpid(), signal.SIGTERM)\n" + STOPS)
@@ -139,6 +144,7 @@ def test_a_line_that_cannot_be_handed_over_is_printed(monkeypatch, capsys):
     assert "the disk is full" in capsys.readouterr().err
 
 
+@pytest.mark.ranks
 def test_a_rank_whose_words_find_no_room_on_the_disk_is_told_all_the_same(run):
     with pytest.raises(UserError, match="^No space left on device; make room$"):
         run("""

@@ -115,6 +115,8 @@ def connect(cluster: Cluster, folder: Path) -> None:
         pass
 
 
+@pytest.mark.processes
+@pytest.mark.ray
 @own_mounts
 def test_nodes_that_see_the_files_are_let_in_also_where_no_cpu_is_left(tmp_path, cluster, add_node):
     add_node("true")
@@ -129,6 +131,8 @@ def test_nodes_that_see_the_files_are_let_in_also_where_no_cpu_is_left(tmp_path,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.processes
+@pytest.mark.ray
 @own_mounts
 @pytest.mark.parametrize(
     ("mount", "message"),
@@ -148,6 +152,9 @@ def test_a_node_with_another_package_is_named(tmp_path, cluster, add_node, mount
         connect(cluster, tmp_path)
 
 
+@pytest.mark.models
+@pytest.mark.processes
+@pytest.mark.ray
 @own_mounts
 def test_a_command_whose_run_directory_a_node_does_not_see_ends_with_a_line(
     tmp_path, tiny_model, cluster, add_node
@@ -168,6 +175,9 @@ def test_a_command_whose_run_directory_a_node_does_not_see_ends_with_a_line(
     assert not list(run.glob(".shared-files*"))
 
 
+@pytest.mark.processes
+@pytest.mark.ray
+@pytest.mark.kills
 @own_mounts
 @pytest.mark.parametrize("dies", [False, True], ids=["hangs", "dies"])
 def test_a_node_that_does_not_answer(tmp_path, cluster, add_node, monkeypatch, caplog, dies):
@@ -215,6 +225,9 @@ def n2_sees(slurm) -> Iterator[Callable[[str], None]]:
     restart()
 
 
+@pytest.mark.processes
+@pytest.mark.slurm
+@pytest.mark.kills
 @own_mounts
 def test_ranks_whose_node_does_not_see_the_log_folder_are_told_of(tmp_path, n2_sees):
     small = Small(tmp_path)

@@ -207,6 +207,7 @@ def test_tokenizers_of_other_ids_are_refused_by_name(tmp_path, case):
         assert "p and q differ in tokenizer: " in str(caught.value) and message in str(caught.value)
 
 
+@pytest.mark.processes
 def test_all_that_is_refused_is_said_together(tmp_path):
     other = changed(LLAMA, {"rms_norm_eps": 1e-6, "hidden_act": "gelu"})
     policy(tmp_path / "p")
@@ -240,6 +241,7 @@ def new_format(folder: Path) -> Path:
     )  # fmt: skip
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("how", ["policy", "base"])
 def test_formats_of_transformers_4_and_5_are_merged(tmp_path, how):
     for name in ("p", "q"):
@@ -255,6 +257,7 @@ def test_formats_of_transformers_4_and_5_are_merged(tmp_path, how):
     assert files_of(tmp_path / "out")["config.json"] == files_of(donor)["config.json"]
 
 
+@pytest.mark.processes
 def test_of_a_base_the_vocabulary_alone_is_compared(tmp_path):
     for name in ("p", "q"):
         policy(tmp_path / name)
@@ -266,6 +269,7 @@ def test_of_a_base_the_vocabulary_alone_is_compared(tmp_path):
     assert "p and bad differ in tokenizer: the token of id 0" in said
 
 
+@pytest.mark.processes
 def test_model_says_whose_config_and_tokenizer_the_soup_gets(tmp_path):
     policy(tmp_path / "p", LLAMA)
     policy(tmp_path / "q", LLAMA | {"eos_token_id": [1, 2]}, chat_template__jinja="q")
@@ -283,6 +287,7 @@ def test_model_says_whose_config_and_tokenizer_the_soup_gets(tmp_path):
     assert "differ in config.json: " in said and "hidden_size (64 and 128)" in said
 
 
+@pytest.mark.processes
 def test_a_policy_without_a_tokenizer_takes_that_of_the_others(tmp_path):
     (policy(tmp_path / "p") / "tokenizer.json").unlink()
     policy(tmp_path / "q")
@@ -316,6 +321,7 @@ def test_a_sentencepiece_model_is_compared_with_a_tokenizer_json(tmp_path):
         choose_tokenizer_source(pair, None, None)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("raw", ["{", "[]", '{"model": {"vocab": 3}}', '{"added_tokens": [3]}'])
 def test_a_tokenizer_that_is_none_is_one_line(tmp_path, raw):
     policy(tmp_path / "p")

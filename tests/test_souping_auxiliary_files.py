@@ -44,6 +44,7 @@ def pair(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.processes
 def test_every_small_file_of_no_other_kind_goes_along_and_the_rest_is_said(pair):
     command = ["merge", "p", "q", "--weights", "0.5,0.5", "--out", "out"]
     said = vcsoup(*command, folder=pair)
@@ -89,6 +90,7 @@ def test_python_arguments_of_another_type_are_named(policies, options, message):
         merge(policies, **({"weights": [0.5, 0.5], "out": "x"} | options))
 
 
+@pytest.mark.processes
 def test_the_yaml_of_mergekit_may_be_the_argument(pair):
     (pair / "mk.yaml").write_text(
         "{models: [{model: p, parameters: {weight: 1}}, {model: q, parameters: {weight: 3}}],"

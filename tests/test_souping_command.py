@@ -17,6 +17,8 @@ from safetensors import safe_open
 from vcsoup_dist.checkpoints.layout import read_layout
 from vcsoup_dist.souping.kernels.kernel import weighted_sum
 
+pytestmark = [pytest.mark.models, pytest.mark.processes]
+
 WEIGHTS = (0.3, 0.7)
 
 

@@ -14,6 +14,8 @@ from vcsoup_dist.checkpoints.layout import read_layout
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping.merge import merge
 
+pytestmark = pytest.mark.models
+
 ARCHITECTURES = [
     "llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "opt",
     "bloom", "falcon", "phi", "phi3", "olmo", "olmo2", "granite", "cohere", "starcoder2", "mamba",

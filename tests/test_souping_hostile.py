@@ -23,6 +23,8 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping import merge
 from vcsoup_dist.souping.verify import verify_directory
 
+pytestmark = pytest.mark.processes
+
 
 def seen(folder: Path) -> dict[Path, tuple]:
     """All below a folder but `out` and `out.partial`, as it is on the disk."""

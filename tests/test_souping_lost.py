@@ -78,6 +78,7 @@ SOUP = "out/soup_0.50_0.50"
 EXPORT = ("export", "p", "--shard-size", "9000", "--out", "out")
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("moment", "arguments", "target", "what"),
     [
@@ -173,6 +174,7 @@ LOSSES = {
 RANK = (*ONE, "--rank", "1", "--world-size", "2")
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("moment", "loss", "arguments"),
     [
@@ -189,6 +191,7 @@ def test_a_work_folder_that_is_lost_is_an_error(place, moment, loss, arguments):
     assert (place / "thesis" / "thesis.txt").exists()
 
 
+@pytest.mark.processes
 def test_a_policy_that_is_written_while_it_is_merged_is_named(place):
     victim = place / "q" / "model-00004-of-00006.safetensors"
 
@@ -221,6 +224,7 @@ def test_a_policy_that_is_written_while_it_is_merged_is_named(place):
             (place / "q" / name).write_bytes(raw)
 
 
+@pytest.mark.processes
 def test_a_policy_whose_mode_alone_changes_while_it_is_merged_is_merged(place):
     victim = place / "q" / "model-00004-of-00006.safetensors"
     assert disturbed(place, "writing", lambda: victim.chmod(0o600), *ONE)[0] == 0

@@ -414,6 +414,7 @@ def tiny_llama(torch, seed, dtype):
     return LlamaForCausalLM(config).to(dtype)
 
 
+@pytest.mark.models
 @pytest.mark.parametrize("dtype_name", ["bfloat16", "float32"])
 def test_a_merged_llama_loads_and_equals_the_float64_merge_of_torch(tmp_path, dtype_name):
     torch = pytest.importorskip("torch")
@@ -491,12 +492,14 @@ def measured(policies, out, *options):
     return int(grown), int(peak), loaded, done.stderr
 
 
+@pytest.mark.processes
 def test_memory_grows_by_less_than_was_allowed_and_no_framework_is_imported(heavy_pair, tmp_path):
     grown, _, loaded, _ = measured(heavy_pair, tmp_path / "out", "--memory", "64MiB", "--verify")
     assert loaded == []
     assert 12 * 2**20 < grown < 64 * 2**20
 
 
+@pytest.mark.processes
 def test_the_function_imports_no_framework_and_no_validation():
     code = "import sys, vcsoup_dist.souping.merge; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -504,6 +507,7 @@ def test_the_function_imports_no_framework_and_no_validation():
     assert not heavy & set(done.stdout.split())
 
 
+@pytest.mark.processes
 def test_with_room_for_an_interpreter_the_whole_process_keeps_the_limit(heavy_pair, tmp_path):
     ballast = np.ones(300 << 20, np.uint8)  # what the parent holds is not the merge's
     _, peak, _, said = measured(heavy_pair, tmp_path / "out", "--memory", "256MiB", "--verify")

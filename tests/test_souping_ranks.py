@@ -14,6 +14,8 @@ from command import vcsoup
 from paused_merge import kill
 from soup_world import FILES, SoupWorld, soups, write_policies
 
+pytestmark = pytest.mark.processes
+
 GROUP = "soups of vc_soup, seed 0"
 
 
@@ -103,6 +105,7 @@ def test_who_publishes_too_early_names_the_ranks_that_are_missing(world, alone, 
     assert soups(root) == alone
 
 
+@pytest.mark.kills
 def test_while_a_rank_works_others_may_and_who_wants_all_is_refused(world, alone, root, paused):
     process = paused(*share(0, 3))
     world.merge(root, *share(2, 3))
@@ -126,12 +129,14 @@ def test_while_a_rank_works_others_may_and_who_wants_all_is_refused(world, alone
     assert soups(root) == alone
 
 
+@pytest.mark.kills
 def test_a_process_that_makes_all_keeps_ranks_out(world, root, paused):
     process = paused()
     for arguments in (share(0, 2), publish(2)):
         assert f"pid {process.pid} on" in world.merge(root, *arguments, code=2)
 
 
+@pytest.mark.kills
 def test_one_process_goes_on_from_killed_ranks_and_ranks_from_it(world, alone, root, paused):
     kill(paused(*share(1, 2)))
     kill(paused())
@@ -142,6 +147,7 @@ def test_one_process_goes_on_from_killed_ranks_and_ranks_from_it(world, alone, r
     assert soups(root) == alone
 
 
+@pytest.mark.kills
 def test_a_smaller_number_of_ranks_goes_on_from_a_larger_one(world, alone, root, paused):
     for rank in (0, 3):
         world.merge(root, *share(rank, 4))
@@ -152,6 +158,7 @@ def test_a_smaller_number_of_ranks_goes_on_from_a_larger_one(world, alone, root,
     assert soups(root) == alone
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize("whom", ["a rank", "one process"])
 def test_stopped_on_request_it_ends_with_75_and_goes_on(world, alone, root, paused, whom):
     arguments = share(0, 1) if whom == "a rank" else []
@@ -175,6 +182,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.kills
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("by", ["ranks", "one process"])
 def test_after_a_change_of_the_recipe_nothing_is_of_the_old_one(world, root, paused, change, by):

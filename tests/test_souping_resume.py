@@ -86,6 +86,7 @@ def ended(undisturbed, tmp_path):
     return ended
 
 
+@pytest.mark.processes
 @pytest.mark.kills
 def test_killed_again_and_again_it_ends_with_the_same_bytes(arguments, ended, tmp_path):
     command = [*arguments, "--out", "out"]
@@ -94,6 +95,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(arguments, ended, tm
     assert ended(start(*command, folder=tmp_path)) >= 16
 
 
+@pytest.mark.processes
 @pytest.mark.kills
 @pytest.mark.long
 def test_killed_at_twenty_moments_it_ends_with_the_same_bytes(arguments, ended, tmp_path):
@@ -198,6 +200,7 @@ def test_killed_before_any_step_it_goes_on_and_nobody_ever_sees_half_a_soup(tmp_
     assert int(steps) > 60 and bad == "[]\n", done.stdout + done.stderr
 
 
+@pytest.mark.processes
 @pytest.mark.kills
 def test_killed_while_it_publishes_it_publishes_the_rest(arguments, undisturbed, tmp_path):
     command = [*arguments, "--out", "out"]
@@ -210,6 +213,7 @@ def test_killed_while_it_publishes_it_publishes_the_rest(arguments, undisturbed,
     assert not (tmp_path / "out.partial").exists()
 
 
+@pytest.mark.processes
 def test_interrupted_by_ctrl_c_it_says_so_and_goes_on(arguments, undisturbed, tmp_path):
     command = [*arguments, "--out", "out"]
     process = paused(*command, folder=tmp_path, driver=PAUSING.format(entries=1))
@@ -222,6 +226,7 @@ def test_interrupted_by_ctrl_c_it_says_so_and_goes_on(arguments, undisturbed, tm
     assert digests_of(tmp_path / "out") == undisturbed
 
 
+@pytest.mark.processes
 @pytest.mark.kills
 def test_a_journal_whose_last_line_was_cut_loses_that_chunk_only(arguments, undisturbed, tmp_path):
     command = [*arguments, "--out", "out"]
@@ -263,6 +268,7 @@ state.check_disk = lambda plan, work: None
 """
 
 
+@pytest.mark.processes
 def test_a_full_disk_is_one_line_and_with_more_room_the_same_command_goes_on(
     policies, arguments, undisturbed, small_disk, tmp_path
 ):
@@ -364,6 +370,7 @@ def test_ranks_one_after_another_make_what_one_process_makes(small, alone, tmp_p
     assert files_of(tmp_path / "out") == alone and not (tmp_path / "out.partial").exists()
 
 
+@pytest.mark.processes
 def test_four_ranks_at_once_make_what_one_process_makes(arguments, undisturbed, tmp_path):
     command = [*arguments, "--out", "out", "--world-size", 4]
     processes = [start(*command, "--rank", rank, folder=tmp_path) for rank in range(4)]
@@ -472,6 +479,7 @@ def stopped(arguments, tmp_path):
         process.wait()
 
 
+@pytest.mark.processes
 def test_a_second_process_on_the_same_output_is_refused(arguments, undisturbed, stopped, tmp_path):
     process = stopped()
     command = [*arguments, "--out", "out"]
@@ -487,6 +495,8 @@ def test_a_second_process_on_the_same_output_is_refused(arguments, undisturbed, 
     assert digests_of(tmp_path / "out") == undisturbed
 
 
+@pytest.mark.processes
+@pytest.mark.kills
 def test_another_number_of_ranks_at_the_same_time_is_refused(
     arguments, undisturbed, stopped, tmp_path
 ):

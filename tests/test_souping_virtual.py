@@ -118,6 +118,7 @@ def logits(model) -> torch.Tensor:
 WEIGHTS = (0.3, 0.5, 0.2)
 
 
+@pytest.mark.models
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_filled_model_is_the_written_soup_bit_for_bit(tmp_path, kind, stored, monkeypatch):
@@ -132,6 +133,7 @@ def test_a_filled_model_is_the_written_soup_bit_for_bit(tmp_path, kind, stored, 
         assert torch.equal(logits(model), logits(expected))
 
 
+@pytest.mark.models
 def test_reweighting_is_a_fresh_load(tmp_path):
     policies = save_policies(tmp_path, "tied llama", torch.bfloat16)
     model = loaded(policies[0], torch.bfloat16)
@@ -150,6 +152,7 @@ def test_reweighting_is_a_fresh_load(tmp_path):
         reweight(model, (0, 0, 1))
 
 
+@pytest.mark.models
 def test_policies_are_never_written_to(tmp_path):
     """A model that was loaded without a cast lies in a mapping of its file."""
 
@@ -166,6 +169,7 @@ def test_policies_are_never_written_to(tmp_path):
     assert digest() == before
 
 
+@pytest.mark.models
 def test_policies_of_different_dtypes_round_to_the_first_ones(tmp_path):
     policies = save_policies(tmp_path, "qwen3", torch.bfloat16, 1)
     policies += save_policies(tmp_path / "wide", "qwen3", torch.float32, 2)[1:]
@@ -176,6 +180,7 @@ def test_policies_of_different_dtypes_round_to_the_first_ones(tmp_path):
         assert_same(model, loaded(soup, torch.float32))
 
 
+@pytest.mark.models
 def test_a_checkpoint_with_both_names_of_tied_weights_fills_a_tied_model(tmp_path):
     policies = []
     for seed in range(2):
@@ -190,6 +195,7 @@ def test_a_checkpoint_with_both_names_of_tied_weights_fills_a_tied_model(tmp_pat
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+@pytest.mark.models
 def test_names_of_one_tensor_in_the_checkpoint_fill_an_untied_model(tmp_path):
     policies = save_policies(tmp_path, "tied llama", torch.float32, 2)
     alias = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -201,6 +207,7 @@ def test_names_of_one_tensor_in_the_checkpoint_fill_an_untied_model(tmp_path):
     assert model.lm_head.weight is not model.model.embed_tokens.weight
 
 
+@pytest.mark.models
 def test_tied_weights_with_a_copy_each_are_both_filled(tmp_path):
     policies = save_policies(tmp_path, "tied llama", torch.float32, 2)
     model = new_model("tied llama", 9)
@@ -226,6 +233,7 @@ def test_tied_weights_with_a_copy_each_are_both_filled(tmp_path):
     assert_same(twin, model)
 
 
+@pytest.mark.models
 def test_experts_under_the_names_of_the_model_or_of_checkpoints(tmp_path):
     policies = save_policies(tmp_path, "moe", torch.float32, 2)
     assert any("experts.2.gate_proj" in name for name in read_layout(policies[0]))
@@ -288,6 +296,7 @@ def test_buffers_strides_scalars_and_dtypes(tmp_path, monkeypatch, elements):
         assert not model.turned.is_contiguous()
 
 
+@pytest.mark.models
 def test_parameters_that_accelerate_keeps_in_host_memory(tmp_path):
     import accelerate
 
@@ -312,6 +321,7 @@ def test_parameters_that_accelerate_keeps_in_host_memory(tmp_path):
             assert torch.equal(logits(model), logits(expected))
 
 
+@pytest.mark.models
 def test_parameters_on_disk_are_refused(tmp_path):
     import accelerate
 
@@ -419,6 +429,7 @@ def test_models_that_cannot_be_filled_are_refused(tmp_path):
     assert_refused(Buffers(), [tmp_path / "nowhere"], (1,), "there is no such model directory")
 
 
+@pytest.mark.models
 def test_an_untied_policy_does_not_fill_a_tied_model(tmp_path):
     policies = save_policies(tmp_path, "llama", torch.float32, 2)
     with pytest.raises(UserError, match="differ, LlamaForCausalLM ties them"):
@@ -477,6 +488,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.processes
 def test_memory_is_bounded(tmp_path):
     rng = np.random.default_rng(0)
     policies = []

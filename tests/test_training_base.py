@@ -18,6 +18,8 @@ from vcsoup_dist.recipe import Evaluation, Training
 from vcsoup_dist.training.base_checks.check import check_base
 from vcsoup_dist.training.base_checks.lengths import context_length
 
+pytestmark = pytest.mark.models
+
 TRAINING = Training(max_length=64)
 EVALUATION = Evaluation(max_prompt_tokens=32, max_new_tokens=32)
 

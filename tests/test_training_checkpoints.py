@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from checkpoint_rank import Scenario, start_engine
 from conftest import save_tiny_model
+from fork_server import call_forked
 from safetensors.torch import load_file
 
 from vcsoup_dist.checkpoints.deepspeed_files import COMPLETE
@@ -28,6 +29,8 @@ from vcsoup_dist.training.checkpoint import (
 )
 from vcsoup_dist.training.export import export_policy
 from vcsoup_dist.training.universal_checkpoint import convert
+
+pytestmark = [pytest.mark.models, pytest.mark.ranks]
 
 SMALL_GROUPS = {"sub_group_size": 3000, "stage3_param_persistence_threshold": 0}
 OF_TWO = ("zero3-groups", "zero2")
@@ -71,7 +74,7 @@ class World:
         job = self.root / f"by-{ranks}.json"
         job.write_text(json.dumps([dataclasses.asdict(each) for each in scenarios]))
         try:
-            run_ranks("checkpoint_rank", job, ranks, 1, self.root / "logs")
+            call_forked(run_ranks, "checkpoint_rank", job, ranks, 1, self.root / "logs")
             self.errors.append("")
         except UserError as error:
             self.errors.append(str(error))
@@ -93,16 +96,14 @@ def world(tmp_path_factory) -> World:
     world = World(tmp_path_factory.mktemp("world"))
     save_tiny_model(world.root / "tied", tied=True)
     save_tiny_model(world.root / "untied")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-        world.launch(2, 3, IN_MID_SAVE)
-        # What a kill leaves between the marker and the rename.
-        newest = world.root / "zero3-groups" / "step-00000003"
-        newest.rename(newest.with_name(newest.name + ".partial"))
-        for name in OF_TWO:
-            shutil.copytree(world.root / name, world.root / "of-two" / name)
-        world.launch(3, 6, IN_MID_CONVERSION)
-        world.launch(1, 9, undisturbed=True)
+    world.launch(2, 3, IN_MID_SAVE)
+    # What a kill leaves between the marker and the rename.
+    newest = world.root / "zero3-groups" / "step-00000003"
+    newest.rename(newest.with_name(newest.name + ".partial"))
+    for name in OF_TWO:
+        shutil.copytree(world.root / name, world.root / "of-two" / name)
+    world.launch(3, 6, IN_MID_CONVERSION)
+    world.launch(1, 9, undisturbed=True)
     return world
 
 

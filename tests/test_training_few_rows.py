@@ -183,6 +183,8 @@ def test_more_passes_than_were_asked_for_are_one_line(settings, unfiltered, pair
     assert line in said and bool(said) == bool(line)
 
 
+@pytest.mark.models
+@pytest.mark.ranks
 def test_three_ranks_train_on_two_pairs_with_one_held_out(tmp_path, tiny_model):
     world = World(tmp_path, tiny_model)
     for folder in (world.pairs, world.filtered):

@@ -133,6 +133,7 @@ def test_checkpointing_keeps_a_state_a_layer_and_one_layers_inside():
     assert off == 10 * layer + head
 
 
+@pytest.mark.models
 @pytest.mark.parametrize("dtype, width", [(torch.float32, 4), (torch.bfloat16, 2)])
 def test_a_layers_activations_are_what_autograd_keeps(dtype, width):
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -172,6 +173,7 @@ def test_a_layers_activations_are_what_autograd_keeps(dtype, width):
     assert (four - two) / 2 == pytest.approx(a_layer, rel=0.1)
 
 
+@pytest.mark.models
 def test_a_models_size_is_read_from_its_headers(tmp_path):
     save_tiny_model(tmp_path)
     size = model_size(tmp_path)
@@ -237,6 +239,7 @@ def checked(folder: Path, capsys: pytest.CaptureFixture[str], **changes: object)
     return capsys.readouterr().out
 
 
+@pytest.mark.models
 def test_check_prints_what_training_needs(folder, capsys):
     printed = checked(folder, capsys, training={"learning_rate": 1e-3})
     assert "training by                      zero3 on 2 ranks" in printed
@@ -246,12 +249,14 @@ def test_check_prints_what_training_needs(folder, capsys):
     assert "warning" not in printed
 
 
+@pytest.mark.models
 def test_check_warns_of_a_machine_that_is_too_small(folder, capsys):
     printed = checked(folder, capsys, training={"tokens_per_batch": 10**12})
     assert "warning: training needs about" in printed
     assert "of host memory, this machine has" in printed
 
 
+@pytest.mark.models
 def test_check_prints_nvme_and_refuses_a_recipe_without_its_folder(folder, capsys):
     with pytest.raises(UserError, match="training.nvme_path"):
         checked(folder, capsys, training={"deepspeed": "zero3_nvme"})

@@ -23,6 +23,8 @@ from vcsoup_dist.forward.template import Encoded
 from vcsoup_dist.recipe import Objective, Training
 from vcsoup_dist.training.objectives import OBJECTIVES, PairLogps, dpo, robust
 
+pytestmark = pytest.mark.models
+
 PAIRS = 8
 
 Batch = dict[str, torch.Tensor]

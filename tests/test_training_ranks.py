@@ -104,29 +104,37 @@ ENDLESS = STEADY | {"steps": 1_000_000}
 EVERY = 4  # steps between two checkpoints
 
 
-def interrupt(world: World, job: Path, how, grace: float = GRACE) -> int:
-    """Let a job take some more steps, call `how()`, and return the launcher's exit code."""
+def interrupt(world: World, job: Path, how, early: bool = False, grace: float = GRACE) -> int:
+    """Call `how(launcher)` amidst a job, and return the launcher's exit code.
+
+    That is when some more steps are taken, or `early` when the ranks' processes are there.
+    """
     metrics = world.root / job.stem / "logs" / "metrics.jsonl"
 
-    def steps() -> int:
-        return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+    def is_time() -> bool:
+        up = len(processes_with(str(job))) >= 3
+        if early or not up or not metrics.exists():
+            return early and up
+        # Lines of steps that are taken again are dropped at the start.
+        return metrics.read_bytes().count(b"\n") > first + EVERY + 1
 
     before = world.checkpoints(job.stem)
     first = int(before[-1].name.removeprefix("step-")) if before else 0
     launcher = world.start(job, grace=grace)
-    # Lines of steps that are taken again are dropped at the start.
-    wait_for(
-        lambda: launcher.poll() is not None or (rank_is_up(job) and steps() > first + EVERY + 1)
-    )
-    assert launcher.poll() is None
-    how(launcher)
-    code = launcher.wait()
-    wait_for(lambda: not processes_with(str(job)))
-    return code
+    try:
+        wait_for(lambda: launcher.poll() is not None or is_time())
+        assert launcher.poll() is None
+        how(launcher)
+        code = launcher.wait()
+        wait_for(lambda: not processes_with(str(job)))
+        return code
+    finally:
+        launcher.kill()
 
 
-def rank_is_up(job: Path) -> bool:
-    return len(processes_with(str(job))) >= 3
+def signal_rank_1(job: Path, number: int):
+    """A way to interrupt a job."""
+    return lambda launcher: os.kill(rank_pid(job, 1), number)
 
 
 def kill_all(job: Path) -> None:
@@ -142,20 +150,19 @@ def test_killed_and_stopped_it_ends_with_the_same_bytes_and_leaves_no_process(wo
     job = world.policy_job(name, **ENDLESS | {"checkpoint_every": EVERY})
     assert interrupt(world, job, lambda launcher: launcher.kill()) == -signal.SIGKILL
     killed_at = world.checkpoints(name)
-    assert interrupt(world, job, lambda _: os.kill(rank_pid(job, 1), signal.SIGKILL)) == 1
+    assert interrupt(world, job, signal_rank_1(job, signal.SIGKILL)) == 1
     assert "rank 1 ended by signal 9" in (world.root / f"{name}.log").read_text()
     if every_way:
         assert interrupt(world, job, lambda _: kill_all(job)) == -signal.SIGKILL
     assert world.checkpoints(name) > killed_at
 
     job = world.policy_job(name, **ENDLESS | {"checkpoint_every": 1_000_000})
-    launcher = world.start(job)
-    wait_for(lambda: rank_is_up(job))
-    os.kill(rank_pid(job, 1), signal.SIGUSR2)  # long before it has a handler
-    assert launcher.wait() == EXIT_PREEMPTED
+    ask = signal_rank_1(job, signal.SIGUSR2)
+    # Long before it has a handler.
+    assert interrupt(world, job, ask, early=True) == EXIT_PREEMPTED
     stops = [lambda launcher: launcher.terminate()]
     if every_way:
-        stops.append(lambda _: os.kill(rank_pid(job, 1), signal.SIGUSR2))
+        stops.append(ask)
     for how in stops:
         before = world.checkpoints(name)
         assert interrupt(world, job, how) == EXIT_PREEMPTED
@@ -198,8 +205,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_pairs_of_the_batch(worl
 
 
 def test_a_step_that_hangs_ends_with_the_stack_of_the_ranks(world):
-    job = world.policy_job("hung", launch=Launch(hang_minutes=0.1), **ENDLESS)
-    code = interrupt(world, job, lambda _: os.kill(rank_pid(job, 1), signal.SIGSTOP), 0.0)
+    job = world.policy_job("hung", launch=Launch(hang_minutes=0.2), **ENDLESS)
+    code = interrupt(world, job, signal_rank_1(job, signal.SIGSTOP), grace=0.0)
     assert code == 1
     assert "longer than launch.hang_minutes" in (world.root / "hung.log").read_text()
     assert "take_step" in (world.logs(job) / "rank-0.stack").read_text()

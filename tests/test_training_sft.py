@@ -7,21 +7,24 @@ import math
 import random
 import signal
 import subprocess
-import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from command import start_vcsoup, vcsoup
 from conftest import save_tiny_model, sentence
+from training_world import wait_for
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vcsoup_dist.forward.template import encode_pair
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.records.training_summary import TrainingSummary
 from vcsoup_dist.training.sft import sft_training
+
+pytestmark = [pytest.mark.models, pytest.mark.processes, pytest.mark.ranks]
 
 RECIPE = """
 name: warmed
@@ -60,19 +63,6 @@ def write_scored_pairs(path: Path, seed: int) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "vcsoup_dist.cli", *arguments]
-    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
-
-
-def vcsoup(folder: Path, *arguments: str, code: int = 0) -> str:
-    """Run the command; what it said."""
-    process = start(folder, *arguments)
-    said = process.communicate(timeout=300)[1]
-    assert process.returncode == code, said
-    return said
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("warmed")
@@ -95,12 +85,12 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def trained(folder) -> Trained:
-    vcsoup(folder, "score", "recipe.yaml")
-    vcsoup(folder, "filter", "recipe.yaml")
-    both = [start(folder, "sft", "recipe.yaml") for _ in range(2)]
-    said = [each.communicate(timeout=300)[1] for each in both]
-    assert [each.returncode for each in both] == [0, 0], said
-    vcsoup(folder, "train", "long", "recipe.yaml")
+    vcsoup("score", "recipe.yaml", folder=folder)
+    vcsoup("filter", "recipe.yaml", folder=folder)
+    with ThreadPoolExecutor(2) as threads:
+        both = [threads.submit(vcsoup, "sft", "recipe.yaml", folder=folder) for _ in range(2)]
+        said = [each.result() for each in both]
+    vcsoup("train", "long", "recipe.yaml", folder=folder)
     return Trained(folder / "runs" / "warmed", said)
 
 
@@ -187,10 +177,10 @@ def test_a_policy_starts_from_theta_0(trained):
 
 def test_references_are_a_command_of_their_own_that_makes_those_of_all_datasets(folder, trained):
     assert not (trained.root / "reference" / "short").exists()
-    vcsoup(folder, "reference", "recipe.yaml")
+    vcsoup("reference", "recipe.yaml", folder=folder)
     assert (trained.root / "reference" / "short" / "product.json").exists()
-    assert "nothing to do" in vcsoup(folder, "reference", "recipe.yaml")
-    assert "nothing to do" in vcsoup(folder, "sft", "recipe.yaml")
+    assert "nothing to do" in vcsoup("reference", "recipe.yaml", folder=folder)
+    assert "nothing to do" in vcsoup("sft", "recipe.yaml", folder=folder)
 
 
 def test_two_commands_at_once_share_one_theta_0(trained):
@@ -205,18 +195,18 @@ def test_no_checkpoint_of_a_finished_theta_0_is_left(trained):
 
 def test_sft_that_was_stopped_resumes_to_the_same_bytes(folder, trained):
     root = folder / "stopped"
-    vcsoup(folder, "score", "recipe.yaml", "-d", "stopped")
-    process = start(folder, "sft", "recipe.yaml", "-d", "stopped")
-    deadline = time.monotonic() + 200
-    while not list(root.glob("work/theta_0/scratch/step-????????/COMPLETE")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
+    vcsoup("score", "recipe.yaml", "-d", "stopped", folder=folder)
+    process = start_vcsoup(
+        "sft", "recipe.yaml", "-d", "stopped", folder=folder, stderr=subprocess.PIPE
+    )
+    saved = "work/theta_0/scratch/step-????????/COMPLETE"
+    wait_for(lambda: process.poll() is not None or list(root.glob(saved)))
     process.send_signal(signal.SIGUSR2)
-    said = process.communicate(timeout=100)[1]
+    said = process.communicate()[1]
     assert process.returncode == 75, said
     assert said.splitlines()[-1].startswith("vcsoup: stopped on request")
     assert "Traceback" not in said
     assert not (root / "theta_0").exists()
-    assert "resumed after step" in vcsoup(folder, "sft", "recipe.yaml", "-d", "stopped")
+    assert "resumed after step" in vcsoup("sft", "recipe.yaml", "-d", "stopped", folder=folder)
     ours, theirs = (each / "theta_0" / "model.safetensors" for each in (root, trained.root))
     assert ours.read_bytes() == theirs.read_bytes()

@@ -59,6 +59,8 @@ def test_a_model_at_chance_is_warned_of_without_a_reference():
     assert chance_warning({"loss": 9.0}, Training(), 1000) is None
 
 
+@pytest.mark.models
+@pytest.mark.ranks
 def test_weights_that_are_nan_are_named_before_any_log_prob_is_kept(tiny_model, tmp_path):
     base = shutil.copytree(tiny_model, tmp_path / "base")
     held = load_file(base / "model.safetensors")

@@ -104,6 +104,7 @@ def test_a_template_that_drops_the_system_turn_is_warned_of(tokenizer):
     assert check_template(tokenizer, "helpful", [texts()], TRAINING) == []
 
 
+@pytest.mark.models
 def test_a_tokenizer_without_one_template_is_refused_before_any_pair(tiny_model, tmp_path):
     base = shutil.copytree(tiny_model, tmp_path / "base")
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -129,6 +130,7 @@ def test_the_first_pairs_are_those_of_the_first_file_that_has_any(tmp_path):
     assert [each.id for each in first_texts(tmp_path)] == [f"{i:02d}" for i in range(8)]
 
 
+@pytest.mark.models
 def test_a_prompt_that_the_template_does_not_take_gets_no_answer(tiny_model):
     model, tokenizer = load_model(str(tiny_model), None, "fp32", "cpu")
     tokenizer.chat_template = ODD
@@ -139,6 +141,8 @@ def test_a_prompt_that_the_template_does_not_take_gets_no_answer(tiny_model):
         generate_answers(model, tokenizer, prompts[1:2], EVALUATION)
 
 
+@pytest.mark.models
+@pytest.mark.processes
 def test_check_tries_real_pairs_of_every_dataset(tmp_path):
     save_tiny_model(tmp_path / "base")
     write_pairs(tmp_path / "pairs.jsonl", 20)

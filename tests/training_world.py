@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 import torch
 from conftest import sentence
+from fork_server import call_forked
 from safetensors.torch import load_file
 
 from vcsoup_dist.launch.ranks import GRACE, run_ranks
@@ -58,7 +58,7 @@ def rank_pid(job: Path, rank: int) -> int:
     raise AssertionError(f"no rank {rank} runs {job}")
 
 
-def wait_for(condition, seconds: float = 120.0) -> None:
+def wait_for(condition, seconds: float = 240.0) -> None:
     """Until `condition()` holds."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -149,15 +149,13 @@ class World:
         return file
 
     def run(self, *jobs: Path, ranks: int = 2) -> None:
-        """One job as a user's ranks do it; several one after another on the same ranks."""
+        """One job after another on the same ranks, which are forked."""
         if len(jobs) == 1:
-            run_ranks(RANK, jobs[0], ranks, 1, self.logs(jobs[0]))
+            call_forked(run_ranks, RANK, jobs[0], ranks, 1, self.logs(jobs[0]))
             return
         listed = self.root / "jobs.json"
         listed.write_text(json.dumps([str(job) for job in jobs]))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-            run_ranks("many_jobs", listed, ranks, 1, self.root / "logs")
+        call_forked(run_ranks, "many_jobs", listed, ranks, 1, self.root / "logs")
 
     def logs(self, job: Path) -> Path:
         """Where the launcher keeps the logs of the job's ranks."""
@@ -166,11 +164,13 @@ class World:
     def start(self, job: Path, ranks: int = 2, grace: float = GRACE) -> subprocess.Popen[bytes]:
         """The launcher of a job as a process of its own; its exit code is the command's.
 
-        grace: how long it waits for a rank to hang as the first did.
+        It ends with this process. grace: how long it waits for a rank to hang as the first did.
         """
         code = (
             "import sys; from pathlib import Path; from vcsoup_dist.launch import ranks\n"
             "from vcsoup_dist.errors import EXIT_PREEMPTED, Preempted, UserError\n"
+            "from vcsoup_dist.processes import die_with_parent\n"
+            f"die_with_parent({os.getpid()})\n"
             f"ranks.GRACE = {grace}\n"
             "try:\n"
             f"    ranks.run_ranks({RANK!r}, Path(sys.argv[1]), {ranks}, 1, Path(sys.argv[2]))\n"
