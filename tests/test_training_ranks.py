@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import save_tiny_model
+from fork_server import call_forked
 from training_world import World, processes_with, rank_pid, wait_for
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vcsoup_dist.errors import EXIT_PREEMPTED, UserError
 from vcsoup_dist.forward.template import encode_pair
-from vcsoup_dist.launch.ranks import GRACE
+from vcsoup_dist.launch import ranks
 from vcsoup_dist.recipe import Launch
 from vcsoup_dist.records.training_summary import TrainingSummary
 
@@ -104,7 +105,7 @@ ENDLESS = STEADY | {"steps": 1_000_000}
 EVERY = 4  # steps between two checkpoints
 
 
-def interrupt(world: World, job: Path, how, early: bool = False, grace: float = GRACE) -> int:
+def interrupt(world: World, job: Path, how, early: bool = False) -> int:
     """Call `how(launcher)` amidst a job, and return the launcher's exit code.
 
     That is when some more steps are taken, or `early` when the ranks' processes are there.
@@ -120,7 +121,7 @@ def interrupt(world: World, job: Path, how, early: bool = False, grace: float = 
 
     before = world.checkpoints(job.stem)
     first = int(before[-1].name.removeprefix("step-")) if before else 0
-    launcher = world.start(job, grace=grace)
+    launcher = world.start(job)
     try:
         wait_for(lambda: launcher.poll() is not None or is_time())
         assert launcher.poll() is None
@@ -204,12 +205,18 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_pairs_of_the_batch(worl
     assert not (world.root / "nan" / "output" / "training.json").exists()
 
 
+def run_impatiently(module: str, job: Path, logs: Path) -> None:
+    """As `run_ranks`, which waits ten seconds for a rank that hangs to say where."""
+    ranks.GRACE = 0.0
+    ranks.run_ranks(module, job, 2, 1, logs)
+
+
 def test_a_step_that_hangs_ends_with_the_stack_of_the_ranks(world):
-    job = world.policy_job("hung", launch=Launch(hang_minutes=0.2), **ENDLESS)
-    code = interrupt(world, job, signal_rank_1(job, signal.SIGSTOP), grace=0.0)
-    assert code == 1
-    assert "longer than launch.hang_minutes" in (world.root / "hung.log").read_text()
+    job = world.policy_job("hung", launch=Launch(hang_minutes=0.1))
+    with pytest.raises(UserError, match=r"longer than launch.hang_minutes"):
+        call_forked(run_impatiently, "hanging_rank", job, world.logs(job))
     assert "take_step" in (world.logs(job) / "rank-0.stack").read_text()
+    assert len(world.metrics("hung")) == 2
 
 
 def test_the_best_checkpoint_becomes_the_policy(world):

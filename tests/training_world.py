@@ -17,7 +17,7 @@ from conftest import sentence
 from fork_server import call_forked
 from safetensors.torch import load_file
 
-from vcsoup_dist.launch.ranks import GRACE, run_ranks
+from vcsoup_dist.launch.ranks import run_ranks
 from vcsoup_dist.recipe import Launch, Training
 from vcsoup_dist.training.deepspeed_config import FOLDERS
 from vcsoup_dist.training.job import Job, PolicyTask, ReferenceTask
@@ -161,19 +161,18 @@ class World:
         """Where the launcher keeps the logs of the job's ranks."""
         return self.root / "logs" / job.stem
 
-    def start(self, job: Path, ranks: int = 2, grace: float = GRACE) -> subprocess.Popen[bytes]:
-        """The launcher of a job as a process of its own; its exit code is the command's.
+    def start(self, job: Path, ranks: int = 2) -> subprocess.Popen[bytes]:
+        """The launcher of a job as a process of its own, which ends with this one.
 
-        It ends with this process. grace: how long it waits for a rank to hang as the first did.
+        Its exit code is the command's.
         """
         code = (
-            "import sys; from pathlib import Path; from vcsoup_dist.launch import ranks\n"
+            "import sys; from pathlib import Path; from vcsoup_dist.launch.ranks import run_ranks\n"
             "from vcsoup_dist.errors import EXIT_PREEMPTED, Preempted, UserError\n"
             "from vcsoup_dist.processes import die_with_parent\n"
             f"die_with_parent({os.getpid()})\n"
-            f"ranks.GRACE = {grace}\n"
             "try:\n"
-            f"    ranks.run_ranks({RANK!r}, Path(sys.argv[1]), {ranks}, 1, Path(sys.argv[2]))\n"
+            f"    run_ranks({RANK!r}, Path(sys.argv[1]), {ranks}, 1, Path(sys.argv[2]))\n"
             "except Preempted:\n"
             "    sys.exit(EXIT_PREEMPTED)\n"
             "except UserError as error:\n"
