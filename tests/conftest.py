@@ -12,9 +12,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # Tests run two ranks, also where there is one GPU.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -40,24 +44,86 @@ WORDS = [
 ]
 
 
-def save_tiny_tokenizer(folder: Path) -> None:
-    """A word-level tokenizer with a chat template; pad differs from eos, no BOS."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+SPECIALS = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<unk>"]
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|> ' + m['content'] + ' <|end|> ' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|> ' }}{% endif %}"
+)
 
-    specials = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<unk>"]
-    vocabulary = {word: i for i, word in enumerate([*specials, *WORDS])}
+
+def word_tokenizer() -> Tokenizer:
+    """Of the words, without a template."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = {word: i for i, word in enumerate([*SPECIALS, *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer
+
+
+def save_tiny_tokenizer(folder: Path) -> None:
+    """A word-level tokenizer with a chat template; pad differs from eos, no BOS."""
+    from transformers import PreTrainedTokenizerFast
+
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", unk_token="<unk>"
+        tokenizer_object=word_tokenizer(),
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        unk_token="<unk>",
     )
     fast.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
-    fast.chat_template = (
-        "{% for m in messages %}{{ '<|' + m['role'] + '|> ' + m['content'] + ' <|end|> ' }}"
-        "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|> ' }}{% endif %}"
-    )
+    fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
+
+
+def write_model_files(folder: Path) -> None:
+    """The files of a model that is planned with and never loaded: a tiny Llama of zeros.
+
+    Without the seconds in which torch and transformers would be imported to save a real one.
+    """
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    width, inner, heads, groups, layers = 32, 64, 4, 2, 2
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "dtype": "float32",
+        "vocab_size": len(SPECIALS) + len(WORDS),
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "max_position_embeddings": 4096,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": None,
+        "tie_word_embeddings": False,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    names = {"embed_tokens": (config["vocab_size"], width), "norm": (width,)}
+    for layer in range(layers):
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            names[f"layers.{layer}.{name}"] = (width,)
+        for name, shape in {
+            "mlp.down_proj": (width, inner),
+            "mlp.gate_proj": (inner, width),
+            "mlp.up_proj": (inner, width),
+            "self_attn.q_proj": (width, width),
+            "self_attn.k_proj": (width * groups // heads, width),
+            "self_attn.v_proj": (width * groups // heads, width),
+            "self_attn.o_proj": (width, width),
+        }.items():
+            names[f"layers.{layer}.{name}"] = shape
+    tensors = {f"model.{name}.weight": np.zeros(shape, "<f4") for name, shape in names.items()}
+    tensors["lm_head.weight"] = np.zeros((config["vocab_size"], width), "<f4")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    word_tokenizer().save(str(folder / "tokenizer.json"))
+    tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": CHAT_TEMPLATE}
+    specials = {"pad_token": "<|pad|>", "eos_token": "<|end|>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer | specials))
 
 
 def save_tiny_model(folder: Path, seed: int = 0, tied: bool = False, hidden_size: int = 32) -> None:
@@ -102,6 +168,14 @@ def write_pairs(path: Path, count: int, seed: int = 0) -> None:
             }
         )
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="session")
+def model_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a model that is not loaded."""
+    folder = tmp_path_factory.mktemp("model-files")
+    write_model_files(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -42,10 +42,10 @@ LIBRARIES = (
 STARTED_IN = dict(os.environ)
 """The environment in which the server imports them."""
 READ_BY_IMPORTS = (
-    *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "RAY_", "TORCH_", "DS_", "DEEPSPEED_", "CUDA_"),
+    *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TORCH_", "DS_", "DEEPSPEED_", "CUDA_"),
     *("LD_", "LC_", "LANG", "MPL", "PYTHON"),
 )
-"""How the variables begin that libraries may read when they are imported."""
+"""How the variables begin that libraries may read when they are imported; Ray starts by its own."""
 QUIET = {"DEEPSPEED_LOG_LEVEL": "error", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 MESSAGE = 1 << 17  # bytes
 

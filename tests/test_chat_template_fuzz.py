@@ -6,7 +6,7 @@ None costs a traceback or more than seconds, and none that loses text passes for
 from __future__ import annotations
 
 import copy
-import time
+import os
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -23,6 +23,8 @@ from vcsoup_dist.forward.template import (
 )
 from vcsoup_dist.forward.template_limits import comes_to_an_end
 from vcsoup_dist.scoring.texts import encode_text
+
+pytestmark = [pytest.mark.models, pytest.mark.processes]
 
 TOKENIZER = bos_tokenizer()
 PROMPT = [{"role": "user", "content": "w1 w2 w3"}]
@@ -72,6 +74,11 @@ PIECES = [
 WHOLE = "{% for m in messages %}{{ bos_token }} "
 
 
+def processor_seconds() -> float:
+    """Of this process and those that it has started: not of the machine's other work."""
+    return sum(os.times()[:4])
+
+
 @st.composite
 def mutated(draw: st.DrawFn) -> str:
     """A real template with some stretches left out, doubled or exchanged for other pieces."""
@@ -103,7 +110,7 @@ def with_template(template: object) -> object:
 @given(TEMPLATES)
 def test_any_template_ends_soon_in_tokens_or_in_one_line(template):
     tokenizer = with_template(template)
-    began = time.monotonic()
+    began = processor_seconds()
     try:
         text = encode_text(tokenizer, "chat_template", PROMPT, ANSWER, None)
     except UserError as error:
@@ -117,7 +124,7 @@ def test_any_template_ends_soon_in_tokens_or_in_one_line(template):
         assert str(error).encode() and "\n" not in str(error)
     else:
         assert isinstance(pair, (tuple, str))
-    assert time.monotonic() - began < SECONDS
+    assert processor_seconds() - began < SECONDS
 
 
 @pytest.mark.parametrize(
@@ -133,14 +140,14 @@ def test_any_template_ends_soon_in_tokens_or_in_one_line(template):
     ],
 )
 def test_a_template_without_an_end_is_one_line_in_seconds(piece):
-    began = time.monotonic()
+    began = processor_seconds()
     for encode in (
         lambda each: encode_text(each, "chat_template", PROMPT, ANSWER, None),
         lambda each: encode_pair(each, PROMPT, ANSWER, OTHER, 64, truncate_prompt=False),
     ):
         with pytest.raises(UserError, match="never ends"):
             encode(with_template(piece + CHATML))
-    assert time.monotonic() - began < SECONDS  # tried once, for both
+    assert processor_seconds() - began < SECONDS  # tried once, for both
 
 
 @pytest.mark.parametrize("template", [*REAL, "{{ messages[0]['content'] }}"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import save_tiny_model
+from conftest import write_model_files
 
 from vcsoup_dist.check.data import check_files
 from vcsoup_dist.errors import UserError
@@ -22,7 +22,7 @@ NUMBERS = [{**row, "prompt": 3} for row in GOOD]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("check")
-    save_tiny_model(folder / "base")
+    write_model_files(folder / "base")
     (folder / "judge.py").write_text("def judge(prompt, response): ...\n")
     return folder
 

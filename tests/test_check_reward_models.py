@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import save_tiny_model, write_pairs
+from conftest import write_model_files, write_pairs
 from safetensors.torch import load_file, save_file
 from test_scoring_loading import edit_config, save
 
@@ -34,7 +34,7 @@ def check(
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    save_tiny_model(tmp_path / "base")
+    write_model_files(tmp_path / "base")
     save(tmp_path / "reward")
     save(tmp_path / "bad")
     write_pairs(tmp_path / "pairs.jsonl", 4)

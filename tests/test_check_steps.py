@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import save_tiny_model, write_pairs
+from conftest import write_model_files, write_pairs
 
 from vcsoup_dist.check.steps import (
     LEAST_MOVE,
@@ -104,7 +104,7 @@ class World:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    save_tiny_model(tmp_path / "base")
+    write_model_files(tmp_path / "base")
     write_pairs(tmp_path / "pairs.jsonl", 40)
     (tmp_path / "rewards.py").write_text("def longer(prompt, response): ...\n")
     return tmp_path

@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import save_tiny_model, write_pairs
+from command import vcsoup
+from conftest import write_model_files, write_pairs
+
+pytestmark = pytest.mark.processes
 
 RECIPE = """
 name: small
@@ -23,21 +26,13 @@ values:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    save_tiny_model(tmp_path / "base")
+    write_model_files(tmp_path / "base")
     write_pairs(tmp_path / "pairs.jsonl", 20)
     (tmp_path / "rewards.py").write_text(
         "def longer(prompt, response):\n    return len(response)\n"
     )
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     return tmp_path
-
-
-def vcsoup(*arguments: str, folder: Path, code: int = 0) -> str:
-    """Run the command in `folder`; what it printed."""
-    command = [sys.executable, "-m", "vcsoup_dist.cli", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    return done.stdout + done.stderr
 
 
 def imported_by(statement: str, folder: Path) -> set[str]:
@@ -142,7 +137,6 @@ MISTAKES = {
 def test_a_mistake_is_a_line_and_exit_code_2(folder, arguments, line):
     printed = vcsoup(*arguments, folder=folder, code=2)
     assert line in printed
-    assert "Traceback" not in printed
 
 
 def test_check_says_what_a_local_files_rows_lack(folder):
@@ -150,7 +144,6 @@ def test_check_says_what_a_local_files_rows_lack(folder):
     (folder / "pairs.jsonl").write_text(json.dumps(rated) + "\n")
     printed = vcsoup("check", "recipe.yaml", folder=folder, code=2)
     assert "the key `preferred_by` is missing; the data offers: helpfulness" in printed
-    assert "Traceback" not in printed
     (folder / "pairs.jsonl").write_text(json.dumps({"question": "q", "chosen": "a"}) + "\n")
     printed = vcsoup("check", "recipe.yaml", folder=folder, code=2)
     assert "no column `prompt`; their columns are: question, chosen" in printed
@@ -172,7 +165,7 @@ from vcsoup_dist.cli import main as cli
 
 def slow_end():
     print("ending", flush=True)
-    time.sleep(1)
+    time.sleep(0.3)
 
 atexit.register(slow_end)
 
@@ -187,6 +180,6 @@ cli.main()
     )
     assert process.stdout is not None and process.stdout.readline() == "ending\n"
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate()
     assert process.returncode == 130
     assert errors == "vcsoup: interrupted; run the same command to resume\n"

@@ -54,20 +54,22 @@ def content(run: Path) -> dict[Path, bytes]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, tiny_model: Path) -> dict[Path, bytes]:
+def undisturbed(tmp_path_factory, model_files: Path) -> dict[Path, bytes]:
     folder = tmp_path_factory.mktemp("undisturbed")
-    recipe, workspace, products = make_world(folder, tiny_model, drawn(), **CHANGED)
+    recipe, workspace, products = make_world(folder, model_files, drawn(), **CHANGED)
     stage.make(recipe, workspace, products)
     return content(workspace.root)
 
 
-@pytest.mark.parametrize("on_cluster", [False, True])
+@pytest.mark.kills
+@pytest.mark.processes
+@pytest.mark.parametrize("on_cluster", [False, pytest.param(True, marks=pytest.mark.ray)])
 def test_killed_while_it_writes_it_resumes_to_the_same_bytes(
-    tmp_path: Path, tiny_model: Path, undisturbed, on_cluster, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model_files: Path, undisturbed, on_cluster, monkeypatch: pytest.MonkeyPatch
 ):
     from_bytes = "0" if on_cluster else str(10**9)
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path), str(tiny_model), from_bytes, repr(CHANGED)],
+        [sys.executable, "-c", KILLED, str(tmp_path), str(model_files), from_bytes, repr(CHANGED)],
         cwd=Path(__file__).parent,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
@@ -75,7 +77,7 @@ def test_killed_while_it_writes_it_resumes_to_the_same_bytes(
     (first,) = (tmp_path / "run" / "work" / "filtered" / "vc_soup").rglob("pairs-00000.parquet")
     written = first.stat().st_ino
     monkeypatch.setattr(stage, "ON_CLUSTER", int(from_bytes))
-    recipe, workspace, products = make_world(tmp_path, tiny_model, drawn(), **CHANGED)
+    recipe, workspace, products = make_world(tmp_path, model_files, drawn(), **CHANGED)
     stage.make(recipe, workspace, products)
     kept = workspace.root / "filtered" / "vc_soup" / "v1" / first.name
     assert kept.stat().st_ino == written
@@ -83,12 +85,12 @@ def test_killed_while_it_writes_it_resumes_to_the_same_bytes(
     assert sum(file.name.startswith("pairs-") for file in undisturbed) > 4
 
 
-def test_values_with_missing_rewards_filter_as_numpy_does(tmp_path: Path, tiny_model: Path):
+def test_values_with_missing_rewards_filter_as_numpy_does(tmp_path: Path, model_files: Path):
     datasets = [draw_scored(seed, 80, 4, missing=0.1) for seed in (3, 4)]
     datasets[1].ids[:5] = datasets[0].ids[10:15]
     settings = {"scope": "all", "normalisation": "gap_std", "threshold": 0.2, "min_norm": 0.5}
     recipe, workspace, products = make_world(
-        tmp_path, tiny_model, datasets, methods=["vc_soup"], consistency=settings
+        tmp_path, model_files, datasets, methods=["vc_soup"], consistency=settings
     )
     stage.make(recipe, workspace, [each for each in products if each.value == "v3"])
     trained = [each.train for each in datasets]

@@ -67,8 +67,8 @@ def make(folder: Path, model: Path, run: str = "run", **changed) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny_model: Path) -> Path:
-    return make(tmp_path_factory.mktemp("filter"), tiny_model)
+def run(tmp_path_factory, model_files: Path) -> Path:
+    return make(tmp_path_factory.mktemp("filter"), model_files)
 
 
 def rows_of(run: Path, method: str, value: str, file: str = "pairs") -> list[dict]:
@@ -147,7 +147,7 @@ def comparison(row: dict) -> Comparison:
 
 
 @pytest.fixture(scope="module")
-def shared_answers(tmp_path_factory, tiny_model: Path) -> Path:
+def shared_answers(tmp_path_factory, model_files: Path) -> Path:
     """A run in which two datasets order the same answers differently, and split them differently.
 
     One comparison is in `b` in both orders, and some prompts have another one there.
@@ -173,7 +173,7 @@ def shared_answers(tmp_path_factory, tiny_model: Path) -> Path:
         "b": {"reward": v, "judge": JUDGE, "data": {"path": "b.jsonl", "heldout_share": 0.1}},
         "c": {"reward": v, "judge": JUDGE, "data": {"pairs_of": ["a", "b"]}},
     }
-    return make(folder, tiny_model, values=values, methods=["rewarded_soup", "vc_soup"])
+    return make(folder, model_files, values=values, methods=["rewarded_soup", "vc_soup"])
 
 
 def test_answers_that_two_datasets_order_differently_are_borrowed_once(shared_answers: Path):
@@ -287,8 +287,8 @@ def test_methods_keep_what_their_names_say(run: Path):
         assert not zero
 
 
-def test_the_same_inputs_give_the_same_bytes(run: Path, tiny_model: Path, tmp_path: Path):
-    again = make(tmp_path, tiny_model, methods=["vc_soup"])
+def test_the_same_inputs_give_the_same_bytes(run: Path, model_files: Path, tmp_path: Path):
+    again = make(tmp_path, model_files, methods=["vc_soup"])
     files = [file.relative_to(again) for file in again.rglob("*") if file.is_file()]
     compared = [f for f in files if f.parts[0] in ("pairs", "scores", "filtered")]
     assert {f.suffix for f in compared} == {".parquet", ".json", ".png", ".md"}
@@ -312,8 +312,8 @@ def test_scores_carry_sign_and_summary(run: Path):
     assert manifest["std"] == pytest.approx(np.std(expected))
 
 
-def test_scope_all_takes_one_scale_over_all_datasets(tmp_path: Path, tiny_model: Path):
-    run = make(tmp_path, tiny_model, consistency={"scope": "all"}, methods=["vc_soup"])
+def test_scope_all_takes_one_scale_over_all_datasets(tmp_path: Path, model_files: Path):
+    run = make(tmp_path, model_files, consistency={"scope": "all"}, methods=["vc_soup"])
     scale = report_of(run, "vc_soup", "a").scale
     assert scale["a"] == scale["b"]
     rows = [
@@ -334,20 +334,20 @@ def test_scope_all_takes_one_scale_over_all_datasets(tmp_path: Path, tiny_model:
     ],
 )
 def test_rewards_that_cannot_filter_are_refused_by_name(
-    tmp_path: Path, tiny_model: Path, fixed, message
+    tmp_path: Path, model_files: Path, fixed, message
 ):
     for seed, (name, scores) in enumerate(fixed.items()):
         write_scored_pairs(tmp_path / f"{name}.jsonl", seed, **scores)
     with pytest.raises(UserError, match=message):
-        make(tmp_path, tiny_model, methods=["all_positive"])
+        make(tmp_path, model_files, methods=["all_positive"])
 
 
-def test_more_values_than_a_sign_pattern_holds_are_refused(tmp_path: Path, tiny_model: Path):
+def test_more_values_than_a_sign_pattern_holds_are_refused(tmp_path: Path, model_files: Path):
     u = {"reward": {"columns": ["u+", "u-"]}, "judge": JUDGE}
     values = {f"w{i}": u for i in range(20)}
     values["a"] = {**u, "data": {"path": "a.jsonl"}}
     with pytest.raises(UserError, match="values: 21 are more than the 20"):
-        make(tmp_path, tiny_model, values=values, methods=["vc_soup"])
+        make(tmp_path, model_files, values=values, methods=["vc_soup"])
     assert not (tmp_path / "run").exists()  # nothing was read or scored
 
 

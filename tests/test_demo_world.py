@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -177,12 +179,30 @@ def test_a_saved_tokenizer_loads_as_it_was(tmp_path: Path) -> None:
     assert loaded.get_vocab() == made.get_vocab()
 
 
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, size in (("TRAIN_PAIRS", 8), ("TEST_PAIRS", 4)):
-        monkeypatch.setattr(world, name, size)
-    for name in ("POLICY_STEPS", "REWARD_STEPS"):
-        monkeypatch.setattr(world, name, 2)
+@pytest.fixture(scope="module")
+def tiny() -> Iterator[None]:
+    sizes = {"TRAIN_PAIRS": 8, "TEST_PAIRS": 4, "POLICY_STEPS": 2, "REWARD_STEPS": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, size in sizes.items():
+            patch.setattr(world, name, size)
+        yield
+
+
+@dataclass(frozen=True)
+class World:
+    folder: Path
+    said: list[str]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: None, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Made without a break."""
+    made = World(tmp_path_factory.mktemp("world") / "whole", [])
+    threads, state = torch.get_num_threads(), torch.random.get_rng_state()
+    world.make_world(made.folder, made.said.append)
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.random.get_rng_state(), state)
+    return made
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -193,29 +213,23 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_world_is_whole_reproducible_and_made_once(tiny: None, tmp_path: Path) -> None:
+@pytest.mark.models
+def test_a_world_is_whole_and_made_once(whole: World) -> None:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    threads, state = torch.get_num_threads(), torch.random.get_rng_state()
-    lines: list[str] = []
-    world.make_world(tmp_path / "one", lines.append)
-    assert torch.get_num_threads() == threads
-    assert torch.equal(torch.random.get_rng_state(), state)
-    world.make_world(tmp_path / "two", lambda line: None)
-    first = contents(tmp_path / "one")
-    assert first == contents(tmp_path / "two")
-    said = len(lines)
+    before, said = contents(whole.folder), len(whole.said)
     assert said > 0
-    world.make_world(tmp_path / "one", lines.append)
-    assert len(lines) == said
-    policy = AutoModelForCausalLM.from_pretrained(tmp_path / "one" / "base")
+    world.make_world(whole.folder, whole.said.append)
+    assert (contents(whole.folder), len(whole.said)) == (before, said)
+    policy = AutoModelForCausalLM.from_pretrained(whole.folder / "base")
     assert 1e6 <= sum(p.numel() for p in policy.parameters()) <= 3e6
-    reward = AutoModelForSequenceClassification.from_pretrained(tmp_path / "one" / "reward-safe")
+    reward = AutoModelForSequenceClassification.from_pretrained(whole.folder / "reward-safe")
     assert reward.config.num_labels == 1
     assert {p.dtype for p in policy.parameters()} == {torch.float32}
 
 
-def test_a_world_broken_off_is_finished_to_the_same_bytes(tiny: None, tmp_path: Path) -> None:
+@pytest.mark.models
+def test_a_world_is_reproducible_also_where_it_was_broken_off(whole: World, tmp_path: Path) -> None:
     def break_off(line: str) -> None:
         if "reward of safe" in line:
             raise KeyboardInterrupt
@@ -224,18 +238,18 @@ def test_a_world_broken_off_is_finished_to_the_same_bytes(tiny: None, tmp_path: 
         world.make_world(tmp_path / "broken", break_off)
     assert not (tmp_path / "broken" / "world.json").exists()
     world.make_world(tmp_path / "broken", lambda line: None)
-    world.make_world(tmp_path / "whole", lambda line: None)
-    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "broken") == contents(whole.folder)
 
 
+@pytest.mark.models
 def test_a_new_version_leaves_no_part_of_the_old_one(
-    tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.make_world(tmp_path, lambda line: None)
-    (tmp_path / "base" / "of_the_old_version").touch()
+    shutil.copytree(whole.folder, tmp_path / "world")
+    (tmp_path / "world" / "base" / "of_the_old_version").touch()
     monkeypatch.setattr(world, "VERSION", world.VERSION + 1)
-    world.make_world(tmp_path, lambda line: None)
-    assert not (tmp_path / "base" / "of_the_old_version").exists()
+    world.make_world(tmp_path / "world", lambda line: None)
+    assert not (tmp_path / "world" / "base" / "of_the_old_version").exists()
 
 
 def test_copying_counts_more_and_prompt_and_padding_not_at_all() -> None:

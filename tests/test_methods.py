@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import save_tiny_model, write_pairs
+from conftest import write_model_files, write_pairs
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes
@@ -28,7 +28,7 @@ RECIPE = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("methods")
-    save_tiny_model(folder / "base")
+    write_model_files(folder / "base")
     write_pairs(folder / "pairs.jsonl", 5)
     (folder / "rewards.py").write_text("def length(p, r): ...\n")
     return folder
@@ -174,6 +174,7 @@ METHOD = PerLambda
 '''
 
 
+@pytest.mark.processes
 def test_a_method_of_ones_own_is_one_file(folder, tmp_path):
     (tmp_path / "per_lambda.py").write_text(OWN)
     loaded(folder, methods={"vc_soup": {}, "grid": {"kind": "vc_soup"}})

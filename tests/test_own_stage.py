@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import yaml
-from conftest import save_tiny_model, write_pairs
+from conftest import write_model_files, write_pairs
 
 from vcsoup_dist.identity import Hashes
 from vcsoup_dist.pipeline.clean import removable
@@ -63,7 +63,7 @@ def table():
 @pytest.fixture
 def run(tmp_path, table):
     """Recipe, workspace and plan."""
-    save_tiny_model(tmp_path / "base")
+    write_model_files(tmp_path / "base")
     write_pairs(tmp_path / "pairs.jsonl", 20)
     rows = (tmp_path / "pairs.jsonl").read_text().splitlines()
     scored = [f'{row[:-1]}, "right": 2.0, "wrong": 1.0}}\n' for row in rows]

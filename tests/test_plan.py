@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import save_tiny_model, write_pairs
+from conftest import write_model_files, write_pairs
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes
@@ -35,7 +35,7 @@ RECIPE = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("plan")
-    save_tiny_model(folder / "base")
+    write_model_files(folder / "base")
     write_pairs(folder / "pairs.jsonl", 5)
     (folder / "rewards.py").write_text("def longer(p, r): ...\ndef shorter(p, r): ...\n")
     return folder

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import save_tiny_model, write_pairs
+from conftest import write_model_files, write_pairs
 from huggingface_hub import constants
 
 from vcsoup_dist.check.cost import estimate
@@ -25,7 +25,7 @@ from vcsoup_dist.workspace import Workspace
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("recipe")
-    save_tiny_model(folder / "base")
+    write_model_files(folder / "base")
     (folder / "judge.py").write_text("def judge(prompt, response): ...\n")
     return folder
 

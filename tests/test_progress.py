@@ -44,6 +44,7 @@ EXPECTED = {
 }
 
 
+@pytest.mark.processes
 def test_log_lines_stand_whole_above_the_bar_of_a_terminal() -> None:
     code, said = on_terminal([sys.executable, "-c", WORK])
     assert code == 0
@@ -53,6 +54,7 @@ def test_log_lines_stand_whole_above_the_bar_of_a_terminal() -> None:
     assert said.rfind(b"\x1b[?25h") > said.rfind(b"\x1b[?25l"), "the cursor is back"
 
 
+@pytest.mark.processes
 def test_results_in_a_pipe_stay_there_while_the_bar_is_on_a_terminal() -> None:
     read, write = os.pipe()
     code, said = on_terminal([sys.executable, "-c", WORK], stdout=write)
@@ -62,6 +64,7 @@ def test_results_in_a_pipe_stay_there_while_the_bar_is_on_a_terminal() -> None:
     assert code == 0 and b"a result" not in said
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("environment", [{}, {"FORCE_COLOR": "1"}, {"TERM": "dumb"}])
 def test_no_bar_and_no_escape_where_standard_error_is_a_file(environment: dict[str, str]) -> None:
     done = subprocess.run(
@@ -76,6 +79,7 @@ def test_no_bar_and_no_escape_where_standard_error_is_a_file(environment: dict[s
     assert done.stdout == "a result\n"
 
 
+@pytest.mark.processes
 def test_a_dumb_terminal_gets_plain_lines() -> None:
     code, said = on_terminal([sys.executable, "-c", WORK], environment={"TERM": "dumb"})
     assert code == 0 and b"\x1b" not in said

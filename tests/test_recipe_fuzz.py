@@ -89,7 +89,7 @@ def load(tmp_path_factory):
         def read(content: bytes, overrides: tuple[str, ...] = ()) -> Recipe | None:
             """The recipe, or None where it is refused as it should be."""
             file.write_bytes(content)
-            began = time.monotonic()
+            began = time.process_time()
             try:
                 return load_recipe(file, overrides)
             except UserError as error:
@@ -98,7 +98,7 @@ def load(tmp_path_factory):
                     assert line.isprintable() and len(line) < 600, line
                 return None
             finally:
-                assert time.monotonic() - began < MOST_SECONDS
+                assert time.process_time() - began < MOST_SECONDS
 
         yield read
 

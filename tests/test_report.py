@@ -429,10 +429,11 @@ def test_labels_cover_neither_each_other_nor_markers_nor_lines():
         assert not box.count_contains(axes.transData.transform(dense))
 
 
+@pytest.mark.processes
 def test_the_page_needs_no_plotting_library_and_no_framework():
     code = (
         "import sys, vcsoup_dist.report.page, vcsoup_dist.report.tables\n"
         "heavy = {'matplotlib', 'torch', 'ray', 'deepspeed', 'transformers'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -58,7 +58,7 @@ def rows() -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny_model: Path) -> Run:
+def run(tmp_path_factory, model_files: Path) -> Run:
     folder = tmp_path_factory.mktemp("counts")
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
     (folder / "judge.py").write_text("def judge(prompt, response):\n    return 0.0\n")
@@ -66,7 +66,7 @@ def run(tmp_path_factory, tiny_model: Path) -> Run:
     data = {"path": "pairs.jsonl", "heldout_share": 0.1}
     recipe = {
         "name": "counts",
-        "model": str(tiny_model),
+        "model": str(model_files),
         "values": {
             "kind": {"reward": {"columns": ["k+", "k-"]}, "judge": judge, "data": data},
             "brief": {"reward": {"columns": ["b+", "b-"]}, "judge": judge},
@@ -100,7 +100,7 @@ def test_every_row_and_pair_is_accounted_for(run: Run):
         assert (each.dataset, each.pairs, each.unscored) == ("kind", read.training, 0)
 
 
-def test_the_columns_of_the_data_table_add_up_to_the_rows_read(tmp_path, tiny_model, caplog):
+def test_the_columns_of_the_data_table_add_up_to_the_rows_read(tmp_path, model_files, caplog):
     rated = [
         {"prompt": f"q{i // 3}", "response": f"r{i}", "good": i % 3 if i % 7 else None}
         for i in range(1200)
@@ -114,7 +114,7 @@ def test_the_columns_of_the_data_table_add_up_to_the_rows_read(tmp_path, tiny_mo
         "reward": {"columns": ["chosen_good", "rejected_good"]},
         "judge": {"callable": "judge.py:judge"},
     }
-    recipe = {"name": "x", "model": str(tiny_model), "values": {"kind": value}}
+    recipe = {"name": "x", "model": str(model_files), "values": {"kind": value}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     loaded = load_recipe(tmp_path / "recipe.yaml")
     workspace = Workspace.open(tmp_path / "run", loaded)

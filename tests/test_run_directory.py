@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import save_tiny_model, write_pairs
+from command import run_vcsoup, vcsoup
+from conftest import write_model_files, write_pairs
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes
@@ -35,7 +34,7 @@ seeds: [0, 1]
 @pytest.fixture
 def world(tmp_path) -> Path:
     """A folder with a model, and one beside it with a recipe and its data."""
-    save_tiny_model(tmp_path / "base")
+    write_model_files(tmp_path / "base")
     project = tmp_path / "project"
     project.mkdir()
     write_pairs(project / "pairs.jsonl", 40)
@@ -46,13 +45,6 @@ def world(tmp_path) -> Path:
     (project / "judge.py").write_text("def never_called(prompt, response):\n    return 0.0\n")
     (project / "recipe.yaml").write_text(RECIPE)
     return tmp_path
-
-
-def vcsoup(*arguments: object, cwd: Path, code: int = 0) -> str:
-    command = [sys.executable, "-m", "vcsoup_dist.cli", *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stderr
-    return done.stdout + done.stderr
 
 
 def opened(recipe_file: Path, root: Path) -> Workspace:
@@ -67,12 +59,13 @@ def is_made(stage: str, said: str) -> bool:
     return bool(re.search(rf"{stage} +│ done ", said))
 
 
+@pytest.mark.processes
 def test_a_run_is_found_from_everywhere_by_recipe_and_by_run_directory(world, tmp_path):
     project = world / "project"
-    vcsoup("score", project / "recipe.yaml", cwd=world / "base")
+    vcsoup("score", project / "recipe.yaml", folder=world / "base")
     root = project / "runs" / "small"
     assert (root / "scores" / "long" / "long").is_dir()
-    for argument, cwd in (
+    for argument, folder in (
         (project / "recipe.yaml", Path("/")),
         ("recipe.yaml", project),
         (root, Path("/")),
@@ -80,24 +73,24 @@ def test_a_run_is_found_from_everywhere_by_recipe_and_by_run_directory(world, tm
         (".", root),
         ("recipe.yaml", root),
     ):
-        assert is_made("score", vcsoup("status", argument, cwd=cwd)), (argument, cwd)
+        assert is_made("score", vcsoup("status", argument, folder=folder)), (argument, folder)
     # Moved with all that the recipe names: nothing is to be made anew.
     world.rename(world.with_name("elsewhere"))
     moved = world.with_name("elsewhere") / "project" / "runs" / "small"
-    assert "nothing to do" in vcsoup("score", moved, cwd=Path("/"))
-    assert is_made("score", vcsoup("status", moved, cwd=Path("/")))
+    assert "nothing to do" in vcsoup("score", moved, folder=Path("/"))
+    assert is_made("score", vcsoup("status", moved, folder=Path("/")))
     world.with_name("elsewhere").rename(world)
-    assert "nothing to do" in vcsoup("score", root, cwd=Path("/"))  # it notes where it is now
+    assert "nothing to do" in vcsoup("score", root, folder=Path("/"))  # it notes where it is now
     # Moved alone, and then without the models and data.
     alone = tmp_path / "alone"
     root.rename(alone)
-    assert "nothing to do" in vcsoup("score", alone, cwd=Path("/"))
+    assert "nothing to do" in vcsoup("score", alone, folder=Path("/"))
     shutil.rmtree(world / "base")
-    assert is_made("score", vcsoup("status", alone, cwd=Path("/")))
-    said = vcsoup("status", project / "recipe.yaml", "-d", alone, cwd=Path("/"))
+    assert is_made("score", vcsoup("status", alone, folder=Path("/")))
+    said = vcsoup("status", project / "recipe.yaml", "-d", alone, folder=Path("/"))
     assert "this is the state as of the last command: model: no such file" in said
     assert is_made("score", said)
-    assert "vcsoup: model: no such file" in vcsoup("score", alone, cwd=Path("/"), code=2)
+    assert "vcsoup: model: no such file" in vcsoup("score", alone, folder=Path("/"), code=2)
 
 
 def test_relative_paths_of_the_copy_are_those_of_the_original(world, monkeypatch):
@@ -159,10 +152,11 @@ def test_a_run_elsewhere_is_told_instead_of_beginning_anew(world, monkeypatch):
     assert find_run(recipe_file).root == beside
 
 
+@pytest.mark.processes
 def test_values_are_those_of_the_recipe_wherever_its_runs_are(world):
     opened(world / "project" / "recipe.yaml", world / "project" / "mine")
     for argument in ("recipe.yaml", "mine"):
-        assert vcsoup("values", argument, cwd=world / "project") == "long\n"
+        assert vcsoup("values", argument, folder=world / "project") == "long\n"
 
 
 def test_a_run_of_another_recipe_of_that_name_is_in_nobodys_way(world, monkeypatch):
@@ -220,31 +214,31 @@ def test_a_recorded_plan_is_the_plan(world):
     assert due[0] == due[1] != []
 
 
+@pytest.mark.processes
 def test_what_slurm_refuses_leaves_no_folder(world, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
-    command = [sys.executable, "-m", "vcsoup_dist.cli", "submit", "recipe.yaml"]
-    done = subprocess.run(
-        command, cwd=world / "project", env={"PATH": str(empty)}, capture_output=True, text=True
-    )
+    done = run_vcsoup("submit", "recipe.yaml", folder=world / "project", PATH=str(empty))
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1 and "sbatch" in done.stderr
     assert not (world / "project" / "runs").exists()
 
 
+@pytest.mark.processes
 def test_a_key_set_on_the_command_line_is_as_an_edited_recipe(world):
     project = world / "project"
-    vcsoup("score", "recipe.yaml", "--set", "scoring.shard_pairs=7", cwd=project)
+    vcsoup("score", "recipe.yaml", "--set", "scoring.shard_pairs=7", folder=project)
     root = project / "runs" / "small"
     assert "shard_pairs: 7" in (root / "recipe.yaml").read_text()
-    assert is_made("score", vcsoup("status", root, cwd=project))
-    assert not is_made("score", vcsoup("status", "recipe.yaml", cwd=project))
+    assert is_made("score", vcsoup("status", root, folder=project))
+    assert not is_made("score", vcsoup("status", "recipe.yaml", folder=project))
     (project / "recipe.yaml").write_text(RECIPE + "scoring: {shard_pairs: 7}\n")
-    assert "nothing to do" in vcsoup("score", "recipe.yaml", cwd=project)
-    said = vcsoup("status", root, "--set", "seeds=[2]", cwd=project, code=2)
+    assert "nothing to do" in vcsoup("score", "recipe.yaml", folder=project)
+    said = vcsoup("status", root, "--set", "seeds=[2]", folder=project, code=2)
     assert "--set changes a recipe, not the copy in a run directory" in said
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("command", ["status", "run", "score", "check", "clean", "submit"])
 def test_a_run_directory_of_another_version_is_refused_in_one_line(world, command):
     root = world / "old"
@@ -252,7 +246,7 @@ def test_a_run_directory_of_another_version_is_refused_in_one_line(world, comman
     Workspace.open(root, recipe)
     (root / "plan.json").write_text('[{"name": "pairs/long", "stage": "read"}]')
     before = sorted(root.rglob("*"))
-    done = vcsoup(command, "project/recipe.yaml", "-d", root, cwd=world, code=2)
+    done = vcsoup(command, "project/recipe.yaml", "-d", root, folder=world, code=2)
     assert "a run directory of an earlier version of vcsoup_dist" in done
     assert len(done.splitlines()) == 1
     assert sorted(root.rglob("*")) == before

@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import save_tiny_model, write_pairs
+from command import start_vcsoup, vcsoup
+from conftest import save_tiny_model, write_model_files, write_pairs
 from hypothesis import given
 from hypothesis import strategies as st
 from training_world import processes_with, wait_for
@@ -54,7 +55,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.root = folder, folder / "run"
-        save_tiny_model(folder / "base")
+        write_model_files(folder / "base")
         write_pairs(folder / "pairs.jsonl", 60)
         rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
         for row in rows:
@@ -65,22 +66,19 @@ class Run:
         (folder / "judge.py").write_text("def never_called(prompt, response):\n    return 0.0\n")
         (folder / "recipe.yaml").write_text(RECIPE)
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "vcsoup_dist.cli", *arguments, "-d", str(self.root)]
-        return subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env={**os.environ, **environment},
+    def vcsoup(self, *arguments: str, code: int = 0, **variables: str) -> str:
+        options = ("-d", str(self.root))
+        return vcsoup(*arguments, *options, folder=self.folder, code=code, **variables)
+
+    def train(self, **variables: str) -> subprocess.Popen[str]:
+        """In real processes, which /proc tells apart."""
+        return start_vcsoup(
+            *("train", "long", "recipe.yaml", "-d", self.root),
+            folder=self.folder,
+            env={**os.environ, **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
         )
-
-    def vcsoup(self, *arguments: str, code: int = 0) -> str:
-        process = self.start(*arguments)
-        said, _ = process.communicate(timeout=300)
-        assert process.returncode == code, said
-        return said
 
     def status(self) -> dict[str, list[str]]:
         """State, products, jobs and time by stage; what is below the table under ''."""
@@ -108,6 +106,7 @@ def planned(run):
     return recipe, workspace, make_plan(recipe, Hashes(run.root / "hashes.json"))
 
 
+@pytest.mark.processes
 def test_states_go_from_to_do_to_done_and_to_changed_with_the_recipe(run):
     before = run.status()
     assert before["read"] == ["to do", "0 of 1", "", ""]
@@ -132,6 +131,7 @@ def test_states_go_from_to_do_to_done_and_to_changed_with_the_recipe(run):
     assert "not kept    soups/" in marks
 
 
+@pytest.mark.processes
 def test_every_execution_leaves_a_record_of_what_it_made(run, planned):
     run.vcsoup("score", "recipe.yaml")
     read, score = run.history()
@@ -146,14 +146,17 @@ def test_every_execution_leaves_a_record_of_what_it_made(run, planned):
     ]
 
 
+@pytest.mark.ranks
+@pytest.mark.kills
 def test_training_is_told_while_it_runs_when_stopped_killed_and_failed(run):
+    save_tiny_model(run.folder / "base")
     run.vcsoup("score", "recipe.yaml")
     run.vcsoup("filter", "recipe.yaml")
     metrics = run.root / "logs" / LONG / "metrics.jsonl"
     log = run.folder / "job.log"
     log.write_text("\x1b[31mold\x1b[0m\n" * 50 + "the last words\n")
     slurm = {"SLURM_JOB_ID": "14", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}
-    process = run.start("train", "long", "recipe.yaml", VCSOUP_JOB_LOG=str(log), **slurm)
+    process = run.train(VCSOUP_JOB_LOG=str(log), **slurm)
     wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 1)
     running = run.status()
     assert running["train"][:3] == ["running", "0 of 2", "12_3"]
@@ -170,7 +173,7 @@ def test_training_is_told_while_it_runs_when_stopped_killed_and_failed(run):
     assert stopped[""] == [""]
 
     metrics.unlink()
-    process = run.start("train", "long", "recipe.yaml", VCSOUP_JOB_LOG=str(log), **slurm)
+    process = run.train(VCSOUP_JOB_LOG=str(log), **slurm)
     wait_for(metrics.exists)
     process.kill()
     process.communicate()
@@ -184,7 +187,7 @@ def test_training_is_told_while_it_runs_when_stopped_killed_and_failed(run):
     assert killed[""][0].endswith(f"  the end of {log}:\n" + "  old\n" * 9 + "  the last words\n")
 
     metrics.unlink()
-    process = run.start("train", "long", "recipe.yaml")
+    process = run.train()
     wait_for(metrics.exists)
     for rank in processes_with(job):
         os.kill(rank, signal.SIGKILL)
@@ -196,6 +199,7 @@ def test_training_is_told_while_it_runs_when_stopped_killed_and_failed(run):
     assert [each.outcome for each in run.of("train")] == ["stopped", None, "failed"]
 
 
+@pytest.mark.processes
 def test_a_stage_that_failed_says_why_until_it_is_done(run):
     run.vcsoup("filter", "recipe.yaml", code=2)
     failed = run.status()
@@ -312,6 +316,7 @@ def test_jobs_that_ended_before_the_command_are_told_by_their_logs(run, planned)
     assert [(each.job, each.host, each.products) for each in merge] == [("8_0", "n-1", soups)]
 
 
+@pytest.mark.processes
 def test_damaged_submissions_are_one_warning(run, planned):
     (run.root / "jobs.json").write_text('[{"id":')
     said = run.vcsoup("status", "recipe.yaml")
@@ -329,6 +334,7 @@ with recorded(Path(sys.argv[1]), "filter", []):
 """
 
 
+@pytest.mark.processes
 def test_a_record_without_an_end_runs_as_long_as_its_process_lives(tmp_path):
     command = [sys.executable, "-c", HOLDS, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -416,6 +422,7 @@ def test_durations_are_short_words():
     ]
 
 
+@pytest.mark.processes
 def test_status_imports_no_framework(run):
     code = (
         "import sys\n"
@@ -432,6 +439,7 @@ def test_status_imports_no_framework(run):
     assert not imported & {"torch", "ray", "deepspeed", "transformers", "numpy", "pyarrow"}
 
 
+@pytest.mark.processes
 def test_who_looks_whether_a_product_is_being_made_is_not_in_its_writers_way(planned):
     _, workspace, plan = planned
     code = (
@@ -454,11 +462,10 @@ def test_who_looks_whether_a_product_is_being_made_is_not_in_its_writers_way(pla
             looker.kill()
 
 
+@pytest.mark.processes
 def test_where_slurm_cannot_be_asked_the_rest_is_told(run, planned):
     (run.root / "jobs.json").write_text("[]")
-    process = run.start("status", "recipe.yaml", PATH="/nowhere")
-    said, _ = process.communicate()
-    assert process.returncode == 0
+    said = run.vcsoup("status", "recipe.yaml", PATH="/nowhere")
     assert "jobs in the queue are not known: no `squeue` here" in said
     assert re.search("report +│ to do", said)
 

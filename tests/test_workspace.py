@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -79,28 +80,29 @@ def test_a_changed_product_takes_the_old_ones_place(tmp_path):
 
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from vcsoup_dist.locks import share_until_exit
 from vcsoup_dist.workspace import Workspace, Product
 workspace = Workspace(Path(sys.argv[1]))
 if sys.argv[2] == "worker":
     share_until_exit(workspace.root / "locks" / "base.workers")
-    print("held", flush=True); time.sleep(60)
+    print("held", flush=True); sys.stdin.read()
 with workspace.publishing(Product("base", "read", {"rows": 3})):
-    print("held", flush=True); time.sleep(60)
+    print("held", flush=True); sys.stdin.read()
 """
 
 
 def _holder(root: Path, kind: str) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(root), kind], stdout=subprocess.PIPE
-    )
+    """Holds until its standard input is closed."""
+    command = [sys.executable, "-c", HOLD, str(root), kind]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"held\n"
     return process
 
 
+@pytest.mark.processes
 def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
     workspace = Workspace.open(tmp_path / "run", RECIPE)
     holder = _holder(workspace.root, "writer")
@@ -118,6 +120,7 @@ def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
     assert workspace.is_made(BASE)
 
 
+@pytest.mark.processes
 def test_a_writer_waits_for_the_workers_of_a_killed_one(tmp_path, monkeypatch):
     workspace = Workspace.open(tmp_path / "run", RECIPE)
     with workspace.publishing(BASE):
@@ -133,16 +136,13 @@ def test_a_writer_waits_for_the_workers_of_a_killed_one(tmp_path, monkeypatch):
         pass
 
 
-PUBLISH = HOLD.replace("time.sleep(60)", "time.sleep(0.5)")
-
-
+@pytest.mark.processes
 def test_who_waits_for_a_writer_finds_its_product_and_leaves_it(tmp_path):
     workspace = Workspace.open(tmp_path / "run", RECIPE)
-    command = [sys.executable, "-c", PUBLISH, str(workspace.root), "writer"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"held\n"
+    with _holder(workspace.root, "writer") as other:
         assert workspace.is_being_made("base")
+        assert other.stdin is not None
+        threading.Timer(0.2, other.stdin.close).start()
         with workspace.publishing(BASE, wait=True) as draft:
             assert workspace.is_made(BASE)
             (draft.output / "twice").write_text("")
@@ -232,6 +232,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.processes
 def test_a_child_that_a_worker_forks_neither_holds_the_product_nor_outlives_it(tmp_path):
     workspace = Workspace.open(tmp_path / "run", RECIPE)
     with workspace.publishing(BASE) as draft:
