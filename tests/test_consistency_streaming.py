@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vcsoup_dist.consistency import filtered_files
-from vcsoup_dist.consistency.block_map import run_here
 from vcsoup_dist.consistency.blocks import Block, ids_as_numbers, read_rewards, training_blocks
 from vcsoup_dist.consistency.counts import count_pairs
 from vcsoup_dist.consistency.filtered_files import Part, filtered_tables, write_heldout
@@ -24,6 +23,7 @@ from vcsoup_dist.consistency.measured_pairs import GapSettings, measure_pairs
 from vcsoup_dist.consistency.rules import keep
 from vcsoup_dist.consistency.scales import Scale, check_scale, reward_scale
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.launch.task_map import run_here
 from vcsoup_dist.moments import co_moments, moments
 from vcsoup_dist.records.keep_rule import KeepRule
 

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1] / "vcsoup_dist"
 
 LAYERS = [
     *("cli", "demo", "check", "status", "slurm_jobs", "pipeline", "methods"),
-    *("report", "evaluation", "training", "souping", "consistency", "scoring", "records"),
+    *("report", "evaluation", "training", "souping", "tokens"),
+    *("consistency", "scoring", "records"),
     *("forward", "checkpoints", "preferences", "workspace", "launch", "recipe"),
     *(
         "identity",

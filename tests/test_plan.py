@@ -64,8 +64,8 @@ def test_every_product_comes_after_its_inputs_and_methods_share_what_they_can(fo
     assert all(place[each.name] < place[p.name] for p in plan for each in p.inputs)
     counts = {stage: sum(p.stage == stage for p in plan) for stage in STAGES}
     assert counts == {
-        "read": 1, "score": 2, "filter": 6, "sft": 0, "reference": 1, "train": 6, "merge": 9,
-        "evaluate": 10, "report": 1,
+        "read": 1, "score": 2, "filter": 6, "tokens": 1, "sft": 0, "reference": 1, "train": 6,
+        "merge": 9, "evaluate": 10, "report": 1,
     }  # fmt: skip
 
 
@@ -102,7 +102,7 @@ CHANGES = {
     "longest answer": ({"evaluation": {"max_new_tokens": 7}}, {"evaluate"}),
     "longest text": (
         {"training": {"max_length": 99}},
-        {"reference", "train", "merge", "evaluate"},
+        {"tokens", "reference", "train", "merge", "evaluate"},
     ),
 }
 
@@ -122,14 +122,16 @@ def test_with_a_warm_up_all_that_starts_from_theta_0_is_made_from_it_alone(folde
     assert all(place[each.name] < place[p.name] for p in plan for each in p.inputs)
     (theta_0,) = (p for p in plan if p.stage == "sft")
     assert theta_0.name == "theta_0"
-    assert names(list(theta_0.inputs)) == {"pairs/long"}
+    assert names(list(theta_0.inputs)) == {"pairs/long", "tokens/long"}
     starting = {p.stage for p in plan if theta_0 in p.inputs}
     assert starting == {"reference", "train", "evaluate", "report"}
     assert [p.name for p in plan if p.stage == "evaluate" and theta_0 in p.inputs] == [
         "evaluation/base"
     ]
-    assert [p.name for p in plan if "model" in p.sources] == ["theta_0"]
-    assert {p.stage for p in plan if p.fingerprint in before} == {"read", "score", "filter"}
+    assert [p.name for p in plan if "model" in p.sources] == ["tokens/long", "theta_0"]
+    assert {p.stage for p in plan if p.fingerprint in before} == {
+        *("read", "score", "filter", "tokens")
+    }
 
 
 THETA_0_CHANGES = {
@@ -212,6 +214,7 @@ def test_training_one_value_takes_theta_0_and_its_own_references_along(folder):
     _, plan = planned(folder, values=values, sft={})
     due = due_by_command(plan, "train", lambda product: product.value in (None, "brief"))
     assert [p.name for p in due] == [
+        "tokens/brief",
         "theta_0",
         "reference/brief",
         *(f"policies/{method}/brief/seed-0" for method in RECIPE["methods"]),

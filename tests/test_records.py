@@ -6,13 +6,10 @@ import json
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.records.json_record import read_record, write_record
-from vcsoup_dist.records.reference import ReferenceLogps, read_references, write_reference
 
 
 @dataclass(frozen=True)
@@ -59,14 +56,3 @@ def test_another_version_and_damage_are_one_line(tmp_path, text, said):
     with pytest.raises(UserError, match=said) as caught:
         read_record(tmp_path / "a.json", Example)
     assert "\n" not in str(caught.value) and "a.json" in str(caught.value)
-
-
-def test_reference_log_probs_of_another_version_are_one_line(tmp_path):
-    logps = ReferenceLogps("hash", np.float32([-1, -2]), np.float32([-3]))
-    write_reference(tmp_path / "train-00000.parquet", ["a", "b"], [logps, None])
-    read = read_references([tmp_path], {"a", "b"})
-    assert list(read) == ["a"] and read["a"].chosen.tolist() == [-1, -2]
-    table = pq.read_table(tmp_path / "train-00000.parquet").replace_schema_metadata(None)
-    pq.write_table(table, tmp_path / "train-00000.parquet")
-    with pytest.raises(UserError, match="train-00000.parquet: is of version none, .* version 1; "):
-        read_references([tmp_path], {"a"})

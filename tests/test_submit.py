@@ -45,7 +45,11 @@ class Queue:
 
     def add(self, id: str, stage: str, state: str, makes=None, after=(), reason="") -> None:
         """A job for all products of a stage, or for those named."""
-        stages = {"score": ("read", "score"), "reference": ("sft", "reference")}
+        stages = {
+            "score": ("read", "score"),
+            "filter": ("filter", "tokens"),
+            "reference": ("sft", "reference"),
+        }
         made = {
             product.name: product.fingerprint
             for product in self.plan
@@ -78,7 +82,8 @@ def test_every_job_waits_for_those_that_make_what_it_reads(queue):
     after = {stage: step.job.after for stage, step in queue.steps().items()}
     assert list(after) == CHAIN
     assert after["score"] == ()
-    assert after["filter"] == after["reference"] == ("score",)
+    assert after["filter"] == ("score",)
+    assert after["reference"] == ("score", "filter")  # which writes pairs in tokens
     assert after["train"] == ("score", "filter", "reference")
     assert "merge" in after["evaluate"] and "evaluate" in after["report"]
 

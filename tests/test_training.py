@@ -17,11 +17,11 @@ from vcsoup_dist.forward.answers import pack_answers, pack_pairs
 from vcsoup_dist.forward.template import Encoded
 from vcsoup_dist.recipe import Training
 from vcsoup_dist.training.batches import micro_batches, step_pairs
-from vcsoup_dist.training.examples import Example, weighted
 from vcsoup_dist.training.flops import FlopCounter
 from vcsoup_dist.training.metrics import MetricsLog
 from vcsoup_dist.training.offload import is_offloaded
 from vcsoup_dist.training.schedule import count_steps, learning_rate
+from vcsoup_dist.training.selection import consistency_weights
 
 
 @settings(max_examples=100, deadline=None)
@@ -83,24 +83,12 @@ def test_equal_steps_count_the_pairs_before_filtering():
     assert count_steps(Training(steps=3), unfiltered_pairs=95, pairs=30) == 3
 
 
-def example(id_: str, consistency: float | None = None) -> Example:
-    encoded = Encoded([1, 2, 3], 1)
-    return Example(id_, encoded, encoded, 4, consistency)
-
-
 def test_weights_by_consistency_are_in_proportion_to_1_plus_c_and_have_the_mean_1():
-    weights = [each.weight for each in weighted([example("a", 1.0), example("b", 0.0)])]
-    assert weights == pytest.approx([4 / 3, 2 / 3])
+    assert consistency_weights(np.array([1.0, 0.0])) == pytest.approx([4 / 3, 2 / 3])
 
 
 def test_a_pair_whose_gaps_are_all_zero_is_weighted_as_if_its_values_half_agreed():
-    weights = [each.weight for each in weighted([example("a", 1.0), example("b", float("nan"))])]
-    assert weights == pytest.approx([4 / 3, 2 / 3])
-
-
-def test_weights_by_consistency_need_the_column():
-    with pytest.raises(UserError, match="training.pair_weights: these pairs have no column"):
-        weighted([example("a")])
+    assert consistency_weights(np.array([1.0, np.nan])) == pytest.approx([4 / 3, 2 / 3])
 
 
 def test_flops_are_those_of_the_formula_per_weight_token_and_visible_key():

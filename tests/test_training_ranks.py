@@ -7,18 +7,19 @@ import signal
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import save_tiny_model
 from fork_server import call_forked
-from training_world import World, processes_with, rank_pid, wait_for
+from training_world import World, processes_with, rank_pid, training_of, wait_for
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vcsoup_dist.errors import EXIT_PREEMPTED, UserError
 from vcsoup_dist.forward.template import encode_pair
 from vcsoup_dist.launch import ranks
 from vcsoup_dist.recipe import Launch
+from vcsoup_dist.records.reference import open_reference
+from vcsoup_dist.records.tokens import TokenFile
 from vcsoup_dist.records.training_summary import TrainingSummary
 
 pytestmark = [pytest.mark.models, pytest.mark.processes, pytest.mark.ranks]
@@ -50,19 +51,14 @@ def plain_logps(model, ids: list[int], start: int) -> torch.Tensor:
 def test_reference_equals_a_plain_forward_of_every_pair(world):
     model = AutoModelForCausalLM.from_pretrained(world.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(world.model)
-    files = sorted((world.root / "reference").glob("*.parquet"))
-    assert [file.name for file in files] == [
-        "heldout-00000.parquet",
-        "train-00000-00000.parquet",
-        "train-00001-00000.parquet",
-    ]
-    cached = {row["id"]: row for file in files for row in pq.read_table(file).to_pylist()}
-    assert set(cached) == {row["id"] for row in world.rows}
-    for row in world.rows:
+    tokens = TokenFile(world.tokens(world.model, training_of({})))
+    cached = open_reference(world.root / "reference", tokens)
+    for i, row in enumerate(world.rows):
         pair = encode_pair(tokenizer, row["prompt"], row["chosen"], row["rejected"], 64, True)
-        for side, encoded in zip(("chosen", "rejected"), pair, strict=True):
-            expected = plain_logps(model, encoded.ids, encoded.start)
-            assert np.allclose(cached[row["id"]][side], expected, atol=5e-6)
+        expected = torch.cat([plain_logps(model, each.ids, each.start) for each in pair])
+        first = tokens.answers_before(i)
+        assert np.allclose(cached[first : first + len(expected)], expected, atol=5e-6)
+    assert first + len(expected) == len(cached)
 
 
 def test_training_starts_at_ln_2_and_learns(world):

@@ -18,9 +18,9 @@ from vcsoup_dist.evaluation.generate import generate_answers, load_model
 from vcsoup_dist.evaluation.prompts import Prompt
 from vcsoup_dist.forward.template import Unusable
 from vcsoup_dist.recipe import Evaluation, Training
+from vcsoup_dist.tokens.pair_tokens import pair_in_tokens
 from vcsoup_dist.training.base_checks.check import check_base
 from vcsoup_dist.training.base_checks.first_pairs import Texts, check_template, first_texts
-from vcsoup_dist.training.pair_tokens import pair_in_tokens
 
 TRAINING = Training(max_length=64)
 EVALUATION = Evaluation(max_prompt_tokens=32, max_new_tokens=8, temperature=0, dtype="fp32")

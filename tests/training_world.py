@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,8 +21,12 @@ from safetensors.torch import load_file
 
 from vcsoup_dist.launch.ranks import run_ranks
 from vcsoup_dist.recipe import Launch, Training
+from vcsoup_dist.records.pairs import HELD_OUT, PairsFile, PairsManifest, pairs_schema, train_name
+from vcsoup_dist.records.tokens import TokenFile
+from vcsoup_dist.tokens.stage import encode_part, write_tokens
 from vcsoup_dist.training.deepspeed_config import FOLDERS
 from vcsoup_dist.training.job import Job, PolicyTask, ReferenceTask
+from vcsoup_dist.training.selection import select_filtered
 
 RANK = "vcsoup_dist.training.rank"
 SETTINGS = {
@@ -66,6 +72,33 @@ def wait_for(condition, seconds: float = 240.0) -> None:
         time.sleep(0.01)
 
 
+def training_of(changes: Mapping[str, object]) -> Training:
+    """SETTINGS with changes, of which `launch` is none."""
+    return Training(**{k: v for k, v in (SETTINGS | changes).items() if k != "launch"})
+
+
+def write_canonical(folder: Path, shards: list[list[dict]], heldout: list[dict]) -> None:
+    """A finished `pairs/<dataset>`, of rows with `id`, `prompt`, `chosen` and `rejected`."""
+    folder.mkdir(exist_ok=True)
+    schema = pairs_schema([])
+    files = [PairsFile(train_name(i), len(rows)) for i, rows in enumerate(shards)]
+    for name, rows in (
+        *zip([each.file for each in files], shards, strict=True),
+        (HELD_OUT, heldout),
+    ):
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / name)
+    train = sum(each.rows for each in files)
+    PairsManifest(train + len(heldout), train, len(heldout), files).write(folder)
+
+
+def encode_folder(pairs: Path, output: Path, model: Path, training: Training) -> None:
+    """Write the token file of a folder of canonical pairs into the folder `output`."""
+    parts = output / "parts"
+    parts.mkdir()
+    encode = functools.partial(map, functools.partial(encode_part, str(model), None, training))
+    write_tokens(pairs, parts, output, encode)
+
+
 class World:
     """Pairs, reference and policies below one folder, as the stages would lay them."""
 
@@ -85,26 +118,31 @@ class World:
         ]
         self.rows = rows
         self.pairs, self.filtered = root / "pairs", root / "filtered"
-        self.pairs.mkdir()
         self.filtered.mkdir()
-        pq.write_table(pa.Table.from_pylist(rows[:12]), self.pairs / "train-00000.parquet")
-        pq.write_table(pa.Table.from_pylist(rows[12:24]), self.pairs / "train-00001.parquet")
-        pq.write_table(pa.Table.from_pylist(rows[24:]), self.pairs / "heldout.parquet")
-        for name, part in (("pairs", rows[:24]), ("heldout", rows[24:])):
-            swapped = [
-                self._swapped(row) if i % 3 == 0 else self._kept(row) for i, row in enumerate(part)
-            ]
-            pq.write_table(pa.Table.from_pylist(swapped), self.filtered / f"{name}.parquet")
+        write_canonical(self.pairs, [rows[:12], rows[12:24]], rows[24:])
+        self.keep("pairs", rows[:24])
+        self.keep("heldout", rows[24:])
 
-    @staticmethod
-    def _kept(row: dict) -> dict:
-        sides = {k: [{"role": "assistant", "content": row[k]}] for k in ("chosen", "rejected")}
-        return row | sides | {"swapped": False, "consistency": (int(row["id"]) % 7) / 7}
+    def keep(self, name: str, rows: list[dict]) -> None:
+        """Write a file of filtered pairs, every third of which is swapped."""
+        kept = [
+            {
+                "id": row["id"],
+                "dataset": self.pairs.name,
+                "swapped": i % 3 == 0,
+                "consistency": (int(row["id"]) % 7) / 7,
+            }
+            for i, row in enumerate(rows)
+        ]
+        pq.write_table(pa.Table.from_pylist(kept), self.filtered / f"{name}.parquet")
 
-    @classmethod
-    def _swapped(cls, row: dict) -> dict:
-        kept = cls._kept(row)
-        return kept | {"chosen": kept["rejected"], "rejected": kept["chosen"], "swapped": True}
+    def tokens(self, model: Path, training: Training) -> Path:
+        """Folder of the pairs in tokens."""
+        folder = self.root / f"tokens-{model.name}-{training.max_length}-{training.overlong}"
+        if not folder.exists():
+            folder.mkdir()
+            encode_folder(self.pairs, folder, model, training)
+        return folder
 
     def reference_job(
         self, name: str = "reference", model: Path | None = None, **changes: object
@@ -112,7 +150,8 @@ class World:
         """Of all pairs, into the folder `name`."""
         output = self.root / name
         output.mkdir(exist_ok=True)
-        task = ReferenceTask(str(self.pairs), str(output), str(self.lock))
+        tokens = self.tokens(model or self.model, training_of(changes))
+        task = ReferenceTask(str(tokens), str(output), str(self.lock))
         return self._write(name, model, changes, [task], None)
 
     def policy_job(
@@ -126,11 +165,24 @@ class World:
         folders = {key: self.root / name / key for key in ("output", "scratch", "logs")}
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)
+        training = training_of(changes)
+        tokens = TokenFile(self.tokens(model or self.model, training))
+        train, heldout = (
+            select_filtered(
+                folders["scratch"] / f"{each}.npy",
+                {self.pairs.name: tokens},
+                [self.filtered / f"{each}.parquet"],
+                limit,
+                weighted=each == "pairs" and training.pair_weights == "consistency",
+            )
+            for each, limit in (("pairs", None), ("heldout", training.heldout_pairs))
+        )
         task = PolicyTask(
             name=name,
-            pairs=[str(self.filtered / "pairs.parquet")],
-            heldout=[str(self.filtered / "heldout.parquet")],
+            tokens=[str(tokens.folder)],
             references=[] if reference is None else [str(self.root / reference)],
+            train=train,
+            heldout=heldout,
             seed=3,
             unfiltered_pairs=24,
             workers_lock=str(self.lock),
@@ -140,7 +192,7 @@ class World:
 
     def _write(self, name, model, changes, references, policy) -> Path:
         launch = changes.pop("launch", Launch())
-        training = Training(**(SETTINGS | changes))
+        training = training_of(changes)
         config = str(FOLDERS[0] / f"{training.deepspeed}.json")
         file = self.root / f"{name}.json"
         model = str(model or self.model)

@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from job_files import select, write_pairs, write_token_file
 from measuring import git_state, hardware
 
 from vcsoup_dist.errors import UserError
@@ -127,26 +127,24 @@ def make_model(folder: Path, shape: str) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def write_pairs(file: Path, count: int, tokens: int) -> None:
+def draw_pairs(count: int, tokens: int) -> list[dict[str, Any]]:
     """Pairs of which each lays down `tokens` tokens in a pack, half of them the prompt."""
     draw = random.Random(0)
     words = tokens - 8  # the template's tokens: two of the prompt's, three of each answer
     prompt, answer = words // 2, words // 4
 
-    def message(role: str, length: int) -> list[dict[str, str]]:
-        return [{"role": role, "content": " ".join(draw.choices(WORDS, k=length))}]
+    def text(length: int) -> str:
+        return " ".join(draw.choices(WORDS, k=length))
 
-    rows = [
+    return [
         {
             "id": f"{i:04d}",
-            "prompt": message("user", prompt),
-            "chosen": message("assistant", answer),
-            "rejected": message("assistant", answer),
-            "swapped": False,
+            "prompt": [{"role": "user", "content": text(prompt)}],
+            "chosen": text(answer),
+            "rejected": text(answer),
         }
         for i in range(count)
     ]
-    pq.write_table(pa.Table.from_pylist(rows), file)
 
 
 def train(
@@ -155,25 +153,26 @@ def train(
     """Of a real job: peak GiB of rank 0, seconds per step, CPU seconds of all ranks."""
     with tempfile.TemporaryDirectory(dir=work) as name:
         root = Path(name)
-        pairs = root / "pairs.parquet"
-        write_pairs(
-            pairs, args.steps * PAIRS_PER_RANK * args.ranks, setting.tokens // PAIRS_PER_RANK
-        )
+        count = args.steps * PAIRS_PER_RANK * args.ranks
+        write_pairs(root / "pairs", draw_pairs(count, setting.tokens // PAIRS_PER_RANK))
+        training = training_of(setting, root, args)
+        tokens = write_token_file(root / "pairs", root / "tokens", model, training)
+        train, heldout = select(root, tokens)
         folders = {key: root / key for key in ("output", "scratch", "logs")}
         for folder in folders.values():
             folder.mkdir()
         (root / "lock").touch()
         task = PolicyTask(
             name="policy",
-            pairs=[str(pairs)],
-            heldout=[],
+            tokens=[str(tokens.folder)],
             references=[],
+            train=train,
+            heldout=heldout,
             seed=0,
-            unfiltered_pairs=args.steps * PAIRS_PER_RANK * args.ranks,
+            unfiltered_pairs=count,
             workers_lock=str(root / "lock"),
             **{key: str(folder) for key, folder in folders.items()},
         )
-        training = training_of(setting, root, args)
         file = FOLDERS[0] / f"{setting.config}.json"
         launch = Launch(ranks=args.ranks, threads=args.threads)
         job = root / "job.json"

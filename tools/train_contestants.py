@@ -20,8 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from job_files import select, write_pairs, write_token_file
 from measuring import Usage, measure
 from train_trl_rank import TrlJob
 
@@ -31,7 +30,8 @@ from vcsoup_dist.identity import Located
 from vcsoup_dist.preferences.pair import Pair
 from vcsoup_dist.preferences.rows import read_pairs
 from vcsoup_dist.recipe import Launch, Training
-from vcsoup_dist.records.pairs import pair_row, pairs_schema
+from vcsoup_dist.records.pairs import pair_row
+from vcsoup_dist.records.reference import LOGPS
 from vcsoup_dist.training.batches import step_pairs
 from vcsoup_dist.training.deepspeed_config import FOLDERS, fill_deepspeed_config
 from vcsoup_dist.training.job import Job, PolicyTask, ReferenceTask
@@ -113,7 +113,7 @@ class Measurement:
     reference_pairs: int
     """Of how many pairs."""
     launches_seconds: float
-    """All launches with start-up, loading and saving."""
+    """All launches with start-up, loading and saving; ours with encoding the pairs."""
     others_cpu_s: float
     """CPU time that the rest of the machine used meanwhile."""
     cpu_s: float
@@ -194,16 +194,14 @@ class World:
     # Ours.
 
     def _write_ours(self) -> None:
-        """The parquet files that the stages before training leave."""
-        rows = [pair_row(pair) for pair in self.pairs]
-        folder = self.root / "pairs"
-        folder.mkdir()
-        for name, part in (("train-00000", rows), ("heldout", rows[:0])):
-            pq.write_table(
-                pa.Table.from_pylist(part, schema=pairs_schema(())), folder / f"{name}.parquet"
-            )
-        filtered = [row | _sides(row) | {"swapped": False} for row in rows]
-        pq.write_table(pa.Table.from_pylist(filtered), self.root / "filtered.parquet")
+        """The files that the stages before training leave."""
+        write_pairs(self.root / "pairs", [pair_row(pair) for pair in self.pairs])
+        began = time.monotonic()
+        self.tokens = write_token_file(
+            self.root / "pairs", self.root / "tokens", self.model, self.training
+        )
+        self.encoding_seconds = time.monotonic() - began
+        self.train, self.heldout = select(self.root, self.tokens)
 
     def ours(self, out: Path, batch: Batch, steps: int | None = None) -> Measurement:
         """The reference stage, then the policy."""
@@ -211,13 +209,14 @@ class World:
         for folder in folders.values():
             folder.mkdir(parents=True)
         reference = ReferenceTask(
-            str(self.root / "pairs"), str(folders["reference"]), str(self.lock)
+            str(self.tokens.folder), str(folders["reference"]), str(self.lock)
         )
         policy = PolicyTask(
             name="policy",
-            pairs=[str(self.root / "filtered.parquet")],
-            heldout=[],
+            tokens=[str(self.tokens.folder)],
             references=[str(folders["reference"])],
+            train=self.train,
+            heldout=self.heldout,
             seed=self.seed,
             unfiltered_pairs=len(self.pairs),
             output=str(folders["output"]),
@@ -242,7 +241,7 @@ class World:
             return line.appeared
 
         ready = stage("reference", batch.reference, [reference], None)
-        written = (folders["reference"] / "train-00000.parquet").stat().st_mtime
+        written = (folders["reference"] / LOGPS).stat().st_mtime
         stage("policy", batch.training, [], policy)
         lines = [
             json.loads(line)
@@ -257,7 +256,7 @@ class World:
             peak_memory_gib=lines[-1]["peak_memory_gib"],
             reference_seconds=written - ready,
             reference_pairs=len(self.pairs),
-            launches_seconds=usage.wall_s,
+            launches_seconds=usage.wall_s + self.encoding_seconds,
             others_cpu_s=usage.others_cpu_s,
             cpu_s=usage.cpu_s,
             mfu=_mean([line["mfu"] for line in lines[WARM:] if line.get("mfu") is not None]),

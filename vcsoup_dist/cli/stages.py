@@ -32,7 +32,7 @@ def filter_pairs(
     settings: Settings = None,
     address: AddressOption = None,
 ) -> None:
-    """Keep the consistent pairs of every value.
+    """Keep the consistent pairs of every value, and write all pairs in tokens for training.
 
     Example: vcsoup filter recipe.yaml
     """

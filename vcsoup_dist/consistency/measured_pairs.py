@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vcsoup_dist.consistency.block_map import Run
 from vcsoup_dist.consistency.blocks import (
     Block,
     checked_ids,
@@ -27,6 +26,7 @@ from vcsoup_dist.consistency.gaps import (
 )
 from vcsoup_dist.consistency.repeated import repeated_and_held_out
 from vcsoup_dist.consistency.scales import Scale
+from vcsoup_dist.launch.task_map import Run
 from vcsoup_dist.moments import CoMoments, co_moments
 
 Array = NDArray[np.float64]

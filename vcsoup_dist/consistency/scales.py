@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vcsoup_dist.consistency.block_map import Run
 from vcsoup_dist.consistency.blocks import Block, read_rewards, read_value
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.launch.task_map import Run
 from vcsoup_dist.moments import Moments, moments
 from vcsoup_dist.records.scores import ROUNDING
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vcsoup_dist.consistency.block_map import Run, runner
 from vcsoup_dist.consistency.blocks import training_blocks
 from vcsoup_dist.consistency.comparison import compare, conflict_matrix
 from vcsoup_dist.consistency.counts import BY_RULE, count_pairs
@@ -41,6 +40,7 @@ from vcsoup_dist.consistency.value_pairs import (
     write_all_heldout,
 )
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.launch.task_map import Run, runner
 from vcsoup_dist.progress import progress
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.records.filter_report import (

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vcsoup_dist.consistency.block_map import Run, run_here
 from vcsoup_dist.consistency.blocks import (
     Block,
     heldout_block,
@@ -23,6 +22,7 @@ from vcsoup_dist.consistency.measured_pairs import GapSettings, MeasuredPairs, m
 from vcsoup_dist.consistency.plots import POINTS
 from vcsoup_dist.consistency.rules import lowest
 from vcsoup_dist.consistency.scales import Normalisation, Scale, check_scale, reward_scale
+from vcsoup_dist.launch.task_map import Run, run_here
 from vcsoup_dist.progress import progress
 from vcsoup_dist.records.filter_report import PairCounts
 from vcsoup_dist.records.filtered_pairs import part_name

@@ -3,6 +3,7 @@
     pairs/<dataset>                      canonical pairs, training and held out
     scores/<dataset>/<value>             one reward of every training pair
     filtered/<method>/<value>            the pairs that a method keeps for a value
+    tokens/<dataset>                     every pair in tokens
     theta_0                              where the recipe has `sft`; else its model is theta_0
     reference/<dataset>                  log-probs of every pair under theta_0
     policies/<method>/<value>/seed-<s>

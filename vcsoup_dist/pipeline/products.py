@@ -117,6 +117,21 @@ def filtered_sets(graph: Graph) -> None:
         )
 
 
+def tokens(graph: Graph) -> None:
+    """`tokens/<dataset>`: every dataset's pairs under the model's chat template."""
+    model = _model(graph)
+    lengths = graph.recipe.training.model_dump(mode="json", include={"max_length", "overlong"})
+    for each in graph.of("read"):
+        graph.add(
+            f"tokens/{each.dataset}",
+            "tokens",
+            {"model": model.identity, **lengths},
+            inputs=(each,),
+            sources={"model": model},
+            dataset=each.dataset,
+        )
+
+
 def theta_0(graph: Graph) -> None:
     """`theta_0`, where the recipe makes it by SFT."""
     recipe = graph.recipe
@@ -130,7 +145,8 @@ def theta_0(graph: Graph) -> None:
         "seed": 0,
     }
     sources = {"model": model, "deepspeed": _deepspeed(recipe)}
-    graph.add("theta_0", "sft", made_from, inputs=tuple(graph.of("read")), sources=sources)
+    inputs = (*graph.of("read"), *graph.of("tokens"))
+    graph.add("theta_0", "sft", made_from, inputs=inputs, sources=sources)
 
 
 def references(graph: Graph) -> None:
@@ -138,13 +154,12 @@ def references(graph: Graph) -> None:
     training = graph.recipe.training
     if training.objective in WITHOUT_REFERENCE:
         return
-    tokens = training.model_dump(mode="json", include={"max_length", "overlong", "dtype"})
     for each in graph.of("read"):
         graph.add(
             f"reference/{each.dataset}",
             "reference",
-            {"model": _base_identity(graph), "tokens": tokens},
-            inputs=(each, *graph.of("sft")),
+            {"model": _base_identity(graph), "dtype": training.dtype},
+            inputs=(each, graph[f"tokens/{each.dataset}"], *graph.of("sft")),
             sources=_base(graph),
             dataset=each.dataset,
         )
@@ -168,6 +183,7 @@ def policies(graph: Graph) -> None:
                     str(one.dataset) for each in filtered for one in each.inputs_of("read")
                 )
                 inputs = [*filtered, *(graph[f"pairs/{each}"] for each in datasets)]
+                inputs += [graph[f"tokens/{each}"] for each in datasets]
                 inputs += [known[each] for each in datasets if each in known]
                 graph.add(
                     f"policies/{name}/{policy.name}/seed-{seed}",

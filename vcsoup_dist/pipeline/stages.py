@@ -83,17 +83,19 @@ ROWS = (
         "filter", f"{PRODUCTS}:filtered_sets", "vcsoup_dist.consistency.stage:make", "filter",
         FILTER, format=5,
     ),
+    Stage("tokens", f"{PRODUCTS}:tokens", "vcsoup_dist.tokens.stage:make", "filter", FILTER),
     Stage(
         "sft", f"{PRODUCTS}:theta_0", f"{TRAINING}:make_theta_0", "sft", REFERENCE, format=2,
-        logs_steps=True, disk=f"{COST}:training_bytes",
+        along=("tokens",), logs_steps=True, disk=f"{COST}:training_bytes",
     ),
     Stage(
         "reference", f"{PRODUCTS}:references", f"{TRAINING}:make_references", "reference",
-        REFERENCE, format=3, along=("sft",), kept_by="reference",
+        REFERENCE, format=4, along=("tokens", "sft"), kept_by="reference",
     ),
     Stage(
         "train", f"{PRODUCTS}:policies", f"{TRAINING}:make_policies", "train {value}", TRAIN,
-        format=4, along=("sft", "reference"), logs_steps=True, disk=f"{COST}:training_bytes",
+        format=4, along=("tokens", "sft", "reference"), logs_steps=True,
+        disk=f"{COST}:training_bytes",
     ),
     Stage(
         "merge", f"{PRODUCTS}:soups", "vcsoup_dist.souping.stage:make", "merge", MERGE,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def step_pairs(pairs: int, pairs_per_step: int, seed: int, step: int) -> list[int]:
@@ -16,10 +18,15 @@ def step_pairs(pairs: int, pairs_per_step: int, seed: int, step: int) -> list[in
     first = step * pairs_per_step
     chosen: list[int] = []
     for epoch in range(first // pairs, (first + pairs_per_step - 1) // pairs + 1):
-        order = np.random.default_rng([seed, epoch]).permutation(pairs)
+        order = _order(pairs, seed, epoch)
         start = max(first - epoch * pairs, 0)
         chosen += order[start : start + pairs_per_step - len(chosen)].tolist()
     return chosen
+
+
+@functools.lru_cache(maxsize=2)  # a step may begin in one epoch and end in the next
+def _order(pairs: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(pairs)
 
 
 def micro_batches(costs: Sequence[int], ranks: int, tokens_per_batch: int) -> list[list[list[int]]]:

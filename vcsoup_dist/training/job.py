@@ -14,10 +14,23 @@ from vcsoup_dist.records.json_record import read_record, write_record
 class ReferenceTask:
     """Reference log-probs of one dataset."""
 
-    pairs: str
-    """Folder with the dataset's canonical pairs."""
+    tokens: str
+    """Folder with the dataset's pairs in tokens."""
     output: str
     workers_lock: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Pairs of the token files to train on, and what became of the others."""
+
+    file: str
+    """`.npy` with a row of `selection.ROW` for each usable pair."""
+    pairs: int
+    left_out: dict[str, int]
+    """Reason -> unusable pairs."""
+    refused: str | None
+    """The first pair that the chat template refuses, and why."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +38,12 @@ class PolicyTask:
     """One policy."""
 
     name: str
-    pairs: list[str]
-    """Parquet files of the pairs to train on."""
-    heldout: list[str]
-    """Parquet files of held-out pairs."""
+    tokens: list[str]
+    """Folders with the datasets' pairs in tokens."""
     references: list[str]
-    """Folders with reference log-probs of those pairs; none for objectives without reference."""
+    """Of each, the folder with its reference log-probs; none for objectives without reference."""
+    train: Selection
+    heldout: Selection
     seed: int
     unfiltered_pairs: int
     """Pairs of the value before filtering: what `equal_steps` counts."""
@@ -44,7 +57,7 @@ class PolicyTask:
 class Job:
     """One launch of ranks: all of `references`, or one policy."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     model: str
     revision: str | None

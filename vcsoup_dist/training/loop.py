@@ -21,13 +21,15 @@ from vcsoup_dist.training.checkpoint import (
 )
 from vcsoup_dist.training.distributed import barrier, control_group, is_first
 from vcsoup_dist.training.engine import full_shapes, save_auxiliary_files
-from vcsoup_dist.training.examples import Example, PolicyPairs, count_text, load_pairs
+from vcsoup_dist.training.examples import Example, Examples, open_examples
 from vcsoup_dist.training.export import export_policy
 from vcsoup_dist.training.flops import FlopCounter, flop_counter
 from vcsoup_dist.training.job import PolicyTask
 from vcsoup_dist.training.metrics import MetricsLog
+from vcsoup_dist.training.objectives import OBJECTIVES
 from vcsoup_dist.training.runtime import Runtime
 from vcsoup_dist.training.schedule import count_steps, learning_rate, passes_warning
+from vcsoup_dist.training.selection import count_text
 from vcsoup_dist.training.start_checks import chance_warning, check_forward, check_start
 from vcsoup_dist.training.step import PAIR_METRICS, evaluate, take_step
 
@@ -38,7 +40,8 @@ class _Policy:
 
     runtime: Runtime
     task: PolicyTask
-    pairs: PolicyPairs
+    train: Examples
+    heldout: list[Example]
     steps: int
     """Optimizer steps in all."""
     start: int
@@ -49,8 +52,9 @@ class _Policy:
 
     def batch(self, step: int) -> list[Example]:
         """The pairs of an optimizer step."""
-        train, each = self.pairs.train, self.runtime.training.pairs_per_step
-        return [train[i] for i in step_pairs(len(train), each, self.task.seed, step)]
+        each = self.runtime.training.pairs_per_step
+        places = step_pairs(len(self.train), each, self.task.seed, step)
+        return [self.train[i] for i in places]
 
 
 def train_policy(runtime: Runtime, task: PolicyTask, checkpoint: CheckpointInfo | None) -> bool:
@@ -58,14 +62,14 @@ def train_policy(runtime: Runtime, task: PolicyTask, checkpoint: CheckpointInfo 
 
     Called by all ranks together. checkpoint: the one to resume from.
     """
-    pairs = load_pairs(runtime.tokenizer, runtime.training, task)
-    steps = count_steps(runtime.training, task.unfiltered_pairs, len(pairs.train))
+    train, heldout = open_examples(task, OBJECTIVES[runtime.training.objective].of_pairs)
+    steps = count_steps(runtime.training, task.unfiltered_pairs, len(train))
     if checkpoint is not None and checkpoint.step < steps:
         load(runtime.engine, checkpoint)
     shapes = full_shapes(runtime.engine)
     flops = flop_counter(runtime.job, runtime.engine.module.model.config, shapes)
     start = 0 if checkpoint is None else checkpoint.step
-    policy = _Policy(runtime, task, pairs, steps, start, shapes, flops)
+    policy = _Policy(runtime, task, train, list(heldout), steps, start, shapes, flops)
     if is_first():
         _describe(policy)
     difference = None
@@ -106,7 +110,7 @@ def _take_steps(policy: _Policy, metrics: dict[str, float]) -> dict[str, float] 
             save = last or step % training.checkpoint_every == 0
             measure = last or step % training.evaluate_every == 0
             if measure or (save and training.export == "best"):
-                metrics |= evaluate(runtime, policy.pairs.heldout)
+                metrics |= evaluate(runtime, policy.heldout)
             if metrics_log:
                 metrics_log.write(step - 1, metrics)
             advance(1)
@@ -125,15 +129,15 @@ def _take_steps(policy: _Policy, metrics: dict[str, float]) -> dict[str, float] 
 
 def _describe(policy: _Policy) -> None:
     """Log what is trained, and warn of what a person may not expect."""
-    task, training, pairs = policy.task, policy.runtime.training, policy.pairs
-    name, count = task.name, len(pairs.train)
+    task, training, left_out = policy.task, policy.runtime.training, policy.task.train.left_out
+    name, count = task.name, len(policy.train)
     log.info(
         "%s: %s on %d pairs%s, %d held out, %d steps of %d pairs, MFU %s%s",
         name,
         training.objective,
         count,
-        f" (left out: {count_text(pairs.left_out)})" if pairs.left_out else "",
-        len(pairs.heldout),
+        f" (left out: {count_text(left_out)})" if left_out else "",
+        len(policy.heldout),
         policy.steps,
         training.pairs_per_step,
         f"of {policy.flops.peak / 1e12:g} TFLOP/s" if policy.flops else "not computed",
@@ -153,7 +157,7 @@ def _has_ends(policy: _Policy) -> bool:
     """Whether some answer has an end token near its end, where templates put it."""
     generation_config = getattr(policy.runtime.engine.module.model, "generation_config", None)
     ends = set(end_tokens(policy.runtime.tokenizer, generation_config))
-    few = policy.pairs.train[:100]
+    few = policy.train[:100]
     return any(not ends.isdisjoint(map(int, each.chosen.ids[-3:])) for each in few)
 
 
@@ -191,14 +195,14 @@ def _summarise(
     difference: float | None,
 ) -> None:
     """Write training.json and log the end; difference: |policy - reference| at the start."""
-    task, pairs = policy.task, policy.pairs
+    task, count = policy.task, len(policy.train)
     measured = "heldout_loss" in exported.metrics
     heldout = _pair_metrics(exported.metrics, "heldout_") if measured else None
     summary = TrainingSummary(
         steps=exported.step,
-        pairs=len(pairs.train),
-        pairs_left_out=dict(sorted(pairs.left_out.items())),
-        passes=exported.step * policy.runtime.training.pairs_per_step / len(pairs.train),
+        pairs=count,
+        pairs_left_out=dict(sorted(task.train.left_out.items())),
+        passes=exported.step * policy.runtime.training.pairs_per_step / count,
         last_step=_pair_metrics(last),
         heldout=heldout,
     )

@@ -70,7 +70,7 @@ def run(job_file: Path) -> bool:
 
 def run_tasks(job: Job, stop: StopRequest) -> bool:
     """Run the job's tasks, once the ranks have joined; False where stopped on request first."""
-    from vcsoup_dist.training.base_checks.tokenizer import open_tokenizer
+    from vcsoup_dist.forward.tokenizer import open_tokenizer
     from vcsoup_dist.training.checkpoint import find_checkpoint
     from vcsoup_dist.training.distributed import control_group
     from vcsoup_dist.training.engine import start_engine

@@ -15,14 +15,18 @@ from vcsoup_dist.launch.stop_signals import raise_if_stop_requested
 from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe, Training
 from vcsoup_dist.records.filter_report import FilterReport
-from vcsoup_dist.records.pairs import HELD_OUT, PairsManifest
+from vcsoup_dist.records.filtered_pairs import HELD_OUT as FILTERED_HELD_OUT
+from vcsoup_dist.records.tokens import TokenFile
 from vcsoup_dist.records.training_summary import SUMMARY
-from vcsoup_dist.training.job import Job, PolicyTask, ReferenceTask
+from vcsoup_dist.training.job import Job, PolicyTask, ReferenceTask, Selection
 from vcsoup_dist.training.metrics import lacks_wandb
+from vcsoup_dist.training.selection import count_text, select_all, select_filtered
 from vcsoup_dist.training.sft import find_theta_0, sft_training
 from vcsoup_dist.workspace import Draft, Product, Workspace
 
 RANK = "vcsoup_dist.training.rank"
+TRAIN, HELD_OUT = "train.npy", "heldout.npy"
+"""The pairs of a policy, in its scratch folder."""
 
 
 def make_theta_0(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
@@ -31,21 +35,25 @@ def make_theta_0(recipe: Recipe, workspace: Workspace, products: Sequence[Produc
         # Another value's training may be making the same theta_0: wait for it and share it.
         with workspace.publishing(product, True, recipe.keep.checkpoints) as draft:
             if not workspace.is_made(product):
-                task = _sft_task(workspace, draft)
+                task = _sft_task(recipe.training, workspace, draft)
                 _launch(recipe, workspace, draft, sft_training(recipe), policy=task)
 
 
-def _sft_task(workspace: Workspace, draft: Draft) -> PolicyTask:
-    pairs: list[str] = []
-    heldout: list[str] = []
-    count = 0
-    for each in draft.product.inputs_of("read"):
-        folder = workspace.need(each).resolve()
-        manifest = PairsManifest.read(folder)
-        pairs += [str(folder / each.file) for each in manifest.files]
-        heldout.append(str(folder / HELD_OUT))
-        count += manifest.train
-    return _task(workspace, draft, pairs, heldout, [], count)
+def _sft_task(training: Training, workspace: Workspace, draft: Draft) -> PolicyTask:
+    tokens = list(_token_files(workspace, draft.product).values())
+    train = select_all(draft.scratch / TRAIN, tokens)
+    share = -(-training.heldout_pairs // len(tokens))
+    heldout = select_all(draft.scratch / HELD_OUT, tokens, share)
+    count = sum(each.manifest.train for each in tokens)
+    return _task(training, workspace, draft, tokens, train, heldout, [], count)
+
+
+def _token_files(workspace: Workspace, product: Product) -> dict[str, TokenFile]:
+    """The token files that a product is made from, by dataset."""
+    return {
+        str(each.dataset): TokenFile(workspace.need(each).resolve())
+        for each in product.inputs_of("tokens")
+    }
 
 
 def make_references(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
@@ -59,8 +67,8 @@ def make_references(recipe: Recipe, workspace: Workspace, products: Sequence[Pro
         due = [draft for draft in drafts if not workspace.is_made(draft.product)]
         tasks = []
         for draft in due:
-            (pairs,) = draft.product.inputs_of("read")
-            folder = workspace.need(pairs).resolve()
+            (tokens,) = draft.product.inputs_of("tokens")
+            folder = workspace.need(tokens).resolve()
             tasks.append(ReferenceTask(str(folder), str(draft.output.resolve()), _lock(draft)))
         if due:
             _launch(recipe, workspace, due[0], recipe.training, references=tasks)
@@ -75,39 +83,53 @@ def make_policies(recipe: Recipe, workspace: Workspace, products: Sequence[Produ
         if number:  # the ranks of the one before did not stop, so it is published
             raise_if_stop_requested(recipe.launch.max_minutes)
         with workspace.publishing(product, keep_scratch=recipe.keep.checkpoints) as draft:
-            task = _preference_task(workspace, draft)
+            task = _preference_task(recipe.training, workspace, draft)
             _launch(recipe, workspace, draft, recipe.training, policy=task)
 
 
-def _preference_task(workspace: Workspace, draft: Draft) -> PolicyTask:
+def _preference_task(training: Training, workspace: Workspace, draft: Draft) -> PolicyTask:
     (filtered,) = draft.product.inputs_of("filter")
-    folder = workspace.need(filtered).resolve()
+    folder = workspace.need(filtered)
     report = FilterReport.read(folder)
-    references = [workspace.need(each) for each in draft.product.inputs_of("reference")]
-    return _task(
-        workspace,
-        draft,
-        [str(folder / each.file) for each in report.files],
-        [str(folder / HELD_OUT)],
-        [str(each.resolve()) for each in references],
-        report.comparison.usable,
+    tokens = _token_files(workspace, draft.product)
+    files = [folder / each.file for each in report.files]
+    by_consistency = training.pair_weights == "consistency"
+    train = select_filtered(draft.scratch / TRAIN, tokens, files, weighted=by_consistency)
+    heldout = select_filtered(
+        draft.scratch / HELD_OUT, tokens, [folder / FILTERED_HELD_OUT], training.heldout_pairs
     )
+    known = {str(each.dataset): each for each in draft.product.inputs_of("reference")}
+    references = [workspace.need(known[dataset]).resolve() for dataset in tokens if known]
+    usable = report.comparison.usable
+    files_of_tokens = list(tokens.values())
+    return _task(training, workspace, draft, files_of_tokens, train, heldout, references, usable)
 
 
 def _task(
+    training: Training,
     workspace: Workspace,
     draft: Draft,
-    pairs: list[str],
-    heldout: list[str],
-    references: list[str],
+    tokens: list[TokenFile],
+    train: Selection,
+    heldout: Selection,
+    references: list[Path],
     unfiltered_pairs: int,
 ) -> PolicyTask:
+    """The task of a policy; UserError where no pair can be trained on."""
     product = draft.product
+    if not train.pairs:
+        raise UserError(
+            f"{product.name}: no pair can be trained on ({count_text(train.left_out) or 'none'}); "
+            + (train.refused or f"training.max_length is {training.max_length}")
+        )
+    if train.refused:
+        log.warning("%s: pairs are left out, the first is %s", product.name, train.refused)
     return PolicyTask(
         name=product.name,
-        pairs=pairs,
+        tokens=[str(each.folder) for each in tokens],
+        references=[str(folder) for folder in references],
+        train=train,
         heldout=heldout,
-        references=references,
         seed=product.seed or 0,
         unfiltered_pairs=unfiltered_pairs,
         output=str(draft.output.resolve()),

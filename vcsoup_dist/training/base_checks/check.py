@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vcsoup_dist.checkpoints.auxiliary_files import auxiliary_files
 from vcsoup_dist.checkpoints.folders import require_model
+from vcsoup_dist.forward.tokenizer import open_tokenizer
 from vcsoup_dist.recipe import Evaluation, Training
 from vcsoup_dist.training.base_checks.architecture import (
     check_architecture,
@@ -19,7 +20,6 @@ from vcsoup_dist.training.base_checks.lengths import check_lengths
 from vcsoup_dist.training.base_checks.tensors import check_tensors
 from vcsoup_dist.training.base_checks.tokenizer import (
     check_vocabulary,
-    open_tokenizer,
     require_template,
 )
 

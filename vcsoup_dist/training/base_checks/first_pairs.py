@@ -11,7 +11,7 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.forward.answer_text import kept_answer
 from vcsoup_dist.forward.template import RefusedByTemplate, encode_prompt
 from vcsoup_dist.recipe import Training
-from vcsoup_dist.training.pair_tokens import BY_TEMPLATE, pair_in_tokens
+from vcsoup_dist.tokens.pair_tokens import BY_TEMPLATE, pair_in_tokens
 
 TRIED = 8
 """Pairs of a dataset."""

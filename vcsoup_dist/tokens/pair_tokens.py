@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.forward.template import Encoded, Unusable, encode_pair
+from vcsoup_dist.forward.template import Unusable, encode_pair
 from vcsoup_dist.recipe import Training
+from vcsoup_dist.records.tokens import PairTokens
 
 BY_TEMPLATE = (Unusable.REFUSED, Unusable.CUT)
 """What another chat template, and not other pairs, would fix."""
-
-
-@dataclass(frozen=True)
-class PairTokens:
-    """Both answers in tokens, or why the pair cannot be trained on."""
-
-    pair: tuple[Encoded, Encoded] | Unusable
-    reason: str | None = None
-    """In a sentence, where the chat template refuses the pair."""
 
 
 def pair_in_tokens(

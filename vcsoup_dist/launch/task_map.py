@@ -100,6 +100,6 @@ def _result(reference: Any) -> Any:
     except ray.exceptions.RayError as error:
         reason = " ".join(str(error).split())[:500]
         raise UserError(
-            "consistency: a Ray task died several times; out of memory? give the nodes more for "
-            f"each CPU ({reason})"
+            "a Ray task died several times; out of memory? give the nodes more for each CPU "
+            f"({reason})"
         ) from error
