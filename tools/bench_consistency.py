@@ -85,12 +85,16 @@ def bench(pairs: int, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             made_s = time.perf_counter() - started
             print(f"shards of {shard_pairs}: made in {made_s:.0f} s", file=sys.stderr)
             shutil.rmtree(folder / "run" / "filtered", ignore_errors=True)
-            yield bench_stage(folder, options) | {
+            found = bench_stage(folder, options)
+            print(f"filtered in {found['wall_s']:.0f} s: {json.dumps(found)}", file=sys.stderr)
+            yield {
                 "pairs": pairs,
                 "values": options.values,
                 "shard_pairs": shard_pairs,
                 "methods": options.methods.split(","),
                 "consistency": options.set,
+                "pairs_per_s": pairs / found["wall_s"],
+                **found,
             }
     finally:
         shutil.rmtree(folder)
