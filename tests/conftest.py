@@ -18,6 +18,7 @@ import hypothesis
 import pytest
 
 if TYPE_CHECKING:
+    from slurm_world import Jobs
     from tokenizers import Tokenizer
 
 # Tests run two ranks, also where there is one GPU.
@@ -224,3 +225,11 @@ def slurm() -> Iterator[None]:
         yield
     if not was_up:
         subprocess.run([SLURM, "down"], check=True)
+
+
+@pytest.fixture(scope="session")
+def slurm_jobs(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
+    """A recipe whose scripts run as jobs, and what they make without Slurm."""
+    from slurm_world import Jobs
+
+    return Jobs(tmp_path_factory.mktemp("jobs"))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from training_world import wait_for
 
 TOOLS = Path(__file__).parents[1] / "tools"
@@ -39,6 +40,7 @@ def names(processes: dict[int, Process]) -> list[str]:
     return [short(each.command) for each in processes.values()]
 
 
+@pytest.mark.processes
 def test_processes_of_a_run_are_found_and_stopped_in_whatever_session():
     # Each starts another in a session of its own, as Ray's are.
     script = "import subprocess, time; subprocess.Popen(['sleep', '600'], start_new_session=True); "

@@ -79,7 +79,7 @@ class Terminal:
 def folder(tmp_path_factory) -> Iterator[Path]:
     jobs = Jobs(tmp_path_factory.mktemp("interrupts"))
     recipe = jobs.folder / "recipe.yaml"
-    text = recipe.read_text().replace("steps: 70", "steps: 5000")
+    text = recipe.read_text().replace("steps: 50", "steps: 5000")
     recipe.write_text(text.replace("checkpoint_every: 10", "checkpoint_every: 4000"))
     shutil.move(jobs.folder / "filtered", jobs.folder / "run")
     # Names of Python's own modules; what is run of these leaves a file.

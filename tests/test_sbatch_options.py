@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from conftest import save_tiny_model, write_pairs
+from conftest import write_pairs
 from typer.testing import CliRunner
 
 from vcsoup_dist.errors import UserError
@@ -14,7 +16,6 @@ from vcsoup_dist.slurm_jobs.site import Site
 
 RECIPE = """
 name: tiny
-model: base
 values:
   a: {data: {path: pairs.jsonl}, reward: {callable: "judge.py:judge"}}
 """
@@ -22,16 +23,15 @@ values:
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
-    """A recipe with a `launch` section; returns its path."""
-    save_tiny_model(tmp_path / "base")
+    """Writes a recipe with a `launch` section; returns its path."""
     write_pairs(tmp_path / "pairs.jsonl", 20)
     (tmp_path / "judge.py").write_text("def judge(prompt, response):\n    return 0.0\n")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.delenv("VCSOUP_SITE", raising=False)
     monkeypatch.chdir(tmp_path)
 
-    def write(more: str):
-        (tmp_path / "recipe.yaml").write_text(RECIPE + more + "\n")
+    def write(more: str, model: Path = Path("base")) -> Path:
+        (tmp_path / "recipe.yaml").write_text(f"model: {model}\n{RECIPE}{more}\n")
         return tmp_path / "recipe.yaml"
 
     return write
@@ -123,10 +123,11 @@ def test_check_and_submit_warn_of_gpus_without_a_rank_and_ranks_without_gpus(rec
     assert "no option of sbatch is known by the name lustre-stripe" in line
 
 
-def test_check_looks_at_the_site_file(recipe, tmp_path, monkeypatch):
+@pytest.mark.models
+def test_check_looks_at_the_site_file(recipe, tiny_model, tmp_path, monkeypatch):
     from vcsoup_dist.cli.main import app
 
-    file, site = recipe("launch: {ranks: 2}"), tmp_path / "site.yaml"
+    file, site = recipe("launch: {ranks: 2}", tiny_model), tmp_path / "site.yaml"
     monkeypatch.setenv("VCSOUP_SITE", str(site))
     site.write_text("sbatch: {gpus-per-node: 4}\n")
     done = CliRunner().invoke(app, ["check", str(file)])
@@ -153,12 +154,15 @@ def test_gpus_and_ranks_are_reckoned_as_slurm_gives_them(options, gpus, ranks):
     assert (gpus_held(options), ranks_of(options, 3)) == (gpus, ranks)
 
 
-def test_check_says_that_wandb_is_missing_also_beside_a_folder_of_its_runs(recipe, tmp_path):
+@pytest.mark.models
+def test_check_says_that_wandb_is_missing_also_beside_a_folder_of_its_runs(
+    recipe, tiny_model, tmp_path
+):
     from vcsoup_dist.cli.main import app
     from vcsoup_dist.training.metrics import lacks_wandb
 
     assert lacks_wandb(None) == ""
     (tmp_path / "wandb").mkdir()
     if missing := lacks_wandb("mine"):  # as it is where W&B is not installed
-        done = CliRunner().invoke(app, ["check", str(recipe("launch: {wandb: mine}"))])
+        done = CliRunner().invoke(app, ["check", str(recipe("launch: {wandb: mine}", tiny_model))])
         assert done.exit_code == 0 and missing in " ".join(done.output.split())

@@ -6,13 +6,15 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import save_tiny_model, write_pairs
+from command import run_vcsoup
+from conftest import write_pairs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from merging import bf16, write_policy
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.launch import slurm_queue
@@ -20,8 +22,9 @@ from vcsoup_dist.launch.slurm_output import submitted_id, tasks_of
 from vcsoup_dist.slurm_jobs.submissions import live_jobs, mark_of
 
 FUZZ = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+processes = pytest.mark.processes
 NOISE = st.one_of(
     st.text(max_size=30),
     st.sampled_from(
@@ -109,6 +112,7 @@ def squeue(tmp_path, monkeypatch):
     return says
 
 
+@processes
 def test_jobs_of_ours_are_found_among_banners_with_arrays_and_states_of_any_kind(squeue):
     squeue(
         "Welcome | to | the | cluster",
@@ -138,6 +142,7 @@ FIELD = st.one_of(
 )
 
 
+@processes
 @FUZZ
 @given(
     st.lists(st.tuples(FIELD, FIELD, FIELD, st.booleans()), max_size=6),
@@ -162,6 +167,7 @@ def test_whatever_squeue_prints_it_is_a_job_or_one_line(tmp_path, squeue, rows, 
         ), (each, printed)
 
 
+@processes
 def test_a_run_directory_of_any_bytes_is_known_again(tmp_path, squeue):
     root = tmp_path / os.fsdecode(b"caf\xe9")
     root.mkdir()
@@ -192,7 +198,7 @@ for id in "$@"; do sed -i "/^$id|/d" {here}/queue; echo "$id" >>{here}/cancelled
 @pytest.fixture
 def site(tmp_path, monkeypatch):
     """A recipe, and commands of a Slurm whose sbatch says as it is told."""
-    save_tiny_model(tmp_path / "base")
+    write_policy(tmp_path / "base", {"layer": ("BF16", bf16(np.random.default_rng(0), 8))})
     write_pairs(tmp_path / "pairs.jsonl", 20)
     (tmp_path / "judge.py").write_text("def judge(prompt, response):\n    return 0.0\n")
     (tmp_path / "recipe.yaml").write_text(
@@ -208,14 +214,12 @@ def site(tmp_path, monkeypatch):
         for name, text in (("sbatch", SBATCH), ("squeue", SQUEUE), ("scancel", SCANCEL)):
             (here / name).write_text(text.format(here=here, say=say))
             (here / name).chmod(0o755)
-        command = [sys.executable, "-m", "vcsoup_dist.cli", "submit", "recipe.yaml", "-d", "run"]
-        return subprocess.run(
-            [*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=60
-        )
+        return run_vcsoup("submit", "recipe.yaml", "-d", "run", *options, folder=tmp_path)
 
     return submit
 
 
+@processes
 def test_a_chain_is_submitted_among_the_words_of_a_site(site, tmp_path):
     said = 'echo "Welcome to Foo"; echo; echo "$count;foo"; echo "0 GPU-hours used" '
     done = site(said)
@@ -225,6 +229,7 @@ def test_a_chain_is_submitted_among_the_words_of_a_site(site, tmp_path):
     assert "filter     102 after 101" in done.stdout
 
 
+@processes
 @pytest.mark.parametrize(
     ("say", "line"),
     [
@@ -245,6 +250,7 @@ def test_where_the_chain_breaks_all_that_was_submitted_is_cancelled(site, tmp_pa
     assert ids == ["101", "102"]  # 103 printed none, and was never noted
 
 
+@processes
 def test_the_script_of_a_dry_run_finds_the_ids_too(site, tmp_path):
     script = site("", "--dry-run").stdout
     site('echo "Welcome to Foo"; echo "$count;foo"; echo bye', "--dry-run")
@@ -260,6 +266,7 @@ def test_the_script_of_a_dry_run_finds_the_ids_too(site, tmp_path):
     assert done.returncode != 0 and (tmp_path / "site/count").read_text().strip() == "108"
 
 
+@processes
 @pytest.mark.parametrize("kind", ["missing", "no program", "not allowed"])
 def test_an_sbatch_that_cannot_be_run_is_one_line(site, tmp_path, monkeypatch, kind):
     site("", "--dry-run")

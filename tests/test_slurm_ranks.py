@@ -17,7 +17,7 @@ from vcsoup_dist.errors import EXIT_PREEMPTED
 from vcsoup_dist.launch.srun import srun_command
 from vcsoup_dist.launch.srun_rank import tasks_per_node
 
-pytestmark = pytest.mark.usefixtures("slurm")
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("slurm")]
 
 START = """
 import os, signal, sys, time

@@ -1,4 +1,4 @@
-"""slurm/score.sh, evaluate.sh, on_one_node.sh and ray.sh on a real Slurm of two nodes."""
+"""slurm/score.sh and ray.sh on a real Slurm of two nodes."""
 
 from __future__ import annotations
 
@@ -16,118 +16,71 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import save_tiny_model, write_pairs
-from slurm_world import ROOT, job, start_now, wait_for_end
+from slurm_world import RECIPE, ROOT, Jobs, job, products, start_now, wait_for_end
 from training_world import wait_for
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.launch.ray_nodes import head_address, wait_for_nodes
 
-pytestmark = pytest.mark.usefixtures("slurm")
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("slurm")]
 
 WHOLE = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=4"]
-REWARDS = """
-import os, pathlib, time
+GATED = """
+import json, os, pathlib, time
 
 def longer(prompt, response):
     # Says where it is at work, and waits at a gate that is closed.
     if gate := os.environ.get("GATE"):
-        (pathlib.Path(gate) / f"{os.environ['SLURMD_NODENAME']}-{os.getpid()}").touch()
+        slurms = [name for name in os.environ if name.startswith(("SLURM_", "PMI"))]
+        place = os.environ["SLURMD_NODENAME"], os.environ.get("CUDA_VISIBLE_DEVICES"), slurms
+        here = pathlib.Path(gate) / f"{place[0]}-{os.getpid()}"
+        here.with_suffix(".part").write_text(json.dumps(place))
+        here.with_suffix(".part").rename(here.with_suffix(".here"))
         while (pathlib.Path(gate) / "closed").exists():
             time.sleep(0.01)
     return float(len(response.split()))
-
-def polite(prompt, response):
-    return response.count("yes") - response.count("no") + 0.01 * len(response)
 """
-RECIPE = """
-name: tiny
-model: base
-values:
-  long:
-    data: {path: pairs.jsonl, heldout_share: 0.2}
-    reward: {callable: "rewards.py:longer"}
-  polite:
-    data: {pairs_of: [long]}
-    reward: {callable: "rewards.py:polite"}
-scoring: {shard_pairs: 4, actors: 2, cpus_per_actor: 2, placement: spread}
-training:
-  {dtype: fp32, learning_rate: 1.0e-3, pairs_per_step: 8, steps: 2, max_length: 64,
-   checkpoint_every: 2, evaluate_every: 2, gradient_checkpointing: false}
-soup: {grid: 0.5}
-evaluation:
-  {actors: 2, cpus_per_actor: 2, prompts: 4, max_new_tokens: 8, max_prompt_tokens: 60,
-   dtype: fp32, bootstrap: 100}
-launch: {ranks: 1}
-"""
-SOURCED = """#!/usr/bin/env bash
-#SBATCH --output=%x-%j.out
-set -euo pipefail
-source "$SCRIPTS/environment.sh"
-source "$SCRIPTS/ray.sh"
-job_log
-set_up
-start_ray
-"""
+GATED_REWARD = ("{columns: [long_chosen, long_rejected]}", '{callable: "gated.py:longer"}')
+SCORING = {
+    "gated": "{shard_pairs: 4, actors: 2, cpus_per_actor: 2, placement: spread}",
+    "gpus": "{shard_pairs: 4, actors: 4, gpus_per_actor: 1}",
+}
 
 
-class Jobs:
-    """A recipe, and jobs of the scripts on it; a mark finds all processes that they start."""
+class RayJobs:
+    """Jobs that start Ray; a mark finds all processes that they start."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.temporary = Path(
-            tempfile.mkdtemp(prefix="rt-", dir="/tmp")
-        )  # short, for Ray's sockets
+    def __init__(self, jobs: Jobs, temporary: Path) -> None:
+        self.jobs, self.folder, self.temporary = jobs, jobs.folder, temporary
         self.mark = f"VCSOUP_TEST_JOBS={uuid.uuid4()}"
-        save_tiny_model(folder / "base")
-        write_pairs(folder / "pairs.jsonl", 60)
-        (folder / "rewards.py").write_text(REWARDS)
-        (folder / "recipe.yaml").write_text(RECIPE)
+        (self.folder / "gated.py").write_text(GATED)
+        for name, scoring in SCORING.items():
+            text = RECIPE.replace(*GATED_REWARD) + f"scoring: {scoring}\n"
+            (self.folder / f"{name}.yaml").write_text(text)
+        jobs.vcsoup("score", "gated.yaml", "-d", "scored")
 
-    def vcsoup(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "vcsoup_dist.cli", *arguments]
-        subprocess.run(command, cwd=self.folder, check=True)
+    def submit(
+        self, root: Path, script: str | Path, *arguments: str, options: list[str], **variables: str
+    ) -> str:
+        ours = {"TMPDIR": str(self.temporary), **dict([self.mark.split("=")])}
+        return self.jobs.submit(root, script, *arguments, options=options, **ours, **variables)
 
-    def copy(self, name: str, without: str) -> Path:
-        """The run directory `local`, without some of its folders."""
+    def score(self, name: str, *options: str, recipe: str = "gated.yaml", **variables: str) -> str:
+        """A job of score.sh on both nodes into the run directory of that name."""
         root = self.folder / name
-        ignore = shutil.ignore_patterns(*without.split(), "work", "locks")
-        shutil.copytree(self.folder / "local", root, ignore=ignore)
-        return root
+        return self.submit(root, "score.sh", recipe, options=[*WHOLE, *options], **variables)
 
-    def submit(self, script: Path, *arguments: str, options: list[str], **variables: str) -> str:
-        name, value = self.mark.split("=")
-        done = subprocess.run(
-            ["sbatch", "--parsable", *options, script, *arguments],
-            cwd=self.folder,
-            env={
-                **os.environ,
-                "VCSOUP_LOG_DIR": "job-logs",
-                "TMPDIR": str(self.temporary),
-                name: value,
-                **variables,
-            },
-            check=True,
-            capture_output=True,
-            text=True,
+    def is_scored(self, name: str) -> bool:
+        """Whether a run directory has the bytes that this machine made without Slurm."""
+        made, scored = (
+            products(self.folder / each, "pairs", "scores") for each in (name, "scored")
         )
-        return done.stdout.strip()
-
-    def run(self, stage: str, root: Path, **variables: str) -> str:
-        script = ROOT / "slurm" / f"{stage}.sh"
-        return self.submit(
-            script, "recipe.yaml", options=WHOLE, VCSOUP_RUN_DIR=str(root), **variables
-        )
-
-    def log(self, number: str, restart: int = 0) -> str:
-        found = (self.folder / "job-logs").glob(f"*-{number}-*-{restart}.log")
-        return "\n".join(f"{each.name}:\n{each.read_text()}" for each in sorted(found))
+        return made == scored
 
     def ends(self, number: str, state: str = "COMPLETED") -> str:
         """The log of a job that ends in this state and leaves no process."""
         ended = wait_for_end(number)
-        log = self.log(number)
+        log = self.jobs.log(number)
         assert ended["JobState"] == state, log
         self.leaves_nothing()
         return log
@@ -161,22 +114,10 @@ class Jobs:
 
 
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory) -> Iterator[Jobs]:
-    """With the run directory `local`, scored without Slurm."""
-    jobs = Jobs(tmp_path_factory.mktemp("jobs"))
-    jobs.vcsoup("score", "recipe.yaml", "-d", "local")
-    yield jobs
-    shutil.rmtree(jobs.temporary)
-
-
-def products(root: Path, *folders: str) -> dict[str, bytes]:
-    files = [path for folder in folders for path in (root / folder).rglob("*") if path.is_file()]
-    assert files
-    return {str(path.relative_to(root)): path.read_bytes() for path in files}
-
-
-def scores(root: Path) -> dict[str, bytes]:
-    return products(root, "pairs", "scores")
+def jobs(slurm_jobs) -> Iterator[RayJobs]:
+    temporary = tempfile.mkdtemp(prefix="rt-", dir="/tmp")  # short, for Ray's sockets
+    yield RayJobs(slurm_jobs, Path(temporary))
+    shutil.rmtree(temporary)
 
 
 class Gate:
@@ -186,14 +127,17 @@ class Gate:
         self.folder = folder
         (folder / "closed").touch()
 
-    def wait_for_both_nodes(self) -> None:
-        def nodes() -> set[str]:
-            return {path.name.split("-")[0] for path in self.folder.glob("n*-*")}
+    def wait_for_actors(self, on_each_node: int = 1) -> list[tuple[str, str, list[str]]]:
+        """The node, the GPUs and Slurm's variables of each actor, once they are there."""
+        nodes = ["n1"] * on_each_node + ["n2"] * on_each_node
+        wait_for(lambda: sorted(place[0] for place in self._places()) == nodes)
+        return self._places()
 
-        wait_for(lambda: time.sleep(0.1) or nodes() == {"n1", "n2"})
+    def _places(self) -> list[tuple[str, str, list[str]]]:
+        return [tuple(json.loads(file.read_text())) for file in self.folder.glob("*.here")]
 
     def forget(self) -> None:
-        for path in self.folder.glob("n*-*"):
+        for path in self.folder.glob("*.here"):
             path.unlink()
 
     def open(self) -> None:
@@ -205,51 +149,51 @@ def gate(tmp_path) -> Gate:
     return Gate(tmp_path)
 
 
-def test_scores_by_two_nodes_of_which_one_is_lost_are_those_of_one_machine(jobs, gate):
-    root = jobs.folder / "lost"
-    number = jobs.run("score", root, GATE=str(gate.folder))
-    gate.wait_for_both_nodes()
+ALL_GPUS = [("n1", "0"), ("n1", "1"), ("n2", "0"), ("n2", "1")]
+
+
+def test_in_a_container_by_an_actor_per_gpu_with_a_node_lost_scores_are_those_of_one_machine(
+    jobs, gate
+):
+    # Options of srun that a Slurm without containers knows.
+    boxed = {"VCSOUP_CONTAINER": "--comment='a box'", "GATE": str(gate.folder)}
+    number = jobs.score("lost", "--gpus-per-node=2", recipe="gpus.yaml", **boxed)
+    places = gate.wait_for_actors(on_each_node=2)
+    assert sorted(place[:2] for place in places) == ALL_GPUS
+    assert not any(slurms for *_, slurms in places)
     os.kill(jobs.of_node("n2", "raylet"), signal.SIGKILL)
     gate.open()
     log = jobs.ends(number)
     assert "Ray runs on 2 nodes" in log and f"vcsoup-score-{number}-ray-n2-0.log" in log
     assert "its actor died, another takes its place" in log
-    assert scores(root) == scores(jobs.folder / "local")
+    assert jobs.is_scored("lost")
 
 
 def test_stopped_on_request_a_job_goes_back_into_the_queue_and_goes_on(jobs, gate):
-    root = jobs.folder / "stopped"
-    number = jobs.run("score", root, GATE=str(gate.folder))
-    gate.wait_for_both_nodes()
+    number = jobs.score("stopped", GATE=str(gate.folder))
+    gate.wait_for_actors()
     ask_to_stop(number)
     jobs.leaves_nothing()
-    log = jobs.log(number)
+    log = jobs.jobs.log(number)
     assert "stopped on request" in log and "srun: error" not in log
     start_now(number)
     # Before the command runs, while Ray's nodes start.
     wait_for(lambda: jobs.processes("SLURMD_NODENAME=n2"))
     ask_to_stop(number)
     jobs.leaves_nothing()
-    assert "Ray runs on" not in jobs.log(number, restart=1)
+    assert "Ray runs on" not in jobs.jobs.log(number, restart=1)
     gate.forget()
     start_now(number)
-    gate.wait_for_both_nodes()
+    gate.wait_for_actors()
     os.kill(jobs.of_node("n2", "ray"), signal.SIGKILL)
     gate.open()
     jobs.ends(number)
-    assert scores(root) == scores(jobs.folder / "local")
+    assert jobs.is_scored("stopped")
 
 
 def ask_to_stop(number: str) -> None:
     subprocess.run(["scancel", "--batch", "--signal=USR2", number], check=True)
     wait_for(lambda: time.sleep(0.2) or job(number)["JobState"] == "PENDING", 60)
-
-
-def test_a_cancelled_job_leaves_no_process_and_no_file(jobs, gate):
-    number = jobs.run("score", jobs.folder / "cancelled", GATE=str(gate.folder))
-    gate.wait_for_both_nodes()
-    subprocess.run(["scancel", number], check=True)
-    jobs.ends(number, "CANCELLED")
 
 
 def test_a_ray_node_that_does_not_start_is_named_with_its_log_tail(jobs, tmp_path):
@@ -260,57 +204,46 @@ def test_a_ray_node_that_does_not_start_is_named_with_its_log_tail(jobs, tmp_pat
     )
     ray.chmod(0o755)
     setup = f"{os.environ['VCSOUP_SETUP']}; PATH={tmp_path}:$PATH"
-    number = jobs.run("score", jobs.folder / "broken", VCSOUP_SETUP=setup)
+    number = jobs.score("broken", VCSOUP_SETUP=setup)
     log = jobs.ends(number, "FAILED")
     assert "== Ray on n2 has ended; the end of job-logs/" in log and "\nno luck\n" in log
     assert "== Ray on n1 has ended" not in log
     assert job(number)["ExitCode"] == "2:0"
 
 
-def test_with_a_container_the_command_is_a_step_in_it_too(jobs):
-    # Options of srun that a Slurm without containers knows.
-    root = jobs.folder / "boxed"
-    number = jobs.run("score", root, VCSOUP_CONTAINER="--comment='a box'")
-    jobs.ends(number)
-    assert scores(root) == scores(jobs.folder / "local")
-
-
-GPUS = """
+SOURCED = """#!/usr/bin/env bash
+#SBATCH --output=%x-%j.out
+set -euo pipefail
+source "$SCRIPTS/environment.sh"
+source "$SCRIPTS/ray.sh"
+job_log
+set_up
+start_ray
+vcsoup=(python3)
+"""
+# Two actors with a GPU each say where they are; they must still be there whenever asked.
+ACTORS = """
 import json, os, sys, time
 from pathlib import Path
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
 ray.init(log_to_driver=False)
 
 @ray.remote(num_gpus=1, num_cpus=1)
 class Actor:
     def place(self):
-        names = [name for name in os.environ if name.startswith(("SLURM_", "PMI"))]
-        return os.environ["SLURMD_NODENAME"], os.environ["CUDA_VISIBLE_DEVICES"], names
+        return os.environ["SLURMD_NODENAME"], os.environ["CUDA_VISIBLE_DEVICES"]
 
-count, mine, other = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
-actors = [Actor.remote() for _ in range(count)]
+said, asked = Path(sys.argv[1]), map(Path, sys.argv[2].split(":"))
+actors = [Actor.remote() for _ in range(2)]
 places = ray.get([actor.place.remote() for actor in actors])
-mine.write_text(json.dumps([places, sorted(node["NodeName"] for node in ray.nodes())]))
-while not other.exists():
-    time.sleep(0.1)
-assert ray.get([actor.place.remote() for actor in actors]) == places
+said.write_text(json.dumps([places, sorted(node["NodeName"] for node in ray.nodes())]))
+for each in asked:
+    while not each.exists():
+        time.sleep(0.1)
+    assert ray.get([actor.place.remote() for actor in actors]) == places
+    Path(f"{said}-still").touch()
 """
-
-
-def submit_gpus(
-    jobs: Jobs, count: int, mine: Path, other: Path, options: list[str], then: str = ""
-) -> str:
-    (jobs.folder / "gpus.py").write_text(GPUS)
-    (jobs.folder / "gpus.sh").write_text(
-        f"{SOURCED}python3 gpus.py {count} {mine} {other}\n{then}\n"
-    )
-    return jobs.submit(
-        jobs.folder / "gpus.sh", options=["--nodes=2", *options], SCRIPTS=str(ROOT / "slurm")
-    )
-
-
 WAITS = """
 import os, sys
 from vcsoup_dist.launch.ray_nodes import wait_for_nodes
@@ -320,39 +253,46 @@ try:
 except UserError as error:
     print("said:", error)
 """
-THREE_TIMES = "python3 waits.py 2; python3 waits.py 3; RAY_AUTH_TOKEN=guess python3 waits.py 2"
+THREE_TIMES = "python3 waits.py 2; python3 waits.py 3; RAY_AUTH_TOKEN=guess python3 waits.py 2\n"
 
 
-def test_every_actor_has_a_gpu_of_its_own_and_nobody_comes_in_without_the_token(jobs, tmp_path):
+def submit_actors(
+    jobs: RayJobs, name: str, said: Path, asked: list[Path], gpus: str, before: str = ""
+) -> str:
+    arguments = f"actors.py {said} {':'.join(map(str, asked))}"
+    script = jobs.folder / f"{name}.sh"
+    script.write_text(f"{SOURCED}{before}run_vcsoup {arguments}\n")
+    options = ["--nodes=2", gpus, "--cpus-per-task=2"]
+    return jobs.submit(jobs.folder / name, script, options=options, SCRIPTS=str(ROOT / "slurm"))
+
+
+def test_two_clusters_on_the_same_nodes_do_not_disturb_each_other_whichever_ends_and_how(
+    jobs, tmp_path
+):
+    (jobs.folder / "actors.py").write_text(ACTORS)
     (jobs.folder / "waits.py").write_text(WAITS)
-    said = tmp_path / "said"
-    whole = ["--gpus-per-node=2", "--cpus-per-task=4"]
-    log = jobs.ends(submit_gpus(jobs, 4, said, said, whole, THREE_TIMES))
-    places, _ = json.loads(said.read_text())
-    found = sorted((node, device) for node, device, _ in places)
-    assert found == [("n1", "0"), ("n1", "1"), ("n2", "0"), ("n2", "1")]
-    assert not any(names for *_, names in places)
+    said = [tmp_path / "first", tmp_path / "second"]
+    over, never = tmp_path / "over", tmp_path / "never"
+    first = submit_actors(jobs, "first", said[0], [said[1]], "--gpus-per-node=1", THREE_TIMES)
+    second = submit_actors(jobs, "second", said[1], [over, never], "--gpus=2")
+    ended, log = wait_for_end(first), jobs.jobs.log(first)
+    assert ended["JobState"] == "COMPLETED", log
+
+    # Nobody comes in without the token.
     lines = [line for line in log.splitlines() if line.startswith("said:")]
     assert lines[0] == "said: 2 of 3 Ray nodes are there after 0 s: n1, n2"
     assert len(lines) == 2 and "said: no Ray cluster at" in lines[1]
 
-
-def test_two_clusters_on_the_same_nodes_do_not_disturb_each_other(jobs, tmp_path):
-    said = [tmp_path / "first", tmp_path / "second"]
-    numbers = [
-        submit_gpus(jobs, 2, mine, other, [gpus, "--cpus-per-task=2"])
-        for gpus, mine, other in (("--gpus-per-node=1", *said), ("--gpus=2", *said[::-1]))
-    ]
-    for number in numbers:
-        ended = wait_for_end(number)
-        assert ended["JobState"] == "COMPLETED", jobs.log(number)
-    jobs.leaves_nothing()
+    over.touch()
+    wait_for((tmp_path / "second-still").exists)
+    subprocess.run(["scancel", second], check=True)
+    jobs.ends(second, "CANCELLED")
     found = []
     for file in said:
         places, nodes = json.loads(file.read_text())
         assert nodes == ["n1", "n2"]
-        found += [(node, device) for node, device, _ in places]
-    assert sorted(found) == [("n1", "0"), ("n1", "1"), ("n2", "0"), ("n2", "1")]
+        found += [(node, device) for node, device in places]
+    assert sorted(found) == ALL_GPUS
 
 
 def test_where_nobody_listens_the_wait_ends_and_says_so():
@@ -363,27 +303,3 @@ def test_where_nobody_listens_the_wait_ends_and_says_so():
         wait_for_nodes(address, 1, patience=0)
     with pytest.raises(UserError, match="no way to no.such.node"):
         head_address("no.such.node.invalid")
-
-
-def test_an_evaluation_by_two_nodes_and_stages_on_one_are_those_of_a_local_run(jobs):
-    local = jobs.folder / "local"
-    jobs.vcsoup("run", "recipe.yaml", "-d", "local")
-    root = jobs.copy("evaluated", without="filtered evaluation report")
-    script = ROOT / "slurm" / "on_one_node.sh"
-    options = ["--cpus-per-task=2"]
-    one = {"VCSOUP_RUN_DIR": str(root)}
-    assert "filtered/vc_soup" in jobs.ends(
-        jobs.submit(script, "filter", "recipe.yaml", options=options, **one)
-    )
-    assert products(root, "filtered") == products(local, "filtered")
-    assert "evaluation: 4 held-out prompts" in jobs.ends(jobs.run("evaluate", root))
-    assert products(root, "evaluation") == products(local, "evaluation")
-
-
-@pytest.mark.parametrize("script", ["score.sh", "evaluate.sh", "on_one_node.sh"])
-def test_a_script_says_how_it_is_used(script):
-    file = ROOT / "slurm" / script
-    asked = subprocess.run([file, "--help"], check=True, capture_output=True, text=True).stdout
-    assert f"slurm/{script}" in asked and "RECIPE" in asked and "#SBATCH" not in asked
-    done = subprocess.run([file, "filter", "recipe.yaml"], capture_output=True, text=True)
-    assert (done.returncode, "sbatch" in done.stderr) == (2, True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from slurm_world import Jobs, job, wait_for_end
-from training_world import wait_for
+from conftest import write_pairs
+from merging import bf16, write_policy
+from slurm_world import CHAIN, RECIPE
 
 from vcsoup_dist.cli.plan import plan_run
 from vcsoup_dist.errors import UserError
@@ -17,15 +16,21 @@ from vcsoup_dist.launch.slurm_queue import QueuedJob
 from vcsoup_dist.slurm_jobs.submissions import LiveJob, mark_of, read_submissions
 from vcsoup_dist.slurm_jobs.submit import Step, as_script, next_steps
 
-CHAIN = ["score", "filter", "reference", "train", "merge", "evaluate", "report"]
-
 
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory) -> Jobs:
-    jobs = Jobs(tmp_path_factory.mktemp("submit"))
-    recipe = jobs.folder / "recipe.yaml"
-    recipe.write_text(recipe.read_text().replace("steps: 70", "steps: 4"))
-    return jobs
+def folder(tmp_path_factory) -> Path:
+    """A recipe, and its run directory `filtered` with empty products as if made."""
+    folder = tmp_path_factory.mktemp("submit")
+    write_policy(folder / "base", {"layer": ("BF16", bf16(np.random.default_rng(0), 8))})
+    write_pairs(folder / "pairs.jsonl", 20)
+    (folder / "judge.py").write_text("def longer(prompt, response):\n    return len(response)\n")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    _, workspace, plan = plan_run(folder / "recipe.yaml", folder / "filtered", make=True)
+    for product in plan:
+        if product.stage in ("read", "score", "filter", "tokens"):
+            with workspace.publishing(product):
+                pass
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +42,9 @@ def no_site_file(monkeypatch, tmp_path):
 class Queue:
     """What is due in a run directory of the recipe, and jobs in the queue for some of it."""
 
-    def __init__(self, jobs: Jobs, root: str) -> None:
+    def __init__(self, folder: Path, root: str) -> None:
         self.recipe, self.workspace, self.plan = plan_run(
-            jobs.folder / "recipe.yaml", jobs.folder / root, make=False
+            folder / "recipe.yaml", folder / root, make=False
         )
         self.live: list[LiveJob] = []
 
@@ -64,9 +69,9 @@ class Queue:
 
 
 @pytest.fixture
-def queue(jobs) -> Queue:
+def queue(folder) -> Queue:
     """Everything is due."""
-    return Queue(jobs, "nothing-made")
+    return Queue(folder, "nothing-made")
 
 
 def submitted(steps: dict[str, Step]) -> dict[str, list[str]]:
@@ -88,8 +93,8 @@ def test_every_job_waits_for_those_that_make_what_it_reads(queue):
     assert "merge" in after["evaluate"] and "evaluate" in after["report"]
 
 
-def test_what_is_made_has_no_job_and_nobody_waits_for_it(jobs):
-    steps = Queue(jobs, "filtered").steps()
+def test_what_is_made_has_no_job_and_nobody_waits_for_it(folder):
+    steps = Queue(folder, "filtered").steps()
     assert list(steps) == CHAIN[2:]
     assert steps["reference"].job.after == () and steps["train"].job.after == ("reference",)
 
@@ -130,14 +135,14 @@ def test_jobs_that_wait_for_one_that_is_submitted_anew_are_replaced(queue):
     assert steps["train"].kept == ()
 
 
-def test_a_job_that_went_back_into_the_queue_is_kept(jobs):
-    queue = Queue(jobs, "filtered")
+def test_a_job_that_went_back_into_the_queue_is_kept(folder):
+    queue = Queue(folder, "filtered")
     queue.add("3", "reference", "PENDING", after=["1"], reason="BeginTime")
     assert queue.steps()["reference"].kept == ("3",)
 
 
-def test_a_job_that_slurm_holds_since_its_nodes_failed_too_often_is_submitted_anew(jobs):
-    queue = Queue(jobs, "filtered")
+def test_a_job_that_slurm_holds_since_its_nodes_failed_too_often_is_submitted_anew(folder):
+    queue = Queue(folder, "filtered")
     queue.add("3", "reference", "REQUEUE_HOLD", reason="JobHoldMaxRequeue")
     steps = queue.steps()
     assert steps["reference"].kept == () and submitted(steps)["reference"]
@@ -164,10 +169,10 @@ def test_a_job_that_runs_and_was_never_noted_is_in_the_way(queue):
         queue.steps()
 
 
-def script(jobs: Jobs, tmp_path: Path, slurm: str) -> dict[str, str]:
+def script(folder: Path, tmp_path: Path, slurm: str) -> dict[str, str]:
     """Stage -> its line in the script of a dry run, for a recipe with that `launch`."""
-    recipe = jobs.folder / "other.yaml"
-    text = (jobs.folder / "recipe.yaml").read_text()
+    recipe = folder / "other.yaml"
+    text = (folder / "recipe.yaml").read_text()
     recipe.write_text(text.replace("launch: {ranks: 2}", f"launch: {slurm}"))
     loaded, workspace, plan = plan_run(recipe, tmp_path / "run", make=False)
     lines = as_script(recipe, loaded, workspace, plan, [])
@@ -175,7 +180,7 @@ def script(jobs: Jobs, tmp_path: Path, slurm: str) -> dict[str, str]:
 
 
 def test_options_are_the_recipes_before_the_stages_before_the_sites_before_ours(
-    jobs, tmp_path, monkeypatch
+    folder, tmp_path, monkeypatch
 ):
     site = tmp_path / "site.yaml"
     site.write_text(
@@ -184,7 +189,7 @@ def test_options_are_the_recipes_before_the_stages_before_the_sites_before_ours(
     )
     monkeypatch.setenv("VCSOUP_SITE", str(site))
     launch = '{ranks: 16, slurm: {train: {nodes: 2, gpus-per-node: 8, time: "12:00:00"}}}'
-    lines = script(jobs, tmp_path, launch)
+    lines = script(folder, tmp_path, launch)
     for wanted in ("account=us", "partition=gpu", "constraint=h100", "ntasks-per-node=8"):
         assert f"--{wanted} " in lines["train"]
     assert "--nodes=2 " in lines["train"] and "--time=12:00:00 " in lines["train"]
@@ -192,12 +197,12 @@ def test_options_are_the_recipes_before_the_stages_before_the_sites_before_ours(
     assert "constraint" not in lines["merge"] and "ntasks-per-node=16" in lines["reference"]
 
 
-def test_options_of_another_name_stand_in_for_ours(jobs, tmp_path):
+def test_options_of_another_name_stand_in_for_ours(folder, tmp_path):
     given = "{train: {ntasks: 6, nodes: 2-3}, evaluate: {nodes: false}, score: {cpus-per-gpu: 4}}"
-    lines = script(jobs, tmp_path, f"{{ranks: 3, slurm: {given}}}")
+    lines = script(folder, tmp_path, f"{{ranks: 3, slurm: {given}}}")
     assert "ntasks-per-node" not in lines["train"] and "--nodes=2-3 " in lines["train"]
     assert "--nodes" not in lines["evaluate"] and "--cpus-per-task" not in lines["score"]
-    lines = script(jobs, tmp_path, "{ranks: 3, slurm: {train: {nodes: 2}}}")
+    lines = script(folder, tmp_path, "{ranks: 3, slurm: {train: {nodes: 2}}}")
     assert "--ntasks=3 --ntasks-per-node=2 " in lines["train"]
 
 
@@ -212,20 +217,20 @@ def test_a_damaged_record_of_submissions_is_named(tmp_path):
         read_submissions(tmp_path)
 
 
-def test_a_merge_of_several_ranks_is_an_array_and_a_job_that_publishes(jobs, tmp_path):
-    lines = script(jobs, tmp_path, "{merge_ranks: 3}")
+def test_a_merge_of_several_ranks_is_an_array_and_a_job_that_publishes(folder, tmp_path):
+    lines = script(folder, tmp_path, "{merge_ranks: 3}")
     assert "--array=0-2 " in lines["merge"] and "--finalise" not in lines["merge"]
     assert "--finalise --world-size 3" in lines["merge_1"] and ":$merge" in lines["merge_1"]
     assert ":$merge:$merge_1" in lines["evaluate"]
 
 
-def test_so_many_policies_are_trained_at_once_as_the_recipe_says(jobs, tmp_path):
-    assert "--array=0-1 " in script(jobs, tmp_path, "{ranks: 2}")["train"]
-    assert "--array=0-1%1 " in script(jobs, tmp_path, "{policies_at_once: 1}")["train"]
+def test_so_many_policies_are_trained_at_once_as_the_recipe_says(folder, tmp_path):
+    assert "--array=0-1 " in script(folder, tmp_path, "{ranks: 2}")["train"]
+    assert "--array=0-1%1 " in script(folder, tmp_path, "{policies_at_once: 1}")["train"]
 
 
-def test_a_dry_run_makes_nothing(jobs, tmp_path):
-    script(jobs, tmp_path, "{ranks: 2}")
+def test_a_dry_run_makes_nothing(folder, tmp_path):
+    script(folder, tmp_path, "{ranks: 2}")
     assert not (tmp_path / "run").exists()
 
 
@@ -238,89 +243,15 @@ def test_a_dry_run_makes_nothing(jobs, tmp_path):
         ("partition: gpu", "partition: unknown key"),
     ],
 )
-def test_a_mistake_in_the_site_file_is_one_line(jobs, tmp_path, monkeypatch, text, line):
+def test_a_mistake_in_the_site_file_is_one_line(folder, tmp_path, monkeypatch, text, line):
     site = tmp_path / "site.yaml"
     site.write_text(text)
     monkeypatch.setenv("VCSOUP_SITE", str(site))
     with pytest.raises(UserError, match=f"{site}: line 1: {line}"):
-        script(jobs, tmp_path, "{ranks: 2}")
+        script(folder, tmp_path, "{ranks: 2}")
 
 
-def test_a_site_file_that_is_not_there_is_named(jobs, tmp_path, monkeypatch):
+def test_a_site_file_that_is_not_there_is_named(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("VCSOUP_SITE", "/nowhere/site.yaml")
     with pytest.raises(UserError, match="VCSOUP_SITE: no such file: /nowhere/site.yaml"):
-        script(jobs, tmp_path, "{ranks: 2}")
-
-
-# --- on a real Slurm ---
-
-
-def vcsoup(jobs: Jobs, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vcsoup_dist.cli", *arguments]
-    return subprocess.run(command, cwd=jobs.folder, capture_output=True, text=True)
-
-
-def last_job(root: Path) -> str:
-    return read_submissions(root)[-1].id
-
-
-def test_a_chain_ends_in_the_report_fails_in_the_middle_and_goes_on(slurm, jobs, monkeypatch):
-    root = jobs.run_directory("chain", "filtered")
-    for name, value in (("SBATCH_EXPORT", "NONE"), ("SQUEUE_STATES", "RUNNING"), ("USER", "bob")):
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("LOGNAME", "bob")
-    judge = jobs.folder / "judge.py"
-    good = judge.read_text()
-    judge.write_text("def never_called(prompt, response):\n    raise ValueError('no judge')\n")
-    done = vcsoup(jobs, "submit", "recipe.yaml", "-d", str(root))
-    assert done.returncode == 0, done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines()] == CHAIN[2:]
-    again = vcsoup(jobs, "submit", "recipe.yaml", "-d", str(root))
-    assert again.stdout.count("in the queue already") == len(CHAIN[2:]), again.stderr
-    report = last_job(root)
-    assert wait_for_end(report)["JobState"] == "CANCELLED"
-    stages = {each.stage: each.id for each in read_submissions(root)}
-    assert job(stages["merge"])["JobState"] == "COMPLETED"
-    assert job(stages["evaluate"])["JobState"] == "FAILED"
-    said = vcsoup(jobs, "status", "recipe.yaml", "-d", str(root)).stdout
-    assert "no judge" in said and "evaluate" in said
-
-    judge.write_text(good)
-    done = vcsoup(jobs, "submit", "recipe.yaml", "-d", str(root))
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["evaluate", "report"]
-    assert wait_for_end(last_job(root))["JobState"] == "COMPLETED"
-    assert (root / "report" / "table.txt").exists()
-    assert "nothing to do" in vcsoup(jobs, "submit", "recipe.yaml", "-d", str(root)).stderr
-
-
-def test_a_job_that_ends_before_the_command_begins_is_a_failure_with_its_log(
-    slurm, jobs, monkeypatch
-):
-    root = jobs.folder / "no-setup"
-    monkeypatch.setenv("VCSOUP_SETUP", "echo wrong module; false")
-    assert vcsoup(jobs, "submit", "recipe.yaml", "-d", str(root)).returncode == 0
-    first = read_submissions(root)[0].id
-    assert wait_for_end(first)["JobState"] == "FAILED"
-    said = vcsoup(jobs, "status", "recipe.yaml", "-d", str(root)).stdout
-    assert "read failed" in said and f"in job {first}" in said
-    assert "ended before `vcsoup` began" in said and "wrong module" in said
-    wait_for(lambda: "no jobs" in vcsoup(jobs, "cancel", "recipe.yaml", "-d", str(root)).stdout)
-
-
-def test_what_slurm_would_refuse_leaves_the_queue_as_it_was(slurm, jobs):
-    recipe = jobs.folder / "refused.yaml"
-    text = (jobs.folder / "recipe.yaml").read_text()
-    recipe.write_text(text.replace("launch: {", "launch: {slurm: {report: {partition: nowhere}}, "))
-    root = jobs.folder / "refused"
-    done = vcsoup(jobs, "submit", "refused.yaml", "-d", str(root))
-    assert done.returncode == 2 and "partition" in done.stderr
-    assert not (root / "jobs.json").exists()
-
-
-def test_cancelled_jobs_are_gone(slurm, jobs):
-    root = jobs.folder / "cancelled"
-    assert vcsoup(jobs, "submit", "recipe.yaml", "-d", str(root)).returncode == 0
-    assert len(json.loads((root / "jobs.json").read_text())) == len(CHAIN)
-    done = vcsoup(jobs, "cancel", "recipe.yaml", "-d", str(root))
-    assert done.stdout.startswith("cancelled ")
-    wait_for(lambda: "no jobs" in vcsoup(jobs, "cancel", "recipe.yaml", "-d", str(root)).stdout)
+        script(folder, tmp_path, "{ranks: 2}")
