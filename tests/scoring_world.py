@@ -79,7 +79,7 @@ def on_main_thread(prompt, response):
 def joined(prompt, response):
     # Once the cluster has `grown`, waits for a second process.
     (HERE / f"at-work-{os.getpid()}").touch()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while (HERE / "grown").exists() and len(list(HERE.glob("at-work-*"))) < 2:
         if time.monotonic() > deadline:
             raise TimeoutError("nobody else came")

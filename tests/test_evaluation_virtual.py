@@ -24,6 +24,8 @@ from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.souping.kernels.kernel import weighted_sum
 from vcsoup_dist.workspace import Product, Workspace
 
+pytestmark = pytest.mark.models
+
 RECIPE = {
     "name": "x",
     "model": "base",
@@ -92,7 +94,8 @@ def evaluations(workspace: Workspace) -> dict[str, bytes]:
     }
 
 
-def test_answers_are_the_same_bytes_and_no_soup_is_on_disk(folder):
+@pytest.mark.ray
+def test_answers_are_the_same_bytes_and_no_soup_is_on_disk(folder, on_shared_ray):
     recipe, plan = planned(folder, soups=False)
     virtual = Workspace.open(folder / "virtual", recipe)
     make_missing(recipe, virtual, plan, "score", lambda each: each.stage == "read")

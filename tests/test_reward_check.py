@@ -6,8 +6,6 @@ import contextlib
 import json
 import re
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ import pytest
 import torch
 import transformers
 import yaml
+from command import run_vcsoup
 from conftest import WORDS, save_tiny_tokenizer, write_pairs
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -27,6 +26,8 @@ from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.scoring.reward_findings import ANSWER, TURNS
 from vcsoup_dist.scoring.reward_sample import sample_findings, take_sample
 from vcsoup_dist.scoring.rewards import Scored
+
+pytestmark = pytest.mark.models
 
 CHAT = "{% for m in messages %}{{ '<|' + m['role'] + '|> ' + m['content'] + ' ' }}{% endfor %}"
 SPECIALS = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<unk>", "<s>"]
@@ -207,12 +208,12 @@ def test_a_fresh_head_does_not_hide_what_is_said_of_the_other_rewards(tmp_path, 
     assert "its files lack score.weight" in shown and "short: chosen" in shown
 
 
+@pytest.mark.processes
 def test_the_command_ends_with_2_where_a_reward_is_wrong(tmp_path):
     (tmp_path / "rewards.py").write_text("def nothing(prompt, response):\n    return None")
     with pytest.raises(UserError):
         check(tmp_path, good={"callable": "rewards.py:nothing"})
-    command = [sys.executable, "-m", "vcsoup_dist.cli", "reward-check", tmp_path / "recipe.yaml"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = run_vcsoup("reward-check", "recipe.yaml", folder=tmp_path)
     assert done.returncode == 2 and "no reward" in done.stdout and "vcsoup: 1 of" in done.stderr
 
 

@@ -7,7 +7,9 @@ import os
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster
+from evaluation_world import answers, evaluate, save_models
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray_world import start_cluster
 from scoring_world import shard_bytes, workload_of
 
 from vcsoup_dist.launch import pools
@@ -20,19 +22,26 @@ SHARDS = [[f"{'a' * i} {'b' * j}" for j in range(4)] for i in range(12)]
 ONE_EACH = ActorPool(actors=3, cpus_per_actor=1, placement="spread")
 
 
+pytestmark = [pytest.mark.ray, pytest.mark.kills]
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """Three nodes of one CPU each, where a lost node is noticed within seconds."""
-    settings = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": settings}
-    )
-    for _ in range(2):
+    cluster = start_cluster(1, health_check_period_ms=500, health_check_failure_threshold=3)
+    try:
+        add_nodes(cluster)
+        with ray_cluster(Launch(ray_address=cluster.address), tmp_path_factory.mktemp("run")):
+            yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def add_nodes(cluster):
+    """Until the head has two others, as before a test that lost one."""
+    while len(cluster.worker_nodes) < 2:
         cluster.add_node(num_cpus=1, resources={"slot": 1})
     cluster.wait_for_nodes()
-    with ray_cluster(Launch(ray_address=cluster.address), tmp_path_factory.mktemp("run")):
-        yield cluster
-    cluster.shutdown()
 
 
 def test_actors_fit_by_node_and_not_by_the_sum_of_nodes(cluster):
@@ -106,8 +115,8 @@ class Other:
         return os.getpid()
 
 
-# Last, since the node does not come back.
 def test_a_node_that_is_lost_in_mid_run_costs_no_score(tmp_path, cluster):
+    add_nodes(cluster)
     expected = workload_of(tmp_path / "expected", "one_of_three", SHARDS, ONE_EACH)
     (tmp_path / "expected" / "open").touch()
     list(run_pools([expected], lambda pairs: None))
@@ -126,3 +135,26 @@ def test_a_node_that_is_lost_in_mid_run_costs_no_score(tmp_path, cluster):
     assert len(FreeResources().by_node) == 2
     assert shard_bytes(tmp_path / "lost") == shard_bytes(tmp_path / "expected")
     assert len(shard_bytes(tmp_path / "lost")) == len(SHARDS)
+
+
+@pytest.mark.models
+def test_the_soup_of_a_lost_node_is_evaluated_on_another(tmp_path, cluster):
+    add_nodes(cluster)
+    models = save_models(tmp_path / "models", "abc")
+    evaluate(tmp_path / "undisturbed", models, "plain", 1, lambda n: None)
+    on_head = NodeAffinitySchedulingStrategy(cluster.head_node.node_id, soft=False)
+    other = ray.remote(num_cpus=1)(Other).options(scheduling_strategy=on_head).remote()
+    ray.get(other.pid.remote())  # so that both actors are on nodes that may be lost
+    lost = []
+
+    def lose_a_node(count: float) -> None:
+        # One actor has finished a soup; that of the other node is in the middle of one.
+        if not lost:
+            (winner,) = (tmp_path / "lost").glob("winner-*")
+            lost.extend(node for node in cluster.worker_nodes if node.node_id != winner.read_text())
+            cluster.remove_node(lost[0], allow_graceful=False)
+            (tmp_path / "lost" / "open").touch()
+
+    evaluate(tmp_path / "lost", models, "one_of_two", 2, lose_a_node)
+    assert lost and answers(tmp_path / "lost") == answers(tmp_path / "undisturbed")
+    ray.kill(other)
