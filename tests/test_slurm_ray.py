@@ -152,6 +152,7 @@ def gate(tmp_path) -> Gate:
 ALL_GPUS = [("n1", "0"), ("n1", "1"), ("n2", "0"), ("n2", "1")]
 
 
+@pytest.mark.timeout(900)  # many starts of libraries one after the other
 def test_in_a_container_by_an_actor_per_gpu_with_a_node_lost_scores_are_those_of_one_machine(
     jobs, gate
 ):
@@ -169,6 +170,7 @@ def test_in_a_container_by_an_actor_per_gpu_with_a_node_lost_scores_are_those_of
     assert jobs.is_scored("lost")
 
 
+@pytest.mark.timeout(900)  # many starts of libraries one after the other
 def test_stopped_on_request_a_job_goes_back_into_the_queue_and_goes_on(jobs, gate):
     number = jobs.score("stopped", GATE=str(gate.folder))
     gate.wait_for_actors()

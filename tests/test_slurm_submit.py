@@ -30,6 +30,7 @@ MADE = ["filtered", "reference", "policies", "soups", "evaluation"]
 TWO_NODES = "{reference: {nodes: 2}, train: {nodes: 2}, evaluate: {nodes: 2}}"
 
 
+@pytest.mark.timeout(900)  # many starts of libraries one after the other
 def test_a_chain_fails_in_the_middle_goes_on_and_makes_what_one_machine_makes(jobs, monkeypatch):
     recipe = jobs.folder / "chain.yaml"
     recipe.write_text(RECIPE.replace("{ranks: 2}", f"{{ranks: 2, slurm: {TWO_NODES}}}"))

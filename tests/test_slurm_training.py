@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.kills, pytest.mark.usefixtures("slu
 LONG = "policies/vc_soup/long/seed-0"
 
 
+@pytest.mark.timeout(900)  # many starts of libraries one after the other
 def test_stopped_in_both_ways_and_killed_it_goes_on_to_the_same_bytes(slurm_jobs: Jobs):
     jobs, local = slurm_jobs, slurm_jobs.local
     root = jobs.run_directory("disturbed", "local", without="policies soups evaluation report")
