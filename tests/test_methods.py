@@ -111,7 +111,7 @@ def test_a_random_subset_is_made_after_the_set_whose_size_it_copies(folder):
 MISTAKES = {
     "a kind that is not there": (
         {"a": {}},
-        "methods.a: give it a `kind`, one of all_positive, random, ",
+        "methods.a: give it a `kind`, one of all_positive, .*vc_soup",
     ),
     "an option of another kind": ({"random": {"ratio": 1}}, "methods.random.ratio: unknown key"),
     "nothing to copy": (["random"], "methods.random: copies the size of `vc_soup`"),

@@ -89,7 +89,8 @@ def test_run_and_status_know_it(run, capsys):
     assert "counts/long" in {each.name for each in to_make(plan, workspace, recipe)}
     make_missing(recipe, workspace, plan, "count")
     states = {each.stage: each.state for each in look(recipe, workspace, plan, [])}
-    assert list(states)[:3] == ["read", "count", "score"]
+    order = list(states)
+    assert order.index("count") == order.index("read") + 1
     assert (states["count"], states["score"]) == ("done", "to do")
     show_status(recipe, workspace, plan)
     assert "count" in capsys.readouterr().out
