@@ -1,0 +1,135 @@
+"""Files between stages have the columns and keys of their version: whoever changes them raises it.
+
+A run directory outlives the program that made it, so a changed file of the same version is misread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vcsoup_dist.records import answers, pairs, reference, scores
+from vcsoup_dist.records.filter_report import FilterReport
+from vcsoup_dist.records.filtered_pairs import filtered_schema
+from vcsoup_dist.records.summary import Summary
+from vcsoup_dist.records.training_summary import TrainingSummary
+
+MESSAGES = "list<item: struct<role: string, content: string>>"
+FLOATS = "list<item: float>"
+
+COLUMNS = {
+    "pairs": (
+        pairs.pairs_schema(["helpful"]),
+        {
+            "id": "string", "prompt_id": "string", "answers_id": "string", "prompt": MESSAGES,
+            "chosen": "string", "rejected": "string", "helpful": "double",
+        },
+    ),
+    "rejected rows": (
+        pairs.REJECTED,
+        {"source": "string", "row": "int64", "reason": "string", "text": "string"},
+    ),
+    "scores": (
+        scores.SCHEMA,
+        {"id": "string", "chosen": "double", "rejected": "double", "failure": "string"},
+    ),
+    "filtered pairs": (
+        filtered_schema(["helpful", "short"]),
+        {
+            "id": "string", "prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES,
+            "dataset": "string", "swapped": "bool", "consistency": "double", "norm": "double",
+            "gap_helpful": "double", "gap_short": "double",
+        },
+    ),
+    "reference, version 1": (
+        reference.SCHEMA,
+        {"id": "string", "tokens": "string", "chosen": FLOATS, "rejected": FLOATS},
+    ),
+    "answers, version 1": (
+        answers.SCHEMA,
+        {
+            "prompt_id": "string", "dataset": "string", "prompt": MESSAGES, "answer": "string",
+            "tokens": "int64", "finished": "bool",
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("schema, columns", COLUMNS.values(), ids=COLUMNS)
+def test_parquet_files_have_these_columns_in_this_order(schema: pa.Schema, columns):
+    assert [(field.name, str(field.type)) for field in schema] == list(columns.items())
+
+
+KEYS = {
+    pairs.PairsManifest: (2, "rows train heldout files"),
+    scores.ScoresManifest: (
+        2,
+        "rows scored unscored reasons first_unscored truncated truncated_responses equal_pairs "
+        "rounding mean std min max constant files heldout",
+    ),
+    FilterReport: (
+        1,
+        "method rule size_of value values datasets normalisation scope counts heldout scale "
+        "equal_pairs correlation conflicts comparison files",
+    ),
+    TrainingSummary: (1, "steps pairs pairs_left_out passes last_step heldout"),
+    Summary: (
+        1,
+        "values axes prompts resamples confidence scale rows methods front balanced edges",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "kind, expected", KEYS.items(), ids=lambda each: getattr(each, "__name__", "")
+)
+def test_records_of_a_version_have_these_keys(kind, expected):
+    needed = [
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is field.default_factory is dataclasses.MISSING
+    ]
+    assert (kind.VERSION, " ".join(needed)) == expected
+
+
+def test_versions_of_parquet_files_stand_in_their_metadata():
+    assert (reference.VERSION, answers.VERSION) == (b"1", 1)
+    assert reference.SCHEMA.metadata == {b"version": b"1"}
+
+
+def test_scores_are_in_the_columns_of_their_names(tmp_path):
+    file = tmp_path / scores.shard_name(3)
+    shard = scores.ScoreShard(
+        ["a", "b"], np.array([1.0, math.nan]), np.array([-2.0, math.nan]), 5, 4, 1, {1: "too long"}
+    )
+    scores.write_scores(file, shard)
+    table = pq.read_table(tmp_path / "shard-00003.parquet")
+    assert table.column("chosen").to_pylist()[0] == 1.0
+    assert table.column("rejected").to_pylist()[0] == -2.0
+    assert table.column("failure").to_pylist() == [None, "too long"]
+    counts = {b"truncated": b"5", b"truncated_responses": b"4", b"equal_pairs": b"1"}
+    assert table.schema.metadata == counts
+
+
+def test_reference_log_probs_of_answers_of_any_length_come_back_as_their_own(tmp_path):
+    drawn = np.random.default_rng(0)
+    written = {
+        f"{number}": reference.ReferenceLogps(
+            f"hash {number}",
+            drawn.random(drawn.integers(0, 4), np.float32),
+            drawn.random(drawn.integers(0, 4), np.float32),
+        )
+        for number in range(20)
+    }
+    reference.write_reference(tmp_path / "train.parquet", list(written), list(written.values()))
+    read = reference.read_references([tmp_path], set(written) - {"3"})
+    assert list(read) == [each for each in written if each != "3"]
+    for id_, logps in read.items():
+        assert logps.tokens == written[id_].tokens
+        np.testing.assert_array_equal(logps.chosen, written[id_].chosen)
+        np.testing.assert_array_equal(logps.rejected, written[id_].rejected)
