@@ -24,6 +24,7 @@ from vcsoup_dist.recipe import Training
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.records.filter_report import FilterReport, PairCounts, RuleComparison
 from vcsoup_dist.records.keep_rule import KeepRule
+from vcsoup_dist.records.pairs import PairsManifest
 from vcsoup_dist.records.training_summary import TrainingSummary
 from vcsoup_dist.training.batches import step_pairs
 from vcsoup_dist.training.schedule import learning_rate
@@ -74,7 +75,7 @@ def filtered(kept: int, usable: int) -> dict:
     return {"version": FilterReport.VERSION, **asdict(report)}
 
 
-PAIRS = {"version": 1, "rows": 37, "train": 37, "heldout": 0, "shards": []}
+PAIRS = {"version": PairsManifest.VERSION, "rows": 37, "train": 37, "heldout": 0, "files": []}
 
 
 class World:

@@ -38,7 +38,8 @@ def write_scored_pairs(path: Path, seed: int, count: int = 80, **fixed: float) -
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def make(folder: Path, model: Path, run: str = "run", **changed) -> Path:
+def make(folder: Path, model: Path, run: str = "run", filtered: str = "abc", **changed) -> Path:
+    """A run whose values `filtered` are filtered."""
     (folder / "judge.py").write_text("def judge(prompt, response):\n    return 0.0\n")
     for seed, name in enumerate(("a", "b")):
         if not (folder / f"{name}.jsonl").exists():
@@ -62,7 +63,10 @@ def make(folder: Path, model: Path, run: str = "run", **changed) -> Path:
     plan = make_plan(loaded, Hashes(folder / run / "hashes.json"))
     makers = (scoring_stage.read, scoring_stage.score, consistency_stage.make)
     for stage, maker in zip(("read", "score", "filter"), makers, strict=True):
-        maker(loaded, workspace, [product for product in plan if product.stage == stage])
+        due = [each for each in plan if each.stage == stage]
+        if stage == "filter":
+            due = [each for each in due if str(each.value) in filtered]
+        maker(loaded, workspace, due)
     return folder / run
 
 
@@ -288,7 +292,7 @@ def test_methods_keep_what_their_names_say(run: Path):
 
 
 def test_the_same_inputs_give_the_same_bytes(run: Path, model_files: Path, tmp_path: Path):
-    again = make(tmp_path, model_files, methods=["vc_soup"])
+    again = make(tmp_path, model_files, filtered="c", methods=["vc_soup"])
     files = [file.relative_to(again) for file in again.rglob("*") if file.is_file()]
     compared = [f for f in files if f.parts[0] in ("pairs", "scores", "filtered")]
     assert {f.suffix for f in compared} == {".parquet", ".json", ".png", ".md"}
@@ -313,7 +317,8 @@ def test_scores_carry_sign_and_summary(run: Path):
 
 
 def test_scope_all_takes_one_scale_over_all_datasets(tmp_path: Path, model_files: Path):
-    run = make(tmp_path, model_files, consistency={"scope": "all"}, methods=["vc_soup"])
+    scope = {"scope": "all"}
+    run = make(tmp_path, model_files, filtered="a", consistency=scope, methods=["vc_soup"])
     scale = report_of(run, "vc_soup", "a").scale
     assert scale["a"] == scale["b"]
     rows = [

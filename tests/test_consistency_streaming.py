@@ -200,7 +200,12 @@ def plain_filter(
     return eligible, dropped
 
 
-@pytest.mark.parametrize("values", [1, 2, 3, 4, 5, 6])
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    "values", [1, 2, 3, *(pytest.param(each, marks=LONG) for each in (4, 5)), 6]
+)
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)
 @pytest.mark.parametrize("borrowing", [False, True])
 def test_every_rule_keeps_of_shards_what_it_keeps_pair_by_pair(

@@ -13,7 +13,7 @@ from vcsoup_dist.identity import Located
 from vcsoup_dist.preferences.pair import BadRow, LeftOut, Pair
 from vcsoup_dist.preferences.rows import read_pairs
 
-MANY = settings(max_examples=300)
+MANY = settings(max_examples=120)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12)
     | st.sampled_from(["user", "assistant", "text", "\n\nHuman: x\n\nAssistant: y", "\ud800"]),

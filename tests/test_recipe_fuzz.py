@@ -125,7 +125,7 @@ def numbers_in(read: Any) -> Iterator[float]:
 
 
 FUZZED = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
