@@ -30,6 +30,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What uses the fixture `slurm` needs Slurm."""
+    for item in items:
+        if "slurm" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slurm)
+
+
 def pytest_runtest_setup() -> None:
     """Ctrl-C as ever: a command that was stopped in an earlier test ignores it while it ends."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -13,14 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vcsoup_dist.records import answers, pairs, reference, scores
+from vcsoup_dist.records import answers, pairs, scores, tokens
 from vcsoup_dist.records.filter_report import FilterReport
 from vcsoup_dist.records.filtered_pairs import filtered_schema
+from vcsoup_dist.records.reference import DTYPE, ReferenceManifest
 from vcsoup_dist.records.summary import Summary
 from vcsoup_dist.records.training_summary import TrainingSummary
 
 MESSAGES = "list<item: struct<role: string, content: string>>"
-FLOATS = "list<item: float>"
+IDS = "list<item: int32>"
 
 COLUMNS = {
     "pairs": (
@@ -46,9 +47,13 @@ COLUMNS = {
             "gap_helpful": "double", "gap_short": "double",
         },
     ),
-    "reference, version 1": (
-        reference.SCHEMA,
-        {"id": "string", "tokens": "string", "chosen": FLOATS, "rejected": FLOATS},
+    "tokens": (
+        tokens.SCHEMA,
+        {
+            "id": "string", "chosen": IDS, "chosen_start": "int32", "rejected": IDS,
+            "rejected_start": "int32", "cost": "int32", "answers": "int64", "unusable": "string",
+            "reason": "string",
+        },
     ),
     "answers, version 1": (
         answers.SCHEMA,
@@ -77,6 +82,8 @@ KEYS = {
         "method rule size_of value values datasets normalisation scope counts heldout scale "
         "equal_pairs correlation conflicts comparison files",
     ),
+    tokens.TokensManifest: (1, "train heldout parts answer_tokens digest"),
+    ReferenceManifest: (2, "tokens rows"),
     TrainingSummary: (1, "steps pairs pairs_left_out passes last_step heldout"),
     Summary: (
         1,
@@ -97,9 +104,9 @@ def test_records_of_a_version_have_these_keys(kind, expected):
     assert (kind.VERSION, " ".join(needed)) == expected
 
 
-def test_versions_of_parquet_files_stand_in_their_metadata():
-    assert (reference.VERSION, answers.VERSION) == (b"1", 1)
-    assert reference.SCHEMA.metadata == {b"version": b"1"}
+def test_versions_and_numbers_that_no_schema_holds():
+    assert answers.VERSION == 1
+    assert DTYPE.str == "<f4"
 
 
 def test_scores_are_in_the_columns_of_their_names(tmp_path):
@@ -114,22 +121,3 @@ def test_scores_are_in_the_columns_of_their_names(tmp_path):
     assert table.column("failure").to_pylist() == [None, "too long"]
     counts = {b"truncated": b"5", b"truncated_responses": b"4", b"equal_pairs": b"1"}
     assert table.schema.metadata == counts
-
-
-def test_reference_log_probs_of_answers_of_any_length_come_back_as_their_own(tmp_path):
-    drawn = np.random.default_rng(0)
-    written = {
-        f"{number}": reference.ReferenceLogps(
-            f"hash {number}",
-            drawn.random(drawn.integers(0, 4), np.float32),
-            drawn.random(drawn.integers(0, 4), np.float32),
-        )
-        for number in range(20)
-    }
-    reference.write_reference(tmp_path / "train.parquet", list(written), list(written.values()))
-    read = reference.read_references([tmp_path], set(written) - {"3"})
-    assert list(read) == [each for each in written if each != "3"]
-    for id_, logps in read.items():
-        assert logps.tokens == written[id_].tokens
-        np.testing.assert_array_equal(logps.chosen, written[id_].chosen)
-        np.testing.assert_array_equal(logps.rejected, written[id_].rejected)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vcsoup_dist.errors import UserError
@@ -43,6 +43,7 @@ def test_a_steps_pairs_depend_on_seed_and_step_alone():
 @given(
     st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 120)
 )
+@example([9, 9, 2], 1, 10)  # two full micro-batches, and one pair that fits into neither
 def test_every_rank_runs_the_same_number_of_micro_batches_and_each_pair_once(costs, ranks, budget):
     plan = micro_batches(costs, ranks, budget)
     assert len(plan) == ranks
