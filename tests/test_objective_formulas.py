@@ -183,7 +183,11 @@ def test_parts_of_a_steps_loss_sum_to_its_weighted_mean_over_all_ranks(objective
     for part in (slice(0, cut), slice(cut, None)):  # as two ranks have them
         if alike[part]:
             parts = step_loss(
-                together(alike[part]), training, torch.tensor(weights[part]), len(alike), tokens
+                together(alike[part]),
+                training,
+                torch.tensor(weights[part], dtype=torch.float64),
+                len(alike),
+                tokens,
             )
             assert parts.shape == (len(alike[part]),)
             total += parts.sum().item()
@@ -194,7 +198,7 @@ def test_parts_of_a_steps_loss_sum_to_its_weighted_mean_over_all_ranks(objective
         expected = sum(losses) / tokens
     else:
         expected = sum(losses) / len(alike) - sft_weight * sum(e.chosen for e in alike) / tokens
-    assert total == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert total == pytest.approx(expected, rel=1e-9, abs=1e-7)
 
 
 SETTINGS = ("beta", "label_smoothing", "simpo_margin")
