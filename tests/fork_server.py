@@ -37,7 +37,9 @@ LIBRARIES = (
     *("transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama"),
     *("ray", "moocore", "matplotlib.pyplot", "pyarrow.dataset", "rich.progress", "jinja2"),
     *("safetensors.torch", "tokenizers", "yaml", "xxhash", "typer._adapters"),
-    *(f"{PACKAGE}.cli.main", f"{PACKAGE}.launch.ranks"),
+    *(f"{PACKAGE}.cli.main", f"{PACKAGE}.launch.ranks", f"{PACKAGE}.pipeline.run"),
+    *(f"{PACKAGE}.souping.{each}" for each in ("stage", "merge", "export")),
+    *(f"{PACKAGE}.recipe.load", f"{PACKAGE}.checkpoints.pickled"),
 )
 STARTED_IN = dict(os.environ)
 """The environment in which the server imports them."""

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from vcsoup_dist.training.stopping import StopRequest
 
 if __name__ == "__main__":
     die_with_parent(int(os.environ["VCSOUP_LAUNCHER"]))
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     logging.getLogger("vcsoup").setLevel(logging.WARNING)
     torch.set_num_threads(1)

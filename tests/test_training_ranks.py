@@ -11,12 +11,13 @@ import pytest
 import torch
 from conftest import save_tiny_model
 from fork_server import call_forked
-from training_world import World, processes_with, rank_pid, training_of, wait_for
+from training_world import World, training_of, wait_for
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vcsoup_dist.errors import EXIT_PREEMPTED, UserError
 from vcsoup_dist.forward.template import encode_pair
 from vcsoup_dist.launch import ranks
+from vcsoup_dist.processes import children
 from vcsoup_dist.recipe import Launch
 from vcsoup_dist.records.reference import open_reference
 from vcsoup_dist.records.tokens import TokenFile
@@ -101,68 +102,65 @@ ENDLESS = STEADY | {"steps": 1_000_000}
 EVERY = 4  # steps between two checkpoints
 
 
-def interrupt(world: World, job: Path, how, early: bool = False) -> int:
-    """Call `how(launcher)` amidst a job, and return the launcher's exit code.
+def interrupt(
+    world: World, job: Path, whom: str, number: int, forked: bool = True, early: bool = False
+) -> int:
+    """Send a signal to the "launcher", to "rank 1" or to "all" amidst a job; its exit code.
 
     That is when some more steps are taken, or `early` when the ranks' processes are there.
     """
     metrics = world.root / job.stem / "logs" / "metrics.jsonl"
+    found: list[int] = []
 
     def is_time() -> bool:
-        up = len(processes_with(str(job))) >= 3
-        if early or not up or not metrics.exists():
-            return early and up
+        now = sorted(children(launcher.pid))
+        assert len(now) >= len(found), f"a rank has ended, see {world.root / job.stem}.log"
+        found[:] = now
+        if early or len(found) < 2 or not metrics.exists():
+            return early and len(found) == 2
         # Lines of steps that are taken again are dropped at the start.
         return metrics.read_bytes().count(b"\n") > first + EVERY + 1
 
     before = world.checkpoints(job.stem)
     first = int(before[-1].name.removeprefix("step-")) if before else 0
-    launcher = world.start(job)
+    launcher = world.start(job, forked)
     try:
-        wait_for(lambda: launcher.poll() is not None or is_time())
-        assert launcher.poll() is None
-        how(launcher)
+        wait_for(is_time)
+        whose = {"launcher": [launcher.pid], "rank 1": found[1:], "all": [launcher.pid, *found]}
+        for pid in whose[whom]:
+            os.kill(pid, number)
         code = launcher.wait()
-        wait_for(lambda: not processes_with(str(job)))
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in found))
         return code
     finally:
         launcher.kill()
 
 
-def signal_rank_1(job: Path, number: int):
-    """A way to interrupt a job."""
-    return lambda launcher: os.kill(rank_pid(job, 1), number)
-
-
-def kill_all(job: Path) -> None:
-    for pid in processes_with(str(job)):
-        os.kill(pid, signal.SIGKILL)
-
-
 @pytest.mark.kills
 @pytest.mark.parametrize("every_way", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_killed_and_stopped_it_ends_with_the_same_bytes_and_leaves_no_process(world, every_way):
-    """In mid-epoch and beyond the first epoch: 24 pairs, 8 a step. It never ends by itself."""
-    name = f"disturbed-{every_way}"
+    """In mid-epoch and beyond the first epoch: 24 pairs, 8 a step. It never ends by itself.
+
+    In every way: with real processes, where others are forked.
+    """
+    name, forked = f"disturbed-{every_way}", not every_way
     job = world.policy_job(name, **ENDLESS | {"checkpoint_every": EVERY})
-    assert interrupt(world, job, lambda launcher: launcher.kill()) == -signal.SIGKILL
+    assert interrupt(world, job, "launcher", signal.SIGKILL, forked) == -signal.SIGKILL
     killed_at = world.checkpoints(name)
-    assert interrupt(world, job, signal_rank_1(job, signal.SIGKILL)) == 1
+    assert interrupt(world, job, "rank 1", signal.SIGKILL, forked) == 1
     assert "rank 1 ended by signal 9" in (world.root / f"{name}.log").read_text()
     if every_way:
-        assert interrupt(world, job, lambda _: kill_all(job)) == -signal.SIGKILL
+        assert interrupt(world, job, "all", signal.SIGKILL, forked) == -signal.SIGKILL
     assert world.checkpoints(name) > killed_at
 
     job = world.policy_job(name, **ENDLESS | {"checkpoint_every": 1_000_000})
-    ask = signal_rank_1(job, signal.SIGUSR2)
-    # Long before it has a handler.
-    assert interrupt(world, job, ask, early=True) == EXIT_PREEMPTED
-    stops = [lambda launcher: launcher.terminate()]
-    if every_way:
-        stops.append(ask)
-    for how in stops:
+    # Long before a rank has a handler.
+    code = interrupt(world, job, "rank 1", signal.SIGUSR2, forked=False, early=True)
+    assert code == EXIT_PREEMPTED
+    stops = [("launcher", signal.SIGTERM), ("rank 1", signal.SIGUSR2)]
+    for whom, number in stops if every_way else stops[:1]:
         before = world.checkpoints(name)
-        assert interrupt(world, job, how) == EXIT_PREEMPTED
+        assert interrupt(world, job, whom, number, forked) == EXIT_PREEMPTED
         # Saved where it stopped: no checkpoint was due.
         (saved,) = world.checkpoints(name)
         assert [saved] > before
@@ -170,9 +168,8 @@ def test_killed_and_stopped_it_ends_with_the_same_bytes_and_leaves_no_process(wo
 
     steps = int(saved.name.removeprefix("step-")) + 2
     undisturbed = f"un{name}"
-    world.run(
-        *(world.policy_job(each, **STEADY | {"steps": steps}) for each in (name, undisturbed))
-    )
+    jobs = [world.policy_job(each, **STEADY | {"steps": steps}) for each in (name, undisturbed)]
+    world.run(*jobs)
 
     for key, tensor in world.weights(undisturbed).items():
         assert torch.equal(world.weights(name)[key], tensor), key

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from conftest import sentence
-from fork_server import call_forked
+from fork_server import Child, call_forked, server
 from safetensors.torch import load_file
 
 from vcsoup_dist.launch.ranks import run_ranks
@@ -28,6 +28,7 @@ from vcsoup_dist.training.deepspeed_config import FOLDERS
 from vcsoup_dist.training.job import Job, PolicyTask, ReferenceTask
 from vcsoup_dist.training.selection import select_filtered
 
+TESTS = str(Path(__file__).parent)
 RANK = "vcsoup_dist.training.rank"
 SETTINGS = {
     "dtype": "fp32",
@@ -54,14 +55,6 @@ def processes_with(text: str) -> list[int]:
             if text.encode() in command:
                 found.append(int(entry.name))
     return found
-
-
-def rank_pid(job: Path, rank: int) -> int:
-    """Process of a rank that runs `job`."""
-    for pid in processes_with(str(job)):
-        if f"\0RANK={rank}\0".encode() in b"\0" + Path(f"/proc/{pid}/environ").read_bytes():
-            return pid
-    raise AssertionError(f"no rank {rank} runs {job}")
 
 
 def wait_for(condition, seconds: float = 240.0) -> None:
@@ -213,27 +206,19 @@ class World:
         """Where the launcher keeps the logs of the job's ranks."""
         return self.root / "logs" / job.stem
 
-    def start(self, job: Path, ranks: int = 2) -> subprocess.Popen[bytes]:
-        """The launcher of a job as a process of its own, which ends with this one.
-
-        Its exit code is the command's.
-        """
-        code = (
-            "import sys; from pathlib import Path; from vcsoup_dist.launch.ranks import run_ranks\n"
-            "from vcsoup_dist.errors import EXIT_PREEMPTED, Preempted, UserError\n"
-            "from vcsoup_dist.processes import die_with_parent\n"
-            f"die_with_parent({os.getpid()})\n"
-            "try:\n"
-            f"    run_ranks({RANK!r}, Path(sys.argv[1]), {ranks}, 1, Path(sys.argv[2]))\n"
-            "except Preempted:\n"
-            "    sys.exit(EXIT_PREEMPTED)\n"
-            "except UserError as error:\n"
-            "    sys.exit(str(error))\n"
-        )
-        return subprocess.Popen(
-            [sys.executable, "-c", code, str(job), str(self.logs(job))],
-            stderr=open(self.root / f"{job.stem}.log", "ab"),
-        )
+    def start(self, job: Path, forked: bool) -> subprocess.Popen[str] | Child:
+        """The launcher of a job on two ranks; it and they are forked, or real ones."""
+        command = ["training_launcher", str(job), str(self.logs(job))]
+        path = os.pathsep.join(filter(None, [TESTS, os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {"PYTHONPATH": path}
+        with open(self.root / f"{job.stem}.log", "ab") as log:
+            if not forked:
+                python = [sys.executable, "-P", "-m"]
+                return subprocess.Popen([*python, *command], env=environment, stderr=log, text=True)
+            streams = [0, 1, log.fileno()]
+            return server().start(
+                "run", command, folder=self.root, environment=environment, files=streams
+            )
 
     def checkpoints(self, name: str) -> list[Path]:
         """Complete ones of the policy `name`."""
