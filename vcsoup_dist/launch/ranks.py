@@ -11,7 +11,9 @@ take it as the same request.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -36,6 +38,7 @@ from vcsoup_dist.launch.stop_signals import (
 )
 from vcsoup_dist.progress import clear_bar
 
+HANDED_OUT_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 GRACE = 10.0  # seconds for the other ranks to end in the same way as the first
 
 
@@ -132,6 +135,15 @@ def _linger(processes: Sequence[Popen[bytes]], seconds: float) -> None:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that stays free until rank 0 listens on it.
+
+    It is below those that the system hands out, of which another program could be given it
+    meanwhile. Only where none of 20 is free is it one of these.
+    """
+    handed_out = int(HANDED_OUT_PORTS.read_text().split()[0])
+    ports = [secrets.randbelow(10_000) + handed_out - 10_000 for _ in range(20)]
+    for port in (*(each for each in ports if each >= 10_000), 0):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise UserError("launch: no port is free on this machine; end some of its programs")
