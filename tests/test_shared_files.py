@@ -166,7 +166,7 @@ def test_a_command_whose_run_directory_a_node_does_not_see_ends_with_a_line(
     add_node(hiding(run))
     environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
     process = start_score(tmp_path, "--address", cluster.address, env=environment)
-    said = process.communicate(timeout=120)[0]
+    said = process.communicate()[0]
     assert process.returncode == 2
     line = said.splitlines()[-1]
     assert f"vcsoup: --address: the Ray cluster at {cluster.address}: on " in line

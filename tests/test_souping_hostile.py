@@ -236,9 +236,9 @@ def test_very_many_tiny_tensors_take_time_by_their_number(tmp_path):
         folder = tmp_path / str(count)
         tensors = {f"w{i}": ("F32", np.full(1 + i % 3, i, "<f4")) for i in range(count)}
         policies = [write_policy(folder / name, tensors) for name in ("p", "q")]
-        began = time.monotonic()
+        began = time.process_time()
         merge.merge(policies, out=folder / "out", weights=[(0.25, 0.75)])
-        spent = time.monotonic() - began
+        spent = time.process_time() - began
         assert read_all(folder / "out") == read_all(policies[0])
         return spent
 
