@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from command import VCSOUP, vcsoup
 from conftest import save_tiny_model, write_pairs
+from fork_server import server
+from scoring_world import alive, descendants
 from transformers import AutoModelForCausalLM
+
+pytestmark = [pytest.mark.ray, pytest.mark.ranks, pytest.mark.kills, pytest.mark.models]
 
 REWARDS = """
 def longer(prompt, response):
@@ -36,11 +39,11 @@ values:
     reward: {callable: "rewards.py:polite"}
 scoring: {shard_pairs: 16}
 training:
-  {dtype: fp32, learning_rate: 1.0e-3, pairs_per_step: 8, steps: 40, max_length: 64,
-   checkpoint_every: 4, evaluate_every: 20, gradient_checkpointing: false}
+  {dtype: fp32, learning_rate: 1.0e-3, pairs_per_step: 8, steps: 20, max_length: 64,
+   checkpoint_every: 4, evaluate_every: 10, gradient_checkpointing: false}
 soup: {grid: 0.5}
 evaluation:
-  {prompts: 6, max_new_tokens: 12, max_prompt_tokens: 60, dtype: fp32, bootstrap: 100}
+  {prompts: 4, max_new_tokens: 8, max_prompt_tokens: 60, dtype: fp32, bootstrap: 100}
 launch: {ranks: 2}
 """
 NOT_PRODUCTS = ("work", "locks", "logs", "hashes.json")
@@ -49,53 +52,40 @@ NOT_PRODUCTS = ("work", "locks", "logs", "hashes.json")
 class Run:
     """A recipe in a folder, run by the command that a user types."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder, self.root = folder, folder / name
-        self.marker = f"VCSOUP_TEST_RUN={uuid.uuid4()}"
-
-    def start(self) -> subprocess.Popen[bytes]:
-        command = [
-            sys.executable,
-            "-m",
-            "vcsoup_dist.cli",
-            "run",
-            "recipe.yaml",
-            "-d",
-            str(self.root),
-        ]
-        name, value = self.marker.split("=")
-        log = open(self.root.with_suffix(".log"), "ab")  # noqa: SIM115 - the child's
-        return subprocess.Popen(
-            command, cwd=self.folder, env={**os.environ, name: value}, stdout=log, stderr=log
-        )
+    def __init__(self, folder: Path, name: str, address: str) -> None:
+        self.folder, self.root, self.address = folder, folder / name, address
+        self.mark = str(uuid.uuid4())
 
     def finish(self) -> str:
-        process = self.start()
-        code = process.wait(timeout=400)
-        log = self.root.with_suffix(".log").read_text()
-        assert code == 0, log
-        return log
+        """On the running cluster; what it printed."""
+        command = ("run", "recipe.yaml", "-d", self.root, "--address", self.address)
+        return vcsoup(*command, folder=self.folder, VCSOUP_TEST_RUN=self.mark)
 
-    def kill_when(self, pattern: str) -> None:
-        """SIGKILL the command once a path below the run directory is there."""
-        process = self.start()
-        deadline = time.monotonic() + 300
-        while not list(self.root.glob(pattern)):
-            assert process.poll() is None, f"{pattern} never came"
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    def kill_when(self, pattern: str) -> list[int]:
+        """SIGKILL the command, with a Ray of its own, once a path below the run directory is there.
+
+        Returns the processes that it had started.
+        """
+        environment = os.environ | {"VCSOUP_TEST_RUN": self.mark}
+        environment.pop("RAY_ADDRESS", None)
+        command = [VCSOUP, "run", "recipe.yaml", "-d", str(self.root)]
+        with open(self.root.with_suffix(".log"), "ab") as log:
+            files = [0, log.fileno(), log.fileno()]
+            process = server().start(
+                "run", command, folder=self.folder, environment=environment, files=files
+            )
+        wait_until(lambda: bool(list(self.root.glob(pattern))) or not alive(process.pid))
+        assert list(self.root.glob(pattern)), self.root.with_suffix(".log").read_text()
+        family = descendants(process.pid)
+        process.kill()
+        return family
 
     def processes(self) -> list[str]:
-        """Commands of all processes that inherited this run's mark: ranks, actors, Ray's own."""
+        """Commands of all processes that were started with this run's mark: actors, Ray's own."""
         found = []
         for entry in Path("/proc").iterdir():
             try:
-                if (
-                    entry.name.isdigit()
-                    and self.marker.encode() in (entry / "environ").read_bytes()
-                ):
+                if entry.name.isdigit() and self.mark.encode() in (entry / "environ").read_bytes():
                     state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
                     if state != "Z":
                         command = (entry / "cmdline").read_bytes()
@@ -114,6 +104,13 @@ class Run:
         }
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
@@ -125,8 +122,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(folder) -> Run:
-    run = Run(folder, "undisturbed")
+def undisturbed(folder, ray_address) -> Run:
+    run = Run(folder, "undisturbed", ray_address)
     run.finish()
     return run
 
@@ -173,14 +170,13 @@ KILLED_AT = {
 }
 
 
-def test_killed_in_three_stages_it_ends_with_the_same_bytes(folder, undisturbed):
-    run = Run(folder, "killed")
+@pytest.mark.timeout(1200)
+def test_killed_in_three_stages_it_ends_with_the_same_bytes(folder, undisturbed, ray_address):
+    run = Run(folder, "killed", ray_address)
     for pattern in KILLED_AT.values():
-        run.kill_when(pattern)
-        deadline = time.monotonic() + 15
-        while run.processes() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert run.processes() == []
+        family = run.kill_when(pattern)
+        assert family
+        wait_until(lambda: not run.processes() and not any(map(alive, family)))  # noqa: B023
         # Nothing half-made passes for a product.
         theirs = undisturbed.products()
         for record in run.root.rglob("product.json"):
@@ -191,8 +187,8 @@ def test_killed_in_three_stages_it_ends_with_the_same_bytes(folder, undisturbed)
         assert not (run.root / "report").exists()
     answered = next(run.root.glob(KILLED_AT["evaluation"]))
     written = answered.stat().st_mtime_ns
-    log = run.finish()
-    assert "resumed after step" in log
+    run.finish()
+    assert "resumed after step" in run.root.with_suffix(".log").read_text()
     final = run.root / answered.relative_to(run.root / "work").parent.parent / answered.name
     assert final.stat().st_mtime_ns == written
     ours = run.products()
@@ -208,7 +204,7 @@ def test_a_changed_recipe_remakes_only_what_it_touches(folder, undisturbed):
         if name.endswith("product.json")
     }
     try:
-        recipe.write_text(RECIPE.replace("max_new_tokens: 12", "max_new_tokens: 10"))
+        recipe.write_text(RECIPE.replace("max_new_tokens: 8", "max_new_tokens: 6"))
         undisturbed.finish()
         remade = {
             name.rsplit("/", 1)[0]

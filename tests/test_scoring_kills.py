@@ -8,29 +8,29 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from ray.cluster_utils import Cluster
+from command import vcsoup
 from scoring_world import alive, descendants, score_bytes, shard_bytes, start_score, write_recipe
 
 from vcsoup_dist.files import write_atomically
 from vcsoup_dist.processes import process_name
 from vcsoup_dist.records.pairs import PairsManifest
 
+pytestmark = [pytest.mark.ray, pytest.mark.kills]
+
 SCORING = {"shard_pairs": 2, "actors": 2, "cpus_per_actor": 0.5}
 PAIRS = "pairs/a/train-00000.parquet"
-LIMIT = 120  # seconds for one command
+LIMIT = 200  # seconds for one command
 
 
 @pytest.fixture(scope="module")
-def on_cluster() -> Iterator[Mapping[str, str]]:
+def on_cluster(ray_address) -> Mapping[str, str]:
     """Environment of commands that use a running cluster, where their own would take seconds."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
-    yield os.environ | {"RAY_ADDRESS": cluster.address}
-    cluster.shutdown()
+    return os.environ | {"RAY_ADDRESS": ray_address}
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +40,17 @@ def alone() -> Mapping[str, str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, tiny_model, on_cluster) -> Path:
+def undisturbed(tmp_path_factory, tiny_model, ray_address) -> Path:
     """Run directory whose scores all others must give."""
     folder = tmp_path_factory.mktemp("undisturbed")
     score_by(folder, tiny_model, "gated")
-    finish(start_score(folder, env=on_cluster))
+    finish_undisturbed(folder, ray_address)
     return folder / "run"
+
+
+def finish_undisturbed(folder: Path, address: str) -> None:
+    """Run the command to its end on the running cluster."""
+    vcsoup("score", "recipe.yaml", "--run-dir", "run", "--address", address, folder=folder)
 
 
 def score_by(folder: Path, model: Path, function: str) -> None:
@@ -96,27 +101,42 @@ def has_started(pid: int, name: str) -> bool:
     return any(process_name(each).startswith(name) for each in descendants(pid))
 
 
-def test_a_run_killed_at_ten_points_loses_and_doubles_nothing(
-    tmp_path, tiny_model, undisturbed, alone, on_cluster
+STARTING: dict[str, Callable[[int, Path], bool]] = {
+    "the run directory is there": lambda pid, folder: (folder / "run/recipe.yaml").exists(),
+    "pairs are read": lambda pid, folder: (folder / "run/pairs/a").exists(),
+    "Ray starts": lambda pid, folder: has_started(pid, "gcs_server"),
+    "Ray starts its node": lambda pid, folder: has_started(pid, "raylet"),
+    "an actor is at work": lambda pid, folder: (folder / "at-work").exists(),
+}
+"""Points -> whether the command of a process, in a folder, is there."""
+
+
+@pytest.mark.parametrize(
+    ("starting", "written"),
+    [
+        (["pairs are read", "an actor is at work"], [0.5]),
+        pytest.param([*STARTING], [0, 0.25, 0.5, 0.75, 1], marks=pytest.mark.long),
+    ],
+    ids=["three points", "ten points"],
+)
+@pytest.mark.timeout(1200)
+def test_a_run_killed_at_several_points_loses_and_doubles_nothing(
+    tmp_path, tiny_model, undisturbed, alone, on_cluster, ray_address, starting, written
 ):
+    """`written`: shares of the files after which it is killed, at least one and not all."""
     score_by(tmp_path, tiny_model, "gated")
     expected = score_bytes(undisturbed)
     total = -(-pq.read_metadata(undisturbed / PAIRS).num_rows // SCORING["shard_pairs"])
     run = tmp_path / "run"
     # The run waits at its first closed shard, so that no point can be missed.
-    starting: list[Callable[[int], bool]] = [
-        lambda pid: (run / "recipe.yaml").exists(),
-        lambda pid: (run / "pairs" / "a").exists(),
-        lambda pid: has_started(pid, "gcs_server"),
-        lambda pid: has_started(pid, "raylet"),
-        lambda pid: (tmp_path / "at-work").exists(),
+    points = [
+        (0, alone, lambda pid, reached=STARTING[each]: reached(pid, tmp_path)) for each in starting
     ]
-    counts = (1, total // 4, total // 2, 3 * total // 4, total - 1)
-    points = [(0, alone, reached) for reached in starting]
-    points += [
-        (count, on_cluster, lambda pid, count=count: scored_shards(tmp_path) == count)
-        for count in counts
-    ]
+    for share in written:
+        count = min(max(int(share * total), 1), total - 1)
+        points.append(
+            (count, on_cluster, lambda pid, count=count: scored_shards(tmp_path) == count)
+        )
     family: set[int] = set()
     kept: dict[str, bytes] = {}
     for first_closed, environment, reached in points:
@@ -130,7 +150,7 @@ def test_a_run_killed_at_ten_points_loses_and_doubles_nothing(
         assert kept.items() <= found.items()
         kept = found
     (tmp_path / "closed").write_text("")
-    finish(start_score(tmp_path, env=on_cluster))
+    finish_undisturbed(tmp_path, ray_address)
     assert score_bytes(run) == expected
     ids = [
         row
@@ -142,7 +162,7 @@ def test_a_run_killed_at_ten_points_loses_and_doubles_nothing(
 
 
 def test_a_run_that_is_asked_to_stop_says_so_and_the_same_command_goes_on(
-    tmp_path, tiny_model, undisturbed, alone, on_cluster
+    tmp_path, tiny_model, undisturbed, alone, ray_address
 ):
     score_by(tmp_path, tiny_model, "gated")
     close(tmp_path, undisturbed, 1)
@@ -162,7 +182,7 @@ def test_a_run_that_is_asked_to_stop_says_so_and_the_same_command_goes_on(
     # While Ray starts, a handler of its own may print a stack before ours is asked.
     assert "SIGTERM" not in printed and "Traceback" not in printed
     (tmp_path / "closed").write_text("")
-    finish(start_score(tmp_path, env=on_cluster))
+    finish_undisturbed(tmp_path, ray_address)
     assert score_bytes(tmp_path / "run") == score_bytes(undisturbed)
 
 
@@ -181,7 +201,7 @@ def test_actors_that_exit_or_are_killed_in_mid_shard_cost_no_score(
 
 
 def test_a_poisonous_shard_leaves_all_others_and_the_same_command_tries_it_again(
-    tmp_path, tiny_model, on_cluster
+    tmp_path, tiny_model, on_cluster, ray_address
 ):
     score_by(tmp_path, tiny_model, "deadly")
     rows = (tmp_path / "a.jsonl").read_text().splitlines()
@@ -200,7 +220,7 @@ def test_a_poisonous_shard_leaves_all_others_and_the_same_command_tries_it_again
     (tmp_path / "scored").unlink()
     # What killed it is fixed, without a change of the reward: say, the machine's memory.
     (tmp_path / "cured").touch()
-    finish(start_score(tmp_path, env=on_cluster))
+    finish_undisturbed(tmp_path, ray_address)
     assert (scores / "a" / "a" / "product.json").exists() and not quarantine.exists()
     again = (tmp_path / "scored").read_text().split("\n")[:-1]
     assert len(again) == 4 and "poison" in again
@@ -216,7 +236,7 @@ cp -r run copy && umount run && cp -r copy/. run
 
 
 def test_a_disk_that_is_full_in_mid_run_ends_it_with_a_line_and_loses_nothing(
-    tmp_path, tiny_model, undisturbed, alone, on_cluster
+    tmp_path, tiny_model, undisturbed, alone, ray_address
 ):
     score_by(tmp_path, tiny_model, "fills_the_disk")
     (tmp_path / "run").mkdir()
@@ -228,7 +248,7 @@ def test_a_disk_that_is_full_in_mid_run_ends_it_with_a_line_and_loses_nothing(
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
-        _, printed = process.communicate(timeout=2 * LIMIT)
+        _, printed = process.communicate(timeout=LIMIT)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise
@@ -236,5 +256,5 @@ def test_a_disk_that_is_full_in_mid_run_ends_it_with_a_line_and_loses_nothing(
         pytest.skip("this system lets us mount no file system")
     assert process.returncode == 0, printed
     assert "No space left on device" in printed and "nothing is lost" in printed
-    finish(start_score(tmp_path, env=on_cluster))
+    finish_undisturbed(tmp_path, ray_address)
     assert score_bytes(tmp_path / "run") == score_bytes(undisturbed)
