@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 from command import vcsoup
 from merging import files_of
+from paused_merge import PAUSING
 from slurm_world import ROOT, job, start_now, wait_for_end
-from soup_world import PAUSING, SoupWorld, soups
+from soup_world import SoupWorld, soups
 from training_world import processes_with, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("slurm")]
@@ -138,7 +140,9 @@ def test_stopped_ranks_go_back_into_the_queue_and_killed_ones_are_submitted_agai
     assert soups(root) == alone
 
 
-PAUSING_IN_SHELL = "$'" + PAUSING.replace("\n", "\\n") + "'"
+PAUSING_IN_SHELL = shlex.quote(
+    f"{PAUSING.format(entries=1)}\nfrom vcsoup_dist.cli.main import main\nmain()\n"
+)
 
 
 def is_stopped(pid: int) -> bool:
