@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -65,6 +66,7 @@ def become_python(environment: Mapping[str, str]) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_IGN)
+    weakref.finalize._registry.clear()  # type: ignore[attr-defined]  # of the parent's objects
     own = _python_path(os.environ)
     sys.path[:] = [*_python_path(environment), *(each for each in sys.path if each not in own)]
     os.environ.clear()
