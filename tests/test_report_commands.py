@@ -18,7 +18,7 @@ VALUE = {"data": {"path": "pairs.jsonl"}, "reward": {"callable": "rewards.py:len
     [
         ({}, None, ["score", "filter", "reference", "train", "train", "merge"]),
         ({"objective": "simpo"}, None, ["score", "filter", "train", "train", "merge"]),
-        ({}, {"steps": 2}, ["score", "sft", "filter", "reference", "train", "train", "merge"]),
+        ({}, {"steps": 2}, ["score", "filter", "sft", "reference", "train", "train", "merge"]),
     ],
 )
 def test_the_report_names_every_command_of_the_run(tmp_path, training, sft, stages) -> None:

@@ -101,7 +101,9 @@ def content(run: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, tiny_model: Path) -> dict[str, bytes]:
     folder = write_world(tmp_path_factory.mktemp("undisturbed"), tiny_model)
-    make(folder, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "FILE_PAIRS", FILE_PAIRS)  # `make` sets it for good
+        make(folder, 3)
     return content(folder / "run")
 
 
@@ -124,6 +126,8 @@ def test_another_size_of_shards_scores_again_and_reads_nothing_again(
     assert make(tmp_path, 4) == ["scores/a/a", "scores/a/b", "filtered/vc_soup/a"]
 
 
+@pytest.mark.kills
+@pytest.mark.processes
 def test_killed_while_it_joins_it_resumes_to_the_same_bytes(
     tmp_path: Path, tiny_model: Path, undisturbed
 ):
