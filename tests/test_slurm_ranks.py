@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,17 +53,20 @@ class Small:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.job, self.logs = folder, folder / "job", folder / "logs"
+        self.started: list[subprocess.Popen[str]] = []
 
     def start(self, code: str, *options: str) -> subprocess.Popen[str]:
         (self.folder / "small_rank.py").write_text(START + code)
         command = [sys.executable, "-c", COMMAND, str(self.job), str(self.logs)]
         path = f"{self.folder}{os.pathsep}{os.environ['PYTHONPATH']}"
-        return subprocess.Popen(
+        process = subprocess.Popen(
             ["salloc", "--quiet", *(options or TWO_NODES), "sh", "-c", IN_SHELL, "sh", *command],
             env={**os.environ, "PYTHONPATH": path, "OVER": str(self.folder / "over")},
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.started.append(process)
+        return process
 
     def command(self) -> int:
         """Process of the command itself."""
@@ -83,8 +87,13 @@ class Small:
 
 
 @pytest.fixture
-def small(tmp_path) -> Small:
-    return Small(tmp_path)
+def small(tmp_path) -> Iterator[Small]:
+    small = Small(tmp_path)
+    yield small
+    (tmp_path / "over").touch()
+    for process in small.started:  # of a test that failed; the next ones need the nodes
+        process.terminate()
+        process.wait(60)
 
 
 def test_every_task_is_the_rank_that_slurm_made_it(small):

@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,8 +102,9 @@ def _run_step(command: list[str], environment: dict[str, str], ranks: int, logs:
             if len(list(logs.glob("rank-*.up"))) == ranks:
                 step.send_signal(signal.SIGUSR2)
             else:  # srun would drop it, or it would kill a rank; nothing is there to save yet
+                if not too_early:
+                    threading.Thread(target=_terminate, args=(step,), daemon=True).start()
                 too_early = True
-                step.terminate()
 
         try:
             with forward_stop_signals(forward):
@@ -131,6 +133,13 @@ def _run_step(command: list[str], environment: dict[str, str], ranks: int, logs:
             f"Slurm ended the step before its ranks did ({len(said.done)} of {ranks} were done); "
             "the same command resumes"
         )
+
+
+def _terminate(step: subprocess.Popen[bytes]) -> None:
+    """Ask srun to end the step until it has: it may lose a signal that comes as it starts."""
+    while step.poll() is None:
+        step.terminate()
+        time.sleep(1)
 
 
 def _become_srun(launcher: int) -> None:

@@ -88,19 +88,22 @@ def make_policies(recipe: Recipe, workspace: Workspace, products: Sequence[Produ
 
 
 def _preference_task(training: Training, workspace: Workspace, draft: Draft) -> PolicyTask:
-    (filtered,) = draft.product.inputs_of("filter")
-    folder = workspace.need(filtered)
-    report = FilterReport.read(folder)
+    folders = [workspace.need(each) for each in draft.product.inputs_of("filter")]
+    reports = [FilterReport.read(folder) for folder in folders]
     tokens = _token_files(workspace, draft.product)
-    files = [folder / each.file for each in report.files]
+    files = [
+        folder / each.file
+        for folder, report in zip(folders, reports, strict=True)
+        for each in report.files
+    ]
     by_consistency = training.pair_weights == "consistency"
     train = select_filtered(draft.scratch / TRAIN, tokens, files, weighted=by_consistency)
-    heldout = select_filtered(
-        draft.scratch / HELD_OUT, tokens, [folder / FILTERED_HELD_OUT], training.heldout_pairs
-    )
+    share = -(-training.heldout_pairs // len(folders))
+    held_out = [folder / FILTERED_HELD_OUT for folder in folders]
+    heldout = select_filtered(draft.scratch / HELD_OUT, tokens, held_out, share)
     known = {str(each.dataset): each for each in draft.product.inputs_of("reference")}
     references = [workspace.need(known[dataset]).resolve() for dataset in tokens if known]
-    usable = report.comparison.usable
+    usable = sum(report.comparison.usable for report in reports)
     files_of_tokens = list(tokens.values())
     return _task(training, workspace, draft, files_of_tokens, train, heldout, references, usable)
 
