@@ -86,7 +86,9 @@ class Server:
     ) -> Child:
         """A child that does `what`; `files` are its standard streams, and others it is to have."""
         os.umask(mask := os.umask(0))
-        request = (do, pickle.dumps(what), str(folder), dict(environment), mask)
+        # A process that starts a Ray has this set for good; the server's Ray was imported without.
+        own = {k: v for k, v in environment.items() if k != "RAY_AUTH_MODE" or k in STARTED_IN}
+        request = (do, pickle.dumps(what), str(folder), own, mask)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             socket.send_fds(self._socket, [pickle.dumps(request)], [theirs.fileno(), *files])
@@ -131,7 +133,9 @@ def server() -> Server:
 def can_fork(environment: Mapping[str, str]) -> bool:
     """Whether libraries would be imported in the same way in this environment."""
     differing = dict(set(environment.items()) ^ set(STARTED_IN.items()))
-    return not any(name.startswith(READ_BY_IMPORTS) and name != "PYTHONPATH" for name in differing)
+    # Ray sets the second in a process that starts one.
+    later = ("PYTHONPATH", "PYTHONBREAKPOINT")
+    return not any(name.startswith(READ_BY_IMPORTS) and name not in later for name in differing)
 
 
 def run_forked(

@@ -88,7 +88,8 @@ def test_one_command_leaves_nothing_to_the_next(tmp_path):
 
 
 def test_what_libraries_read_when_they_are_imported_needs_a_process_of_its_own(tmp_path):
-    assert can_fork({**os.environ, "VCSOUP_SITE": "x", "PYTHONPATH": "/x"})
+    set_since = {"VCSOUP_SITE": "x", "PYTHONPATH": "/x", "PYTHONBREAKPOINT": "as.ray.sets.it"}
+    assert can_fork({**os.environ, **set_since})
     assert not can_fork({**os.environ, "HF_HOME": "/elsewhere"})
     assert run_vcsoup("--version", folder=tmp_path, HF_HOME=str(tmp_path)).returncode == 0
 
