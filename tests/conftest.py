@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Threads of several tiny models at a time only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A process that starts a Ray would be in another mode from then on, and what it starts with it.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 # A shell without job control starts what runs in the background with SIGINT ignored, and children
 # inherit that. Tests of Ctrl-C need it as a terminal's foreground has it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
