@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from bench_memory import WORDS, make_model
 from measuring import evict, git_state, hardware
-from vcsoup_dist.launch.shard_map import runner
+from vcsoup_dist.launch.task_map import runner
 
 from vcsoup_dist.launch.ranks import run_ranks
 from vcsoup_dist.recipe import Launch, Training
