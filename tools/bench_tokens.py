@@ -32,9 +32,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from bench_memory import WORDS, make_model
 from measuring import evict, git_state, hardware
-from vcsoup_dist.launch.task_map import runner
 
 from vcsoup_dist.launch.ranks import run_ranks
+from vcsoup_dist.launch.task_map import runner
 from vcsoup_dist.recipe import Launch, Training
 from vcsoup_dist.records.pairs import HELD_OUT, PairsFile, PairsManifest, pairs_schema, train_name
 from vcsoup_dist.records.reference import ReferenceDraft
