@@ -14,6 +14,7 @@ set -euo pipefail
 
 dir=${SLURM_CLUSTER_DIR:-/tmp/vcsoup-slurm-$(id -un)}
 cpus=4 # of each node
+daemons=(slurmd-n1 slurmd-n2 slurmctld munged)
 export SLURM_CONF=$dir/slurm.conf
 PATH=$PATH:/usr/sbin:/sbin
 
@@ -117,24 +118,36 @@ start_munge() {
     ln -sf "$dir/munge/munged.pid" "$dir/run/munged.pid"
 }
 
-up() {
-    if [[ -e $dir && ! -e $dir/ours ]]; then
-        die "$dir is not of this script's making; set SLURM_CLUSTER_DIR to another folder"
-    fi
+runs() {
+    local each
+    for each in "${daemons[@]}"; do
+        pid_of "$each" >/dev/null || return 1
+    done
+}
+
+start() {
     mkdir -p "$dir"/{run,log,state}
     chmod 755 "$dir"
     touch "$dir/ours"
     install_packages
-    if ! pid_of slurmctld >/dev/null; then
-        configure
-    fi
-    pid_of munged >/dev/null || start_munge
-    pid_of slurmctld >/dev/null || slurmctld -f "$SLURM_CONF" -i
+    configure
+    start_munge
+    slurmctld -f "$SLURM_CONF" -i
     local node
     for node in n1 n2; do
-        pid_of "slurmd-$node" >/dev/null || slurmd -f "$SLURM_CONF" -N "$node"
+        slurmd -f "$SLURM_CONF" -N "$node"
     done
-    for ((i = 0; i < 100; i++)); do
+}
+
+up() {
+    if [[ -e $dir && ! -e $dir/ours ]]; then
+        die "$dir is not of this script's making; set SLURM_CLUSTER_DIR to another folder"
+    fi
+    runs || {
+        down # what a killed cluster left: its nodes may stay down, its jobs would start again
+        start
+    }
+    for ((i = 0; i < 300; i++)); do
         [[ $(sinfo --noheader --Node --format=%T 2>/dev/null | sort -u) =~ ^(idle|mixed|allocated)$ ]] &&
             return
         sleep 0.2
@@ -144,7 +157,7 @@ up() {
 
 status() {
     local each missing=0
-    for each in munged slurmctld slurmd-n1 slurmd-n2; do
+    for each in "${daemons[@]}"; do
         pid_of "$each" >/dev/null || { say "$each does not run" && missing=1; }
     done
     [[ $missing == 0 ]] && sinfo --Node --long && squeue
@@ -161,7 +174,7 @@ down() {
             sleep 0.2
         done
     fi
-    for each in slurmd-n1 slurmd-n2 slurmctld munged; do
+    for each in "${daemons[@]}"; do
         pid=$(pid_of "$each") || continue
         kill "$pid"
         for ((i = 0; i < 100; i++)); do
