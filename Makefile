@@ -1,6 +1,9 @@
 # `make demo` and the tests do all of their own set-up, in .venv.
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Tests run in so many processes: make test WORKERS=8
+WORKERS ?= 2
+PYTEST := -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help demo test test-fast test-long test-lowest lint format
 .DEFAULT_GOAL := help
@@ -21,19 +24,19 @@ demo: $(VENV)/installed
 	$(BIN)/vcsoup demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python $(PYTEST) -m "not long"
 
 test-fast: $(VENV)/installed
-	$(BIN)/python -m pytest -m "not (models or processes or ranks or ray or slurm or kills or long)"
+	$(BIN)/python $(PYTEST) -m "not (models or processes or ranks or ray or slurm or kills or long)"
 
 test-long: $(VENV)/installed
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python $(PYTEST) -m long
 
 $(VENV)-lowest/installed: pyproject.toml tools/install.sh vcsoup_dist/souping/kernels/kernel.c
 	tools/install.sh $(VENV)-lowest lowest
 
 test-lowest: $(VENV)-lowest/installed
-	$(VENV)-lowest/bin/python -m pytest -m "not long"
+	$(VENV)-lowest/bin/python $(PYTEST) -m "not long"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -32,12 +32,34 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+SLOWEST_FIRST = ("slurm", "ray", "ranks", "kills", "processes", "models")
+"""The markers, in the order in which `make test` runs the files that have them."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What uses the fixture `slurm` needs Slurm."""
+    """Which tests need Slurm, which go to one worker, and those that take longest first.
+
+    A file's tests share fixtures, all tests on Slurm its nodes, and those on the shared Ray its
+    CPUs; so they go to one worker.
+    """
+    markers: dict[Path, set[str]] = {}
     for item in items:
-        if "slurm" in getattr(item, "fixturenames", ()):
+        fixtures = getattr(item, "fixturenames", ())
+        if "slurm" in fixtures:
             item.add_marker(pytest.mark.slurm)
+        if "ray_address" in fixtures:
+            item.add_marker(pytest.mark.ray)
+        markers.setdefault(item.path, set()).update(mark.name for mark in item.iter_markers())
+    for item in items:
+        shared = [each for each in ("slurm", "ray") if each in markers[item.path]]
+        item.add_marker(pytest.mark.xdist_group(*shared[:1] or [item.path.stem]))
+    items.sort(
+        key=lambda item: next(
+            (i for i, each in enumerate(SLOWEST_FIRST) if each in markers[item.path]),
+            len(SLOWEST_FIRST),
+        )
+    )
 
 
 def pytest_runtest_setup() -> None:
