@@ -11,6 +11,7 @@ from vcsoup_dist.recipe import CallableReward, ClassifierReward, Recipe, Sft
 from vcsoup_dist.recipe.rewards import Reward
 from vcsoup_dist.records.filter_report import FilterReport
 from vcsoup_dist.records.training_summary import TrainingSummary
+from vcsoup_dist.report.numbers import number
 from vcsoup_dist.report.page_data import Filters, Prompts
 from vcsoup_dist.workspace import Product, Workspace
 
@@ -34,6 +35,7 @@ def facts(
         **({"theta_0": _sft_text(recipe, workspace, product)} if recipe.sft else {}),
         "judged by": "; ".join(rewards),
         "methods": ", ".join(recipe.methods),
+        **({"soups": _box_text(recipe.soup.box)} if recipe.soup.box else {}),
         **{
             f"filter of {name}": _filter_text(report)
             for name, report in filters[0].reports.items()
@@ -102,6 +104,11 @@ def _sft_text(recipe: Recipe, workspace: Workspace, product: Product) -> str:
         f"base model after {steps} steps of sft on {sft.pairs_per_step} chosen answers "
         f"each, learning rate {sft.learning_rate:g}"
     )
+
+
+def _box_text(box: tuple[float, float]) -> str:
+    low, high = (number(bound) for bound in box)
+    return f"θ₀ + Σ λᵢ (θᵢ − θ₀) with every λᵢ from {low} to {high}, whatever their sum"
 
 
 def _filter_text(report: FilterReport) -> str:
