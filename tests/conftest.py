@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
@@ -33,38 +33,33 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 SLOWEST_FIRST = ("slurm", "ray", "ranks", "kills", "processes", "models")
-"""The markers, in the order in which the files that have them run."""
+"""The markers, in the order in which `make test` runs the files that have them."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What uses the fixture `slurm` needs Slurm; files that take longest come first."""
+    """Which tests need Slurm, which go to one worker, and those that take longest first.
+
+    A file's tests share fixtures, all tests on Slurm its nodes, and those on the shared Ray its
+    CPUs; so they go to one worker.
+    """
     markers: dict[Path, set[str]] = {}
     for item in items:
-        for fixture, marker in (("slurm", "slurm"), ("ray_address", "ray")):
-            if fixture in getattr(item, "fixturenames", ()):
-                item.add_marker(marker)
+        fixtures = getattr(item, "fixturenames", ())
+        if "slurm" in fixtures:
+            item.add_marker(pytest.mark.slurm)
+        if "ray_address" in fixtures:
+            item.add_marker(pytest.mark.ray)
         markers.setdefault(item.path, set()).update(mark.name for mark in item.iter_markers())
+    for item in items:
+        shared = [each for each in ("slurm", "ray") if each in markers[item.path]]
+        item.add_marker(pytest.mark.xdist_group(*shared[:1] or [item.path.stem]))
     items.sort(
         key=lambda item: next(
             (i for i, each in enumerate(SLOWEST_FIRST) if each in markers[item.path]),
             len(SLOWEST_FIRST),
         )
     )
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file's tests go to one worker, since they share fixtures; so do those that mostly wait for
-    Slurm, so that another worker computes meanwhile."""
-    from xdist.scheduler import LoadFileScheduling
-
-    class Files(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return "slurm" if "test_slurm_" in file else file
-
-    return Files(config, log)
 
 
 def pytest_runtest_setup() -> None:
@@ -242,9 +237,9 @@ ROOT = Path(__file__).parents[1]
 SLURM = ROOT / "tools" / "slurm_cluster.sh"
 
 
-@pytest.fixture(scope="session")
-def slurm_cluster() -> Iterator[None]:
-    """A Slurm of two nodes, started here unless it runs already."""
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[None]:
+    """A Slurm of two nodes, started here unless it runs already; sbatch and srun reach it."""
     needed = ("slurmctld", "slurmd", "munged", "sbatch")
     if not all(shutil.which(each, path=f"{os.environ['PATH']}:/usr/sbin") for each in needed):
         hint = f"no Slurm here; as root on Debian or Ubuntu `{SLURM} up` installs and starts it"
@@ -253,14 +248,6 @@ def slurm_cluster() -> Iterator[None]:
         pytest.skip(hint)
     was_up = subprocess.run([SLURM, "status"], capture_output=True).returncode == 0
     subprocess.run([SLURM, "up"], check=True)
-    yield
-    if not was_up:
-        subprocess.run([SLURM, "down"], check=True)
-
-
-@pytest.fixture(scope="module")
-def slurm(slurm_cluster: None) -> Iterator[None]:
-    """sbatch and srun reach a Slurm of two nodes."""
     export = subprocess.run([SLURM, "env"], check=True, capture_output=True, text=True).stdout
     with pytest.MonkeyPatch.context() as patch:
         for assignment in shlex.split(export)[1:]:
@@ -268,6 +255,8 @@ def slurm(slurm_cluster: None) -> Iterator[None]:
         patch.setenv("VCSOUP_SETUP", f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
         yield
+    if not was_up:
+        subprocess.run([SLURM, "down"], check=True)
 
 
 @pytest.fixture(scope="session")

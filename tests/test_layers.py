@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[1] / "vcsoup_dist"
 
 LAYERS = [
     *("cli", "demo", "check", "status", "slurm_jobs", "pipeline", "methods"),
-    *("report", "evaluation", "training", "souping", "tokens"),
+    *("report", "evaluation", "training", "souping", "tokens", "union"),
     *("consistency", "scoring", "records"),
-    *("forward", "checkpoints", "preferences", "theta_0", "workspace", "launch", "recipe"),
+    *("forward", "checkpoints", "preferences", "workspace", "launch", "recipe"),
     *(
         "identity",
         "locks",

@@ -142,6 +142,64 @@ def test_a_mistake_is_one_line_with_its_place(folder, methods, line):
     assert "line " in str(refused.value)
 
 
+REWEIGHTED = {
+    "another objective": (
+        {"training": {"objective": "ipo"}}, "relabelled: needs training.objective `dpo`, not `ipo`",
+    ),
+    "smoothed labels": (
+        {"training": {"label_smoothing": 0.1}}, "take training.label_smoothing out",
+    ),
+    "added likelihood": ({"training": {"sft_weight": 1}}, "take training.sft_weight out"),
+    "weighted pairs": (
+        {"training": {"pair_weights": "consistency"}}, "take training.pair_weights out",
+    ),
+    "no weight for modpo's value": (
+        {"reweighting": {"weights": [[0.5, 0.5], [0, 1]]}},
+        r"modpo: divides by the weight of `long`: reweighting.weights\[1\] gives it 0",
+    ),
+    "no such value": ({"reweighting": {"modpo_value": "x"}}, "modpo_value: `x` is no value"),
+    "off the simplex": ({"reweighting": {"weights": [[0.5, 0.6]]}}, "sum to 1"),
+    "too few weights": ({"reweighting": {"weights": [[1.0]]}}, "has 1 numbers for 2 policies"),
+    "a step that does not divide": ({"reweighting": {"grid": 0.3}}, "0.3 does not divide 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes, line", REWEIGHTED.values(), ids=REWEIGHTED.keys())
+def test_what_a_reweighting_method_cannot_do_is_one_line(folder, changes, line):
+    with pytest.raises(UserError, match=line) as refused:
+        loaded(folder, methods=["relabelled", "modpo"], **changes)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def trade_offs(recipe: Recipe, name: str) -> list[tuple[float, ...]]:
+    return [each.weights for each in methods_of(recipe)[name].candidates(recipe)]
+
+
+def test_a_total_budget_trains_corners_first_then_the_centre(folder):
+    methods = {
+        "all": {"kind": "scalarised"},
+        "few": {"kind": "scalarised", "budget": "total"},
+        "modpo": {"budget": "total"},
+    }
+    recipe = loaded(folder, methods=methods)
+    assert trade_offs(recipe, "all") == [(i / 4, 1 - i / 4) for i in range(5)]
+    assert trade_offs(recipe, "few") == [(0, 1), (1, 0)]
+    assert trade_offs(recipe, "modpo") == [(0.5, 0.5), (1, 0)]
+    (note,) = methods_of(recipe)["modpo"].notes(recipe)
+    assert note.startswith("2 of 5 trade-offs are trained: long-0.50_short-0.50, ")
+    assert "weight of `long` is at least 0.1" in note
+
+
+def test_settings_of_an_instance_change_its_policies_alone(folder):
+    before = {each.name: each.fingerprint for each in planned(folder, methods=["scalarised"])}
+    methods = {"scalarised": {}, "tuned": {"kind": "scalarised", "beta": 0.3}}
+    after = planned(folder, methods=methods)
+    assert all(before.get(p.name, p.fingerprint) == p.fingerprint for p in after[:-1])
+    tuned = next(each for each in after if each.method == "tuned" and each.stage == "train")
+    assert tuned.made_from["training"]["beta"] == 0.3
+    assert [each.name for each in tuned.inputs][0] == "union"
+
+
 OWN = '''
 """A policy per trade-off, each evaluated as it is."""
 

@@ -26,6 +26,9 @@ class Numbers:
     reference_rejected: float
     chosen_tokens: int
     rejected_tokens: int
+    label: float
+    margin: float
+    divisor: float
     beta: float
     label_smoothing: float
     simpo_margin: float
@@ -55,6 +58,9 @@ NUMBERS = st.builds(
     *[LOGPS] * 4,
     chosen_tokens=st.integers(1, 2000),
     rejected_tokens=st.integers(1, 2000),
+    label=st.one_of(st.just(1.0), st.floats(0, 1)),
+    margin=st.one_of(st.just(0.0), st.floats(-20, 20)),
+    divisor=st.one_of(st.just(1.0), st.floats(0.1, 1)),
     beta=st.floats(0.01, 3),
     label_smoothing=st.floats(0, 0.45),
     simpo_margin=st.floats(0, 5),
@@ -75,9 +81,10 @@ Oracle = Callable[[Numbers], tuple[float, float, float]]
 
 
 def dpo_in_numpy(x: Numbers) -> tuple[float, float, float]:
-    h, eps = x.beta * x.h, x.label_smoothing
-    slope = x.beta * (eps - sigmoid(-h))
-    return (1 - eps) * softplus(-h) + eps * softplus(h), slope, -slope
+    z = (x.beta * x.h - x.margin) / x.divisor
+    p = x.label + x.label_smoothing * (1 - 2 * x.label)
+    slope = x.beta / x.divisor * (sigmoid(z) * (1 - p) - p * sigmoid(-z))
+    return p * softplus(-z) + (1 - p) * softplus(z), slope, -slope
 
 
 def robust_in_numpy(x: Numbers) -> tuple[float, float, float]:
@@ -140,6 +147,7 @@ def test_value_and_derivative_equal_the_formula_in_float64(objective, numbers):
 @settings(max_examples=100, deadline=None)
 @given(NUMBERS)
 def test_robust_with_labels_flipped_at_its_rate_is_on_average_the_clean_dpo(numbers):
+    numbers = replace(numbers, label=1.0, margin=0.0, divisor=1.0)
     eps = numbers.label_smoothing
     pairs = numbers.tensors()
     flipped = PairLogps(
@@ -201,7 +209,7 @@ def test_parts_of_a_steps_loss_sum_to_its_weighted_mean_over_all_ranks(objective
     assert total == pytest.approx(expected, rel=1e-9, abs=1e-7)
 
 
-SETTINGS = ("beta", "label_smoothing", "simpo_margin")
+SETTINGS = ("beta", "label_smoothing", "simpo_margin", "divisor")
 
 
 def together(numbers: list[Numbers]) -> PairLogps:

@@ -17,7 +17,7 @@ from vcsoup_dist.pipeline.run import due_by_command
 from vcsoup_dist.pipeline.stages import STAGES
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe.load import load_recipe
-from vcsoup_dist.theta_0 import find_theta_0
+from vcsoup_dist.training.sft import find_theta_0
 from vcsoup_dist.workspace import Product, Workspace
 
 RECIPE = {
@@ -64,8 +64,8 @@ def test_every_product_comes_after_its_inputs_and_methods_share_what_they_can(fo
     assert all(place[each.name] < place[p.name] for p in plan for each in p.inputs)
     counts = {stage: sum(p.stage == stage for p in plan) for stage in STAGES}
     assert counts == {
-        "read": 1, "score": 2, "filter": 6, "tokens": 1, "sft": 0, "reference": 1, "train": 6,
-        "merge": 9, "evaluate": 10, "report": 1,
+        "read": 1, "score": 2, "filter": 6, "union": 0, "tokens": 1, "sft": 0, "reference": 1,
+        "train": 6, "merge": 9, "evaluate": 10, "report": 1,
     }  # fmt: skip
 
 

@@ -43,6 +43,9 @@ def show_check(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) ->
     for line in data:
         style = "bold red" if line.startswith("warning") else None
         console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+    for name, method in recipe.methods.items():
+        for line in method.notes(recipe):
+            console.print(f"{name}: {line}", highlight=False, markup=False, soft_wrap=True)
     steps = plan_steps(recipe, workspace, plan)
     console.print(steps_table(steps))
     warnings += step_warnings(steps)

@@ -20,6 +20,7 @@ from vcsoup_dist.recipe import Recipe, Training
 from vcsoup_dist.records.filter_report import FilterReport
 from vcsoup_dist.records.pairs import PairsManifest
 from vcsoup_dist.records.training_summary import TrainingSummary
+from vcsoup_dist.records.union import UnionManifest
 from vcsoup_dist.training.schedule import count_steps, learning_rate, passes_warning
 from vcsoup_dist.training.sft import sft_training
 from vcsoup_dist.workspace import Product, Workspace
@@ -136,12 +137,20 @@ def _theta_0(recipe: Recipe, workspace: Workspace, product: Product) -> Steps:
 def _policy(recipe: Recipe, workspace: Workspace, name: str, seeds: Sequence[Product]) -> Steps:
     pairs, unknown = _read(recipe, workspace, seeds[0])
     unfiltered, counted = pairs, False
-    (filtered,) = seeds[0].inputs_of("filter")
-    if workspace.is_made(filtered):
-        report = FilterReport.read(workspace.folder(filtered))
+    (source,) = seeds[0].inputs_of("filter") or seeds[0].inputs_of("union")
+    if workspace.is_made(source) and source.stage == "union":
+        union = UnionManifest.read(workspace.folder(source))
+        pairs, unfiltered, counted = union.rows, union.pairs_of_a_value, True
+    elif workspace.is_made(source):
+        report = FilterReport.read(workspace.folder(source))
         pairs, unfiltered, counted = report.counts.kept, report.comparison.usable, True
+    elif source.stage == "union" and pairs is not None:
+        unfiltered = -(-pairs // len(recipe.trained_values()))
     trained = _trained_pairs(workspace, seeds)
-    return _steps(name, "training", recipe.training, trained, pairs, unfiltered, counted, unknown)
+    method = recipe.methods[str(seeds[0].method)]
+    training = method.training(recipe)
+    settings = "training" if method.learning_rate is None else f"methods.{seeds[0].method}"
+    return _steps(name, settings, training, trained, pairs, unfiltered, counted, unknown)
 
 
 def _steps(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from vcsoup_dist.recipe.method import MethodOptions
 from vcsoup_dist.records.keep_rule import KeepRule
-from vcsoup_dist.souping.grids import box_grid, simplex_grid, weight_of_base
+from vcsoup_dist.records.reweighting import Reweighting
+from vcsoup_dist.souping.grids import simplex_grid
 
 if TYPE_CHECKING:
     from vcsoup_dist.recipe.recipe import Recipe
@@ -34,6 +35,8 @@ class Policy:
     """Names of the pair sets that it is trained on."""
     value: str | None
     """The value that it is trained for; None where it is for a trade-off."""
+    reweighting: Reweighting | None = None
+    """How it weighs the pairs of all values, in place of pair sets."""
 
 
 @dataclass(frozen=True)
@@ -87,19 +90,7 @@ class SoupMethod(Method):
 
 
 def soup_weights(recipe: Recipe) -> list[tuple[float, ...]]:
-    """lambda over the trained values of every soup that `soup` asks for."""
-    values, box = len(recipe.trained_values()), recipe.soup.box
+    """The trade-offs that `soup` asks for: lambda over the trained values, each summing to 1."""
     if recipe.soup.weights is not None:
         return [tuple(row) for row in recipe.soup.weights]
-    if box is not None:
-        return box_grid(values, *box, recipe.soup.step)
-    return simplex_grid(values, recipe.soup.step)
-
-
-def trade_offs(recipe: Recipe) -> list[tuple[float, ...]]:
-    """Those of the `soup_weights` on the simplex, which any method with a policy per lambda has."""
-    return [
-        weights
-        for weights in soup_weights(recipe)
-        if not weight_of_base(weights) and min(weights) >= 0
-    ]
+    return simplex_grid(len(recipe.trained_values()), recipe.grid_step())

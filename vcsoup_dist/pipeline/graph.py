@@ -3,10 +3,11 @@
     pairs/<dataset>                      canonical pairs, training and held out
     scores/<dataset>/<value>             one reward of every training pair
     filtered/<method>/<value>            the pairs that a method keeps for a value
+    union                                the pairs of all values, for methods that reweight them
     tokens/<dataset>                     every pair in tokens
     theta_0                              where the recipe has `sft`; else its model is theta_0
     reference/<dataset>                  log-probs of every pair under theta_0
-    policies/<method>/<value>/seed-<s>
+    policies/<method>/<value>/seed-<s>   a reweighting method has <weights> in place of <value>
     soups/<method>/seed-<s>/<weights>
     evaluation/base, evaluation/<method>/seed-<s>/<weights>
     report

@@ -11,7 +11,7 @@ from vcsoup_dist.methods import methods_of
 from vcsoup_dist.pipeline.graph import Graph
 from vcsoup_dist.pipeline.sources import find_data, find_model, find_reward, is_split
 from vcsoup_dist.recipe import WITHOUT_REFERENCE, ColumnsReward, Recipe, Training
-from vcsoup_dist.souping.grids import soup_name, weight_of_base
+from vcsoup_dist.souping.grids import soup_name
 from vcsoup_dist.training.deepspeed_config import fill_deepspeed_config, find_deepspeed_config
 from vcsoup_dist.training.sft import sft_training
 
@@ -117,6 +117,19 @@ def filtered_sets(graph: Graph) -> None:
         )
 
 
+def union(graph: Graph) -> None:
+    """`union`, where a method trains on the pairs of all values."""
+    recipe = graph.recipe
+    policies = (each for one in methods_of(recipe).values() for each in one.policies(recipe))
+    if not any(policy.reweighting for policy in policies):
+        return
+    made_from = {
+        "values": list(recipe.values),
+        "datasets": {value: recipe.datasets_of(value) for value in recipe.trained_values()},
+    }
+    graph.add("union", "union", made_from, inputs=(*graph.of("read"), *graph.of("score")))
+
+
 def tokens(graph: Graph) -> None:
     """`tokens/<dataset>`: every dataset's pairs under the model's chat template."""
     model = _model(graph)
@@ -170,15 +183,19 @@ def policies(graph: Graph) -> None:
     recipe = graph.recipe
     made_from = {
         "model": _base_identity(graph),
-        "training": _content(recipe.training),
         "deepspeed": graph.hashes.of_file(find_deepspeed_config(recipe)),
     }
     sources = _base(graph) | {"deepspeed": _deepspeed(recipe)}
     known = {str(each.dataset): each for each in graph.of("reference")}
     for name, method in methods_of(recipe).items():
+        training = _content(method.training(recipe))
         for seed in recipe.seeds:
             for policy in method.policies(recipe):
+                made = made_from | {"training": training, "seed": seed}
                 filtered = [graph[f"filtered/{name}/{each}"] for each in policy.pairs]
+                if policy.reweighting is not None:
+                    filtered = graph.of("union")
+                    made["reweighting"] = policy.reweighting.as_json()
                 datasets = dict.fromkeys(
                     str(one.dataset) for each in filtered for one in each.inputs_of("read")
                 )
@@ -188,7 +205,7 @@ def policies(graph: Graph) -> None:
                 graph.add(
                     f"policies/{name}/{policy.name}/seed-{seed}",
                     "train",
-                    made_from | {"seed": seed},
+                    made,
                     inputs=(*inputs, *graph.of("sft")),
                     sources=sources,
                     method=name,
@@ -216,15 +233,13 @@ def soups(graph: Graph) -> None:
                 if not candidate.is_soup:
                     continue
                 named = dict(zip(recipe.trained_values(), candidate.weights, strict=True))
-                own = [graph[f"policies/{name}/{each}/seed-{seed}"] for each in candidate.policies]
-                made_from = {"weights": named, "shard_size": recipe.soup.shard_size}
-                base = {"model": _base_identity(graph)} if weight_of_base(candidate.weights) else {}
                 graph.add(
                     f"soups/{name}/seed-{seed}/{soup_name(named)}",
                     "merge",
-                    made_from | base,
-                    inputs=(*own, *(graph.of("sft") if base else ())),
-                    sources=_base(graph) if base else {},
+                    {"weights": named, "shard_size": recipe.soup.shard_size},
+                    inputs=tuple(
+                        graph[f"policies/{name}/{each}/seed-{seed}"] for each in candidate.policies
+                    ),
                     method=name,
                     seed=seed,
                     weights=candidate.weights,
@@ -279,7 +294,7 @@ def reports(graph: Graph) -> None:
     recipe = graph.recipe.model_dump(
         mode="json", include={"name": True, "evaluation": {"bootstrap", "confidence", "samples"}}
     )
-    stages = ("evaluate", "filter", "sft", "train", "read")
+    stages = ("evaluate", "filter", "union", "sft", "train", "read")
     graph.add(
         "report",
         "report",

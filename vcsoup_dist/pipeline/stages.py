@@ -83,6 +83,7 @@ ROWS = (
         "filter", f"{PRODUCTS}:filtered_sets", "vcsoup_dist.consistency.stage:make", "filter",
         FILTER, format=5,
     ),
+    Stage("union", f"{PRODUCTS}:union", "vcsoup_dist.union.stage:make", "filter", FILTER),
     Stage("tokens", f"{PRODUCTS}:tokens", "vcsoup_dist.tokens.stage:make", "filter", FILTER),
     Stage(
         "sft", f"{PRODUCTS}:theta_0", f"{TRAINING}:make_theta_0", "sft", REFERENCE, format=2,
@@ -107,7 +108,7 @@ ROWS = (
     ),
     Stage(
         "report", f"{PRODUCTS}:reports", "vcsoup_dist.report.stage:make", "report", REPORT,
-        format=3,
+        format=2,
     ),
 )  # fmt: skip
 

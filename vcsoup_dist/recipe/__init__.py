@@ -11,6 +11,7 @@ from vcsoup_dist.recipe.launch import Keep, Launch
 from vcsoup_dist.recipe.pools import ActorPool, Scoring
 from vcsoup_dist.recipe.recipe import MOST_VALUES, Recipe
 from vcsoup_dist.recipe.rewards import CallableReward, ClassifierReward, ColumnsReward, Value
+from vcsoup_dist.recipe.reweighting import Reweighting
 from vcsoup_dist.recipe.section import FIELD, FUNCTION, IN_WORDS, NAME, RUN_NAME, Section
 from vcsoup_dist.recipe.soup import Soup
 from vcsoup_dist.recipe.training import WITHOUT_REFERENCE, Attention, Objective, Sft, Training
@@ -34,6 +35,7 @@ __all__ = [
     "Objective",
     "RUN_NAME",
     "Recipe",
+    "Reweighting",
     "Scoring",
     "Section",
     "Sft",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +16,7 @@ from vcsoup_dist.recipe.launch import Keep, Launch
 from vcsoup_dist.recipe.methods import Methods
 from vcsoup_dist.recipe.pools import Scoring
 from vcsoup_dist.recipe.rewards import CallableReward, ClassifierReward, ColumnsReward, Value
+from vcsoup_dist.recipe.reweighting import Reweighting
 from vcsoup_dist.recipe.section import NAME, RUN_NAME, Section
 from vcsoup_dist.recipe.soup import Soup
 from vcsoup_dist.recipe.training import Sft, Training
@@ -52,6 +54,8 @@ class Recipe(Section):
     """Absent: `model` is theta_0 as it is."""
     training: Training = Training()
     """Stage 3."""
+    reweighting: Reweighting = Reweighting()
+    """Trade-offs of the methods that train a policy for each."""
     soup: Soup = Soup()
     """Stage 4."""
     evaluation: Evaluation = Evaluation()
@@ -148,6 +152,7 @@ class Recipe(Section):
                     f"give values.{name}.judge"
                 )
         self._check_soup()
+        self._check_reweighting()
         for name, method in self.methods.items():
             try:
                 method.check(self)
@@ -164,9 +169,30 @@ class Recipe(Section):
             if len(row) != axes:
                 raise ValueError(f"soup.weights[{i}] has {len(row)} numbers for {axes} policies")
         if self.soup.weights is None:
-            count = self.soup.grid_size(axes)
+            steps = round(1 / self.grid_step())
+            if abs(steps * self.grid_step() - 1) > 1e-9:
+                raise ValueError(f"soup.grid: {self.grid_step()} does not divide 1")
+            count = math.comb(steps + axes - 1, axes - 1)
             if count > self.soup.max_soups:
                 raise ValueError(
                     f"soup.grid: {count} soups of {axes} policies are more than "
                     f"soup.max_soups = {self.soup.max_soups}; take a larger step or raise it"
                 )
+
+    def _check_reweighting(self) -> None:
+        axes = len(self.trained_values())
+        rounded = [tuple(round(w, 6) for w in row) for row in self.reweighting.weights or []]
+        if len(set(rounded)) != len(rounded):
+            raise ValueError("reweighting.weights lists the same weights twice")
+        for i, row in enumerate(rounded):
+            if len(row) != axes:
+                raise ValueError(
+                    f"reweighting.weights[{i}] has {len(row)} numbers for {axes} policies"
+                )
+        value = self.reweighting.modpo_value
+        if value is not None and value not in self.trained_values():
+            raise ValueError(f"reweighting.modpo_value: `{value}` is no value with a policy")
+
+    def grid_step(self) -> float:
+        """Step of the simplex grid, where no weights are listed."""
+        return self.soup.grid if self.soup.grid is not None else 0.1

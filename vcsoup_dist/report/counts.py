@@ -35,10 +35,10 @@ def pairs_read(workspace: Workspace, product: Product) -> PairsRead:
 
 
 def pairs_scored(workspace: Workspace, product: Product) -> list[PairsScored]:
-    """The statistics of every reward that took part in a filter, by dataset."""
+    """The statistics of every reward that took part in a filter or a union, by dataset."""
     scores = {
         score.name: score
-        for filtered in product.inputs_of("filter")
+        for filtered in (*product.inputs_of("filter"), *product.inputs_of("union"))
         for score in filtered.inputs_of("score")
     }
     found = []
@@ -65,6 +65,8 @@ def filters(recipe: Recipe, workspace: Workspace, product: Product) -> list[Filt
     for value in recipe.trained_values():
         own = [each for each in product.inputs_of("filter") if each.value == value]
         sets = {str(each.method): workspace.need(each) for each in own}
+        if not sets:  # every method weighs the pairs of all values
+            continue
         vc_soups = (name for name in sets if recipe.methods[name].kind == "vc_soup")
         shown = next(vc_soups, next(iter(sets)))
         plots = [
@@ -86,4 +88,5 @@ def trained(workspace: Workspace, product: Product) -> Trained:
     for prefix, metrics in (("", summary.last_step), ("heldout_", summary.heldout)):
         if metrics is not None:
             last |= {prefix + name: x for name, x in vars(metrics).items() if x is not None}
-    return Trained(str(product.method), str(product.value), product.seed or 0, last)
+    name = product.value or product.name.split("/")[2]
+    return Trained(str(product.method), name, product.seed or 0, last)

@@ -8,10 +8,11 @@ from importlib.metadata import version
 
 from vcsoup_dist import __version__
 from vcsoup_dist.recipe import CallableReward, ClassifierReward, Recipe, Sft
+from vcsoup_dist.recipe.method import MethodOptions
 from vcsoup_dist.recipe.rewards import Reward
 from vcsoup_dist.records.filter_report import FilterReport
 from vcsoup_dist.records.training_summary import TrainingSummary
-from vcsoup_dist.report.numbers import number
+from vcsoup_dist.records.union import UnionManifest
 from vcsoup_dist.report.page_data import Filters, Prompts
 from vcsoup_dist.workspace import Product, Workspace
 
@@ -34,13 +35,15 @@ def facts(
         "base model": recipe.model,
         **({"theta_0": _sft_text(recipe, workspace, product)} if recipe.sft else {}),
         "judged by": "; ".join(rewards),
-        "methods": ", ".join(recipe.methods),
-        **({"soups": _box_text(recipe.soup.box)} if recipe.soup.box else {}),
+        "methods": ", ".join(
+            name + _own_settings(method) for name, method in recipe.methods.items()
+        ),
         **{
             f"filter of {name}": _filter_text(report)
-            for name, report in filters[0].reports.items()
+            for name, report in (filters[0].reports.items() if filters else ())
             if recipe.methods[name].kind == "vc_soup"
         },
+        **_temperatures(workspace, product),
         "training": f"{recipe.training.objective}, {_range(steps)} steps of "
         f"{recipe.training.pairs_per_step} pairs, learning rate {recipe.training.learning_rate:g}",
         "seeds": ", ".join(map(str, recipe.seeds)),
@@ -58,6 +61,8 @@ def notes(recipe: Recipe, prompts: Sequence[Prompts]) -> list[str]:
             "The rewards that filtered the pairs also judge the soups, and a filter can overfit "
             "its own rewards. Name a `judge` per value for an independent view."
         )
+    for name, method in recipe.methods.items():
+        found += [f"{name}: {line}." for line in method.notes(recipe)]
     overlap = sum(len(each.in_training) for each in prompts)
     if overlap:
         found.append(f"{overlap} evaluation prompts occur in training data; see the list below.")
@@ -96,6 +101,31 @@ def _reward_text(reward: Reward) -> str:
     return "columns"
 
 
+def _own_settings(method: MethodOptions) -> str:
+    """Where they differ from the recipe's."""
+    own = {"learning rate": method.learning_rate, "beta": method.beta}
+    shown = [f"{name} {value:g}" for name, value in own.items() if value is not None]
+    return f" ({', '.join(shown)})" if shown else ""
+
+
+def _temperatures(workspace: Workspace, product: Product) -> dict[str, str]:
+    """a_j of every value, and how often its reward agrees with held-out pairs."""
+    if not product.inputs_of("union"):
+        return {}
+    union = UnionManifest.read(workspace.need(product.inputs_of("union")[0]))
+    shown = []
+    for value, found in union.temperatures.items():
+        a = "none" if found.a is None else f"{found.a:.3g} per unit of reward"
+        capped = ", the largest allowed" if found.capped else ""
+        source = (
+            "from the other values"
+            if found.agree is None
+            else f"the reward agrees with {found.agree:.0%} of {found.pairs} held-out pairs"
+        )
+        shown.append(f"{value}: {a}{capped} ({source})")
+    return {"temperatures": "; ".join(shown)}
+
+
 def _sft_text(recipe: Recipe, workspace: Workspace, product: Product) -> str:
     (theta_0,) = product.inputs_of("sft")
     sft = recipe.sft or Sft()
@@ -104,11 +134,6 @@ def _sft_text(recipe: Recipe, workspace: Workspace, product: Product) -> str:
         f"base model after {steps} steps of sft on {sft.pairs_per_step} chosen answers "
         f"each, learning rate {sft.learning_rate:g}"
     )
-
-
-def _box_text(box: tuple[float, float]) -> str:
-    low, high = (number(bound) for bound in box)
-    return f"θ₀ + Σ λᵢ (θᵢ − θ₀) with every λᵢ from {low} to {high}, whatever their sum"
 
 
 def _filter_text(report: FilterReport) -> str:

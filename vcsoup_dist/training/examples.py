@@ -32,6 +32,10 @@ class Example:
     reference_chosen: np.ndarray | None = None
     """[chosen.answer_length] fp32 log-probs under theta_0; None without a reference."""
     reference_rejected: np.ndarray | None = None
+    label: float = 1.0
+    """p, m and w of `objectives.PairLogps`."""
+    margin: float = 0.0
+    divisor: float = 1.0
 
 
 class Examples(Sequence[Example]):
@@ -49,6 +53,7 @@ class Examples(Sequence[Example]):
         of_pairs: bool,
     ) -> None:
         self._rows = np.load(selection.file, mmap_mode="r")  # [P] of `selection.ROW`
+        self._divisor = selection.divisor
         self._tokens, self._logps, self._of_pairs = tokens, logps, of_pairs
 
     def __len__(self) -> int:
@@ -61,7 +66,7 @@ class Examples(Sequence[Example]):
     def __getitem__(self, index: int | slice) -> Example | list[Example]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        dataset, row, swapped, weight = self._rows[index].item()
+        dataset, row, swapped, weight, label, margin = self._rows[index].item()
         tokens = self._tokens[dataset]
         sides = tokens.pair(row)
         logps: tuple[Logps | None, Logps | None] = (None, None)
@@ -74,7 +79,8 @@ class Examples(Sequence[Example]):
         if swapped:
             sides, logps = sides[::-1], logps[::-1]
         chosen, rejected = sides if self._of_pairs else (sides[0], NO_ANSWER)
-        return Example(tokens.id(row), chosen, rejected, cost, weight, *logps)
+        targets = (label, margin, self._divisor)
+        return Example(tokens.id(row), chosen, rejected, cost, weight, *logps, *targets)
 
 
 def open_examples(task: PolicyTask, of_pairs: bool) -> tuple[Examples, Examples]:

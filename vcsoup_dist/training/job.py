@@ -31,6 +31,8 @@ class Selection:
     """Reason -> unusable pairs."""
     refused: str | None
     """The first pair that the chat template refuses, and why."""
+    divisor: float = 1.0
+    """w of `objectives.PairLogps`."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class PolicyTask:
     heldout: Selection
     seed: int
     unfiltered_pairs: int
-    """Pairs of the value before filtering: what `equal_steps` counts."""
+    """Pairs before filtering: what `equal_steps` counts."""
     output: str
     scratch: str
     logs: str
@@ -57,7 +59,7 @@ class PolicyTask:
 class Job:
     """One launch of ranks: all of `references`, or one policy."""
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
 
     model: str
     revision: str | None

@@ -36,6 +36,12 @@ class PairLogps:
     """|y_w|."""
     rejected_tokens: torch.Tensor
     """|y_l|."""
+    label: torch.Tensor | float = 1.0
+    """p: the probability with which y_w is to be preferred."""
+    margin: torch.Tensor | float = 0.0
+    """m: what beta h is to exceed."""
+    divisor: float = 1.0
+    """w > 0: of beta h - m, the same for all pairs of a run."""
 
     @property
     def ratio_chosen(self) -> torch.Tensor:
@@ -49,13 +55,17 @@ class PairLogps:
 
 
 def dpo(pairs: PairLogps, training: Training) -> torch.Tensor:
-    """-(1 - eps) log sigmoid(beta h) - eps log sigmoid(-beta h).
+    """-p log sigmoid(z) - (1 - p) log sigmoid(-z), where z = (beta h - m) / w.
 
-    Rafailov et al. 2023, eq. 7; with eps = `label_smoothing` > 0 Mitchell's conservative DPO.
+    p = 1, m = 0, w = 1 is Rafailov et al. 2023, eq. 7; p = 1 - eps Mitchell's conservative DPO,
+    where eps is `label_smoothing`; reweighting methods give each pair its p and m.
     """
     h = training.beta * (pairs.ratio_chosen - pairs.ratio_rejected)
+    z = (h - pairs.margin) / pairs.divisor
     eps = training.label_smoothing
-    return -(1 - eps) * logsigmoid(h) - eps * logsigmoid(-h)
+    chosen = pairs.label * (1 - eps) + (1 - pairs.label) * eps
+    rejected = pairs.label * eps + (1 - pairs.label) * (1 - eps)
+    return -chosen * logsigmoid(z) - rejected * logsigmoid(-z)
 
 
 def robust(pairs: PairLogps, training: Training) -> torch.Tensor:

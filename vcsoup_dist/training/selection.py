@@ -26,7 +26,9 @@ ROW = np.dtype(
         ("dataset", "<u2"),  # place among the token files
         ("row", "<u4"),  # in its token file
         ("swapped", "?"),  # whether its answers are chosen and rejected the other way round there
-        ("weight", "<f8"),  # of its loss
+        ("weight", "<f8"),  # v, of its loss
+        ("label", "<f8"),  # p and m of `objectives.PairLogps`
+        ("margin", "<f8"),
     ]
 )
 
@@ -46,7 +48,9 @@ def select_all(
         group = np.zeros(count, ROW)
         group["dataset"], group["row"] = dataset, np.arange(first, first + count)
         groups.append(group)
-    return _select(file, tokens, np.concatenate([np.zeros(0, ROW), *groups]))
+    rows = np.concatenate([np.zeros(0, ROW), *groups])
+    rows["weight"] = rows["label"] = 1.0
+    return write_usable(file, tokens, rows)
 
 
 def select_filtered(
@@ -75,8 +79,8 @@ def select_filtered(
             raise UserError(f"{each}: has pairs of other datasets than {', '.join(tokens)}")
         group["dataset"] = datasets.to_numpy()
         group["swapped"] = table["swapped"].to_numpy()
-        # Weights are made of them below, once all pairs are known.
-        group["weight"] = table["consistency"].to_numpy() if weighted else 0.0
+        # Weights are made of them once all pairs are known.
+        group["weight"] = table["consistency"].to_numpy() if weighted else 1.0
         for dataset, known in enumerate(ids):
             own = group["dataset"] == dataset
             wanted = table["id"].filter(pa.array(own))
@@ -86,17 +90,27 @@ def select_filtered(
                 raise UserError(f"pair {first} of {each} has no tokens; {FIX}")
             group["row"][own] = rows.to_numpy()
         groups.append(group)
-    return _select(
-        file, list(tokens.values()), np.concatenate([np.zeros(0, ROW), *groups]), weighted
-    )
+    rows = np.concatenate([np.zeros(0, ROW), *groups])
+    rows["label"] = 1.0
+    return write_usable(file, list(tokens.values()), rows, by_consistency=weighted)
 
 
-def _select(
-    file: Path, tokens: Sequence[TokenFile], rows: NDArray[Any], weighted: bool = False
+def write_usable(
+    file: Path,
+    tokens: Sequence[TokenFile],
+    rows: NDArray[Any],
+    *,
+    by_consistency: bool = False,
+    left_out: Mapping[str, int] | None = None,
+    divisor: float = 1.0,
 ) -> Selection:
-    """Write the usable ones of `rows` [P] of `ROW`."""
+    """Write the usable ones of `rows` [P] of `ROW`.
+
+    by_consistency: their weights are still cosines. left_out: pairs that are not among `rows`, by
+    reason. divisor: w of their loss.
+    """
     usable = np.ones(len(rows), bool)
-    left_out: Counter[str] = Counter()
+    gone = Counter(left_out or {})
     refused: dict[int, str] = {}
     for dataset, each in enumerate(tokens):
         places = np.flatnonzero(rows["dataset"] == dataset)
@@ -104,17 +118,18 @@ def _select(
         bad = places[unusable[rows["row"][places]]]
         usable[bad] = False
         table = each.table(["id", "unusable", "reason"]).take(pa.array(rows["row"][bad]))
-        left_out.update(table["unusable"].to_pylist())
+        gone.update(table["unusable"].to_pylist())
         why = table.filter(pc.is_valid(table["reason"]))
         if why.num_rows:
             place = int(bad[pc.is_valid(table["reason"]).to_numpy()][0])
             refused[place] = f"pair {why['id'][0]}: {why['reason'][0]}"
     kept = rows[usable]
-    kept["weight"] = consistency_weights(kept["weight"]) if weighted and len(kept) else 1.0
+    if by_consistency and len(kept):
+        kept["weight"] = consistency_weights(kept["weight"])
     with replacing(file) as aside, open(aside, "wb") as new:
         np.save(new, kept)
     first = refused[min(refused)] if refused else None
-    return Selection(str(file), len(kept), dict(left_out), first)
+    return Selection(str(file), len(kept), {k: n for k, n in gone.items() if n}, first, divisor)
 
 
 def consistency_weights(cosines: NDArray[np.float64]) -> NDArray[np.float64]:

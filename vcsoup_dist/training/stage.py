@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vcsoup_dist.errors import UserError
@@ -16,13 +16,15 @@ from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe, Training
 from vcsoup_dist.records.filter_report import FilterReport
 from vcsoup_dist.records.filtered_pairs import HELD_OUT as FILTERED_HELD_OUT
+from vcsoup_dist.records.reweighting import Reweighting
 from vcsoup_dist.records.tokens import TokenFile
 from vcsoup_dist.records.training_summary import SUMMARY
-from vcsoup_dist.theta_0 import find_theta_0
+from vcsoup_dist.records.union import UnionManifest
 from vcsoup_dist.training.job import Job, PolicyTask, ReferenceTask, Selection
 from vcsoup_dist.training.metrics import lacks_wandb
+from vcsoup_dist.training.reweighting import select_reweighted
 from vcsoup_dist.training.selection import count_text, select_all, select_filtered
-from vcsoup_dist.training.sft import sft_training
+from vcsoup_dist.training.sft import find_theta_0, sft_training
 from vcsoup_dist.workspace import Draft, Product, Workspace
 
 RANK = "vcsoup_dist.training.rank"
@@ -84,8 +86,28 @@ def make_policies(recipe: Recipe, workspace: Workspace, products: Sequence[Produ
         if number:  # the ranks of the one before did not stop, so it is published
             raise_if_stop_requested(recipe.launch.max_minutes)
         with workspace.publishing(product, keep_scratch=recipe.keep.checkpoints) as draft:
-            task = _preference_task(recipe.training, workspace, draft)
-            _launch(recipe, workspace, draft, recipe.training, policy=task)
+            training = recipe.methods[str(product.method)].training(recipe)
+            make_task = _reweighted_task if product.inputs_of("union") else _preference_task
+            task = make_task(training, workspace, draft)
+            _launch(recipe, workspace, draft, training, policy=task)
+
+
+def _reweighted_task(training: Training, workspace: Workspace, draft: Draft) -> PolicyTask:
+    how = Reweighting.from_json(draft.product.made_from["reweighting"])
+    (union,) = (workspace.need(each) for each in draft.product.inputs_of("union"))
+    tokens = _token_files(workspace, draft.product)
+    train = select_reweighted(draft.scratch / TRAIN, tokens, union, how)
+    share = -(-training.heldout_pairs // len(tokens))
+    heldout = select_reweighted(draft.scratch / HELD_OUT, tokens, union, how, share)
+    files, references = list(tokens.values()), _references(workspace, draft.product, tokens)
+    count = UnionManifest.read(union).pairs_of_a_value
+    return _task(training, workspace, draft, files, train, heldout, references, count)
+
+
+def _references(workspace: Workspace, product: Product, datasets: Iterable[str]) -> list[Path]:
+    """Of each dataset; none for an objective without reference."""
+    known = {str(each.dataset): each for each in product.inputs_of("reference")}
+    return [workspace.need(known[each]).resolve() for each in datasets if known]
 
 
 def _preference_task(training: Training, workspace: Workspace, draft: Draft) -> PolicyTask:
@@ -102,8 +124,7 @@ def _preference_task(training: Training, workspace: Workspace, draft: Draft) -> 
     share = -(-training.heldout_pairs // len(folders))
     held_out = [folder / FILTERED_HELD_OUT for folder in folders]
     heldout = select_filtered(draft.scratch / HELD_OUT, tokens, held_out, share)
-    known = {str(each.dataset): each for each in draft.product.inputs_of("reference")}
-    references = [workspace.need(known[dataset]).resolve() for dataset in tokens if known]
+    references = _references(workspace, draft.product, tokens)
     usable = sum(report.comparison.usable for report in reports)
     files_of_tokens = list(tokens.values())
     return _task(training, workspace, draft, files_of_tokens, train, heldout, references, usable)

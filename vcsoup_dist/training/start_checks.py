@@ -109,7 +109,7 @@ def check_start(runtime: Runtime, batch: Sequence[Example]) -> float:
         worst = max(worst, difference if math.isfinite(difference) else math.inf)
         if indices:
             lengths = [each.answer_length for pair in part for each in (pair.chosen, pair.rejected)]
-            mine += drifts(policy.double(), reference.double(), lengths, training)
+            mine += drifts(policy.double(), reference.double(), lengths, training, _targets(part))
     runtime.watchdog.rest()
     worst = max(gather_to_all(worst))
     if not worst <= TOLERANCE[training.dtype]:
@@ -135,8 +135,32 @@ class Drift(NamedTuple):
     """The loss at h = 0, which the objective and its settings alone decide."""
 
 
+class Targets(NamedTuple):
+    """p [P], m [P] and w of `objectives.PairLogps`."""
+
+    label: torch.Tensor | float = 1.0
+    margin: torch.Tensor | float = 0.0
+    divisor: float = 1.0
+
+
+def _targets(pairs: Sequence[Example]) -> Targets:
+    label, margin = (
+        torch.tensor([getattr(each, name) for each in pairs], dtype=torch.float64)
+        for name in ("label", "margin")
+    )
+    return Targets(label, margin, pairs[0].divisor)
+
+
+PREFERENCES = Targets()
+"""Of pairs whose chosen answer is to be preferred."""
+
+
 def drifts(
-    policy: torch.Tensor, reference: torch.Tensor, lengths: Sequence[int], training: Training
+    policy: torch.Tensor,
+    reference: torch.Tensor,
+    lengths: Sequence[int],
+    training: Training,
+    targets: Targets = PREFERENCES,
 ) -> list[Drift]:
     """Of P pairs; policy, reference: float64 log-probs [A] of chosen and rejected in turn, of
     which `lengths` [2 P] has the numbers of tokens."""
@@ -150,7 +174,8 @@ def drifts(
     (pi, ref, absolute), even, odd = parts, slice(0, None, 2), slice(1, None, 2)
 
     def losses(logps: torch.Tensor) -> torch.Tensor:
-        pairs = PairLogps(logps[even], logps[odd], ref[even], ref[odd], tokens[even], tokens[odd])
+        sides = (logps[even], logps[odd], ref[even], ref[odd], tokens[even], tokens[odd])
+        pairs = PairLogps(*sides, *targets)
         return OBJECTIVES[training.objective].loss(pairs, training)
 
     h = (pi - ref)[even] - (pi - ref)[odd]

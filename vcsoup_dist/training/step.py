@@ -131,6 +131,9 @@ def forward_pairs(
             column([_total(each.reference_rejected) for each in batch]),
             column([each.chosen.answer_length for each in batch]),
             column([each.rejected.answer_length for each in batch]),
+            column([each.label for each in batch]),
+            column([each.margin for each in batch]),
+            batch[0].divisor,
         ),
         answers,
     )
