@@ -53,6 +53,8 @@ from vcsoup_dist.recipe import Launch, Training
 COLUMNS = """\
 contestants:
   ours             reference log-probs by the reference stage, then training
+  ours-reweighted  the same pairs, each with a label, a margin and a weight of its own; its losses
+                   are others
   trl              DPOTrainer as it is: the reference model runs in every step
   trl-precomputed  DPOTrainer with precompute_ref_log_probs
   trl-sorted       the same, fed with each step's pairs in order of length, so that it pads least;
@@ -186,7 +188,7 @@ def _run(
 ) -> Measurement:
     try:
         if contestant.ours:
-            return world.ours(out, batch, steps)
+            return world.ours(out, contestant, batch, steps)
         return world.trl(out, contestant, batch, steps)
     finally:
         remove(out)
@@ -236,7 +238,7 @@ def markdown(
         share = others / sum(each.launches_seconds for each in taken)
         cells = [
             name,
-            f"{settings[name].training} {'tokens' if name == 'ours' else 'pairs'}",
+            f"{settings[name].training} {'tokens' if by_name[name].ours else 'pairs'}",
             f"{seconds[name]:.3f}",
             f"{world.training.pairs_per_step / seconds[name]:.2f}",
             f"{world.tokens_per_timed_step() / seconds[name]:,.0f}",
@@ -247,7 +249,7 @@ def markdown(
             f"{world.computed_tokens(by_name[name], settings[name]):.2f}",
             f"{_middle(taken, 'peak_memory_gib'):.2f}",
             *([f"{mfu * seconds['ours'] / seconds[name]:.3f}"] if mfu else []),
-            f"{_apart(taken, ours):.1e}" if ours and name != "ours" else "",
+            f"{_apart(taken, ours):.1e}" if ours and not by_name[name].ours else "",
             f"{share:.1f}",
         ]
         lines.append(_row(cells))
@@ -295,7 +297,7 @@ def _checks(world: World, rounds: dict[str, list[Measurement]]) -> list[str]:
             f"norms of the gradient in the first step {taken[0].grad_norms[0]:.6g}"
             + (
                 ""
-                if name == "ours"
+                if name.startswith("ours")
                 else f"; token ids differ from ours in {taken[0].tokens_differ} pairs, an answer's "
                 f"start in {taken[0].starts_differ}"
             )

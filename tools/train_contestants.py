@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from job_files import select, write_pairs, write_token_file
 from measuring import Usage, measure
 from train_trl_rank import TrlJob
@@ -34,7 +35,7 @@ from vcsoup_dist.records.pairs import pair_row
 from vcsoup_dist.records.reference import LOGPS
 from vcsoup_dist.training.batches import step_pairs
 from vcsoup_dist.training.deepspeed_config import FOLDERS, fill_deepspeed_config
-from vcsoup_dist.training.job import Job, PolicyTask, ReferenceTask
+from vcsoup_dist.training.job import Job, PolicyTask, ReferenceTask, Selection
 from vcsoup_dist.training.schedule import learning_rate
 
 OURS_RANK = "vcsoup_dist.training.rank"
@@ -77,10 +78,13 @@ class Contestant:
     sorted_steps: bool = False
     """The pairs of a step in order of their length, so that a micro-batch pads little."""
     hub_kernels: bool = False
+    reweighted: bool = False
+    """Each pair with a label, a margin and a weight of its own, as a method per trade-off has."""
 
 
 CONTESTANTS = (
     Contestant("ours", ours=True),
+    Contestant("ours-reweighted", ours=True, reweighted=True),
     Contestant("trl", ours=False, precompute=False),
     Contestant("trl-precomputed", ours=False),
     Contestant("trl-sorted", ours=False, sorted_steps=True),
@@ -203,7 +207,9 @@ class World:
         self.encoding_seconds = time.monotonic() - began
         self.train, self.heldout = select(self.root, self.tokens)
 
-    def ours(self, out: Path, batch: Batch, steps: int | None = None) -> Measurement:
+    def ours(
+        self, out: Path, contestant: Contestant, batch: Batch, steps: int | None = None
+    ) -> Measurement:
         """The reference stage, then the policy."""
         folders = {name: out / name for name in ("reference", "output", "scratch", "logs")}
         for folder in folders.values():
@@ -215,7 +221,7 @@ class World:
             name="policy",
             tokens=[str(self.tokens.folder)],
             references=[str(folders["reference"])],
-            train=self.train,
+            train=reweighted(self.train) if contestant.reweighted else self.train,
             heldout=self.heldout,
             seed=self.seed,
             unfiltered_pairs=len(self.pairs),
@@ -437,6 +443,18 @@ def fitting_pairs(
             "--steps times --pairs-per-step"
         )
     return pairs, encoded, passed_over
+
+
+def reweighted(selection: Selection) -> Selection:
+    """The same pairs in the same order, with random labels, margins and weights."""
+    draw = np.random.default_rng(0)
+    rows = np.load(selection.file)
+    rows["label"] = draw.uniform(0.5, 1, len(rows))
+    rows["margin"] = draw.normal(size=len(rows))
+    rows["weight"] = draw.uniform(0.5, 1.5, len(rows))
+    file = Path(selection.file).with_name("reweighted.npy")
+    np.save(file, rows)
+    return dataclasses.replace(selection, file=str(file), divisor=0.5)
 
 
 def make_llama(size: str, tokenizer_of: Path, folder: Path, vocabulary: int, dtype: str) -> Path:
