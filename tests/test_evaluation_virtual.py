@@ -37,7 +37,7 @@ RECIPE = {
         "short": {"data": {"pairs_of": ["long"]}, "reward": {"callable": "rewards.py:shorter"}},
     },
     "methods": ["vc_soup", "rewarded_soup"],
-    "soup": {"weights": [[0.3, 0.7], [1, 0], [0.6, 0.4]]},
+    "soup": {"weights": [[0.3, 0.7], [0.9, 0.8], [1, 0], [0.5, 0], [0.6, 0.4]], "box": [0, 1]},
     "evaluation": {"prompts": 4, "max_new_tokens": 8, "max_prompt_tokens": 60, "dtype": "fp32"},
 }
 REWARDS = """
@@ -74,7 +74,8 @@ def write_soup(folder: Path, policies: list[Path], weights) -> None:
                 with CheckpointReader(layout) as reader:
                     reader.read_into(name, 0, chunk)
             out = np.empty(spec.nbytes, np.uint8)
-            weighted_sum(chunks, [spec.dtype] * 2, np.array([weights]), spec.dtype, [out])
+            dtypes = [spec.dtype] * len(policies)
+            weighted_sum(chunks, dtypes, np.array([weights]), spec.dtype, [out])
             file.write(name, 0, out)
     copy_auxiliary_files(policies[0], folder)
 
@@ -110,15 +111,16 @@ def test_answers_are_the_same_bytes_and_no_soup_is_on_disk(folder, on_shared_ray
     for product in (each for each in plan if each.stage == "merge"):
         with written.publishing(product) as draft:
             policies = [written.need(each) for each in product.inputs_of("train")]
-            write_soup(draft.output, policies, product.weights)
+            rest = round(1 - sum(product.weights), 9)
+            write_soup(draft.output, [*policies, folder / "base"], (*product.weights, rest))
     make_missing(recipe, written, plan, "evaluate")
     assert evaluations(virtual) == evaluations(written)
     answers = [
         pq.read_table(file)["answer"].to_pylist()
         for file in sorted(virtual.root.rglob("answers.parquet"))
     ]
-    assert len(answers) == 7  # of theta_0, and of three soups of each method
-    assert len({tuple(each) for each in answers}) == 7
+    assert len(answers) == 11  # of theta_0, and of five soups of each method
+    assert len({tuple(each) for each in answers}) == 11
 
     # Nothing is made anew, whichever way the recipe says it.
     assert not [each for each in to_make(plan, virtual, recipe) if each.stage == "evaluate"]
@@ -133,7 +135,8 @@ def test_what_a_run_without_soups_makes_reads_and_takes_of_the_disk(folder, tmp_
     assert {each.name for each in plan if each.stage != "merge"} == {each.name for each in due}
     without, with_soups = (estimate(each, workspace, plan) for each in (recipe, kept))
     model = without.parameters * 2
-    assert with_soups.written_bytes - without.written_bytes == 6 * model
-    assert with_soups.peak_disk_bytes - without.peak_disk_bytes == 6 * model
-    # Both read theta_0 and the policies they evaluate: 6 soups of 2, or 2 passes and 6 soups.
-    assert without.read_bytes - with_soups.read_bytes == (6 * 2 - (2 * 2 + 6)) * model
+    assert with_soups.written_bytes - without.written_bytes == 10 * model
+    assert with_soups.peak_disk_bytes - without.peak_disk_bytes == 10 * model
+    # Either 6 soups of 2 policies, and 4 of these and theta_0; or 2 passes of each kind, and 10.
+    of_passes = 2 * 2 + 2 * 3
+    assert without.read_bytes - with_soups.read_bytes == (6 * 2 + 4 * 3 - of_passes - 10) * model

@@ -17,7 +17,7 @@ from vcsoup_dist.pipeline.run import due_by_command
 from vcsoup_dist.pipeline.stages import STAGES
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe.load import load_recipe
-from vcsoup_dist.training.sft import find_theta_0
+from vcsoup_dist.theta_0 import find_theta_0
 from vcsoup_dist.workspace import Product, Workspace
 
 RECIPE = {

@@ -86,7 +86,29 @@ MISTAKES = {
         changed("soup", "weights", to=[[0.5, 0.5], [0.5, 0.5]]),
         "soup.weights lists the same weights twice",
     ),
-    "weights off the simplex": (changed("soup", "weights", to=[[0.6, 0.6]]), "sum to 1"),
+    "weights off the simplex": (
+        changed("soup", "weights", to=[[0.6, 0.6]]),
+        r"soup.weights\[0\] must sum to 1, got \[0.6, 0.6\]; with `box: \[0, 1\]` theta_0",
+    ),
+    "weights outside of the box": (
+        changed("soup", to={"weights": [[1.2, 0.6]], "box": [0, 1]}),
+        r"soup.weights\[0\] must lie in \[0, 1\], got \[1.2, 0.6\]",
+    ),
+    "weights of theta_0": (
+        changed("soup", to={"weights": [[0, 0]], "box": [0, 1]}),
+        r"soup.weights\[0\] is theta_0",
+    ),
+    "a box without inside": (changed("soup", to={"box": [1, 1]}), r"box: .*, got \[1, 1\]"),
+    "a box of one bound": (changed("soup", to={"box": [1]}), r"soup.box"),
+    "a box that is too far out": (changed("soup", to={"box": [0, 80]}), r"soup.box.1: .*80"),
+    "a box that the grid does not divide": (
+        changed("soup", to={"box": [0, 1.1]}),
+        "soup.grid: 0.25 does not divide 1.1",
+    ),
+    "too many points in the box": (
+        changed("soup", to={"box": [0, 1], "grid": 0.1}),
+        "soup.grid: 120 soups of 2 policies are more than soup.max_soups = 100",
+    ),
     "columns cannot judge": (
         changed("values", "helpful", "reward", to={"columns": ["a", "b"]}),
         "values.helpful.judge",

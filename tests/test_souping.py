@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping.grids import (
+    box_grid,
     random_weights,
     simplex_grid,
     soup_name,
     validate_weights,
+    weight_of_base,
     weights_name,
 )
 from vcsoup_dist.souping.kernels import kernel, numpy_kernel
@@ -277,6 +279,39 @@ def test_a_simplex_grid_has_every_point_once(values, n):
         assert list(row) == [part / n for part in parts]
         validate_weights(row)
     assert len({soup_name(dict(zip("abcde", row, strict=False))) for row in grid}) == len(grid)
+
+
+@given(st.integers(1, 3), st.integers(-4, 4), st.integers(1, 8), st.sampled_from([0.5, 0.1, 0.25]))
+def test_a_box_grid_has_every_point_once_but_theta_0(values, first, n, step):
+    low, high = round(first * step, 9), round((first + n) * step, 9)
+    grid = box_grid(values, low, high, step)
+    assert len(grid) == len(set(grid)) == (n + 1) ** values - (first <= 0 <= first + n)
+    assert grid == sorted(grid) and (0.0,) * values not in grid
+    assert all(low <= weight <= high for row in grid for weight in row)
+    entries = sorted({weight for row in grid for weight in row})
+    assert np.diff(entries) == pytest.approx(step)
+
+
+@pytest.mark.parametrize("low, high, n", [(0, 1, 3), (0, 1, 10), (-1, 2, 7), (-0.5, 1.5, 4)])
+def test_the_points_of_a_box_grid_on_the_simplex_are_those_of_a_simplex_grid(low, high, n):
+    assert set(simplex_grid(3, 1 / n)) <= set(box_grid(3, low, high, 1 / n))
+
+
+@pytest.mark.parametrize(
+    ("box", "step", "message"),
+    [((0, 1), 0.3, "divide 1"), ((0, 1), 1.5, "between"), ((0, 1), 0, "between"),
+     ((-1, 1), 0.001, "points")],
+)  # fmt: skip
+def test_box_grids_without_sense_or_end_are_refused_at_once(box, step, message):
+    with pytest.raises(UserError, match=message):
+        box_grid(2, *box, step)
+
+
+def test_theta_0_has_no_weight_where_only_rounding_is_left_of_1():
+    assert weight_of_base((0.8, 0.5)) == pytest.approx(-0.3)
+    assert weight_of_base((0.3333333, 0.3333333, 0.3333333)) == 0 == weight_of_base((0.1,) * 10)
+    assert weight_of_base((0.5, 0.499998)) == pytest.approx(2e-6)
+    assert weight_of_base(()) == 1
 
 
 @pytest.mark.parametrize(

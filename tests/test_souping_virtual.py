@@ -153,6 +153,37 @@ def test_reweighting_is_a_fresh_load(tmp_path):
 
 
 @pytest.mark.models
+@pytest.mark.parametrize("kind", ["tied llama", "gpt2"])
+def test_with_a_base_it_is_the_base_and_the_weighted_differences(tmp_path, kind):
+    *policies, base = save_policies(tmp_path, kind, torch.bfloat16)
+    model = loaded(policies[0], torch.bfloat16)
+    load_soup(model, policies, (0.3, 0.7), base)
+    for weights in [(0.8, 0.5), (0.3, 0.7), (1.25, 0), (0, 0), (0.5, 0.4999999)]:
+        reweight(model, weights)
+        rest = round(1 - sum(weights), 6)
+        soup = write_soup(tmp_path / str(weights), [*policies, base], (*weights, rest))
+        assert_same(model, loaded(soup, torch.bfloat16))
+    with pytest.raises(UserError, match="sum to 1"):
+        load_soup(model, policies, (0.8, 0.5))
+
+
+@pytest.mark.models
+def test_a_base_that_is_saved_in_another_way_than_its_policies_is_their_base(tmp_path):
+    *policies, base = save_policies(tmp_path, "tied llama", torch.float32)
+    tensors = {
+        name: ("F32", each.numpy())
+        for name, each in loaded(base, torch.float32).state_dict().items()
+    }
+    tensors["model.rotary_emb.inv_freq"] = ("F32", np.ones(3, "<f4"))
+    assert "lm_head.weight" in tensors  # a copy, as some published models have
+    published = write_checkpoint(tmp_path / "published", tensors)
+    models = [new_model("tied llama", 9) for _ in range(2)]
+    for model, each in zip(models, (base, published), strict=True):
+        load_soup(model, policies, (0.8, 0.5), each)
+    assert_same(*models)
+
+
+@pytest.mark.models
 def test_policies_are_never_written_to(tmp_path):
     """A model that was loaded without a cast lies in a mapping of its file."""
 

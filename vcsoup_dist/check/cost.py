@@ -17,6 +17,7 @@ from vcsoup_dist.preferences.formats import detect_format
 from vcsoup_dist.preferences.pair import BadRow
 from vcsoup_dist.preferences.row_files import count_rows, read_file
 from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.souping.passes import has_base, passes
 from vcsoup_dist.training.deepspeed_config import (
     device_of,
     fill_deepspeed_config,
@@ -144,17 +145,21 @@ def training_bytes(recipe: Recipe, due: Sequence[Product], model: int) -> tuple[
 
 
 def merge_bytes(recipe: Recipe, due: Sequence[Product], model: int) -> tuple[int, int]:
-    """The same of soups: all of a method and seed in one pass over their policies."""
-    policies = {policy.name for soup in due for policy in soup.inputs}
-    return len(policies) * model, len(due) * model
+    """The same of soups: each pass over the policies makes several."""
+    firsts = [group[0] for group in passes(due)]
+    models = sum(len(first.inputs_of("train")) + has_base(first) for first in firsts)
+    return models * model, len(due) * model
 
 
 def evaluation_bytes(recipe: Recipe, due: Sequence[Product], model: int) -> tuple[int, int]:
-    """The same of evaluations: theta_0, a candidate, or the policies of a soup not written."""
-    models = sum(
-        sum(each.stage in ("merge", "train") for each in reads(evaluation, recipe)) or 1
-        for evaluation in due
-    )
+    """The same of evaluations: theta_0, a candidate, or what a soup not written is the sum of."""
+    models = 0
+    for evaluation in due:
+        found = [each.stage for each in reads(evaluation, recipe)]
+        candidates = found.count("merge") + found.count("train")
+        is_virtual = "merge" not in found
+        of_base = sum(has_base(soup) for soup in evaluation.inputs_of("merge") if is_virtual)
+        models += candidates + of_base or 1
     return models * model, 0
 
 

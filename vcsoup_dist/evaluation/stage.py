@@ -12,7 +12,8 @@ from vcsoup_dist.identity import Located
 from vcsoup_dist.progress import log, progress
 from vcsoup_dist.recipe import ColumnsReward, Recipe
 from vcsoup_dist.records.answers import has_answers
-from vcsoup_dist.training.sft import find_theta_0
+from vcsoup_dist.souping.passes import has_base
+from vcsoup_dist.theta_0 import find_theta_0
 from vcsoup_dist.workspace import Product, Workspace
 
 if TYPE_CHECKING:
@@ -84,5 +85,7 @@ def _model_of(product: Product, recipe: Recipe, workspace: Workspace) -> Located
         return find_theta_0(product, workspace)
     if recipe.keep.soups:
         return Located(str(workspace.need(soups[0])), None, None)
-    policies = tuple(workspace.need(each) for each in soups[0].inputs_of("train"))
-    return VirtualSoup(policies, soups[0].weights or ())
+    soup = soups[0]
+    policies = tuple(workspace.need(each) for each in soup.inputs_of("train"))
+    base = find_theta_0(soup, workspace) if has_base(soup) else None
+    return VirtualSoup(policies, soup.weights or (), base)

@@ -14,6 +14,8 @@ class VirtualSoup:
 
     policies: tuple[Path, ...]
     weights: tuple[float, ...]
+    base: Located | None = None
+    """theta_0, where the weights do not sum to 1."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from vcsoup_dist.records.answers import Answers
 from vcsoup_dist.scoring.load_reward import load_reward
 from vcsoup_dist.scoring.rewards import Reward, score_all
 from vcsoup_dist.souping.virtual import load_soup, reweight
+from vcsoup_dist.theta_0 import local_folder
 
 
 class EvaluationWorker(PoolWorker):
@@ -44,6 +45,7 @@ class EvaluationWorker(PoolWorker):
         self.rewards: list[Reward] = []
         # Of the last virtual soup: the next one often is another of the same policies.
         self.policies: tuple[Path, ...] | None = None
+        self.base: Located | None = None
         self.model: Any = None
         self.tokenizer: Any = None
 
@@ -74,7 +76,11 @@ class EvaluationWorker(PoolWorker):
         return AnswerCounts(len(answers), sum(not answer.finished for answer in answers))
 
     def _load_model(self, model: Located | VirtualSoup) -> None:
-        if isinstance(model, VirtualSoup) and model.policies == self.policies:
+        if (
+            isinstance(model, VirtualSoup)
+            and model.policies == self.policies
+            and model.base in (None, self.base)
+        ):
             reweight(self.model, model.weights)
             return
         self.policies = self.model = None  # one model at a time
@@ -85,8 +91,9 @@ class EvaluationWorker(PoolWorker):
         loaded = load_model(first.source, first.revision, self.settings.dtype, self.device)
         self.model, self.tokenizer = loaded
         if isinstance(model, VirtualSoup):
-            load_soup(self.model, model.policies, model.weights)
-            self.policies = model.policies
+            base = local_folder(model.base) if model.base else None
+            load_soup(self.model, model.policies, model.weights, base)
+            self.policies, self.base = model.policies, model.base
 
     def _score(self, name: str, answers: Sequence[Answer]) -> dict[str, NDArray[np.float64]]:
         """Value -> rewards [P] of a model's answers."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vcsoup_dist.recipe.method import MethodOptions
 from vcsoup_dist.records.keep_rule import KeepRule
 from vcsoup_dist.records.reweighting import Reweighting
-from vcsoup_dist.souping.grids import simplex_grid
+from vcsoup_dist.souping.grids import box_grid, simplex_grid, weight_of_base
 
 if TYPE_CHECKING:
     from vcsoup_dist.recipe.recipe import Recipe
@@ -90,7 +90,19 @@ class SoupMethod(Method):
 
 
 def soup_weights(recipe: Recipe) -> list[tuple[float, ...]]:
-    """The trade-offs that `soup` asks for: lambda over the trained values, each summing to 1."""
+    """lambda over the trained values of every soup that `soup` asks for."""
+    values, box = len(recipe.trained_values()), recipe.soup.box
     if recipe.soup.weights is not None:
         return [tuple(row) for row in recipe.soup.weights]
-    return simplex_grid(len(recipe.trained_values()), recipe.grid_step())
+    if box is not None:
+        return box_grid(values, *box, recipe.soup.step)
+    return simplex_grid(values, recipe.soup.step)
+
+
+def trade_offs(recipe: Recipe) -> list[tuple[float, ...]]:
+    """Those of the `soup_weights` on the simplex, which any method with a policy per lambda has."""
+    return [
+        weights
+        for weights in soup_weights(recipe)
+        if not weight_of_base(weights) and min(weights) >= 0
+    ]

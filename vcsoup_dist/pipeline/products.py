@@ -11,7 +11,7 @@ from vcsoup_dist.methods import methods_of
 from vcsoup_dist.pipeline.graph import Graph
 from vcsoup_dist.pipeline.sources import find_data, find_model, find_reward, is_split
 from vcsoup_dist.recipe import WITHOUT_REFERENCE, ColumnsReward, Recipe, Training
-from vcsoup_dist.souping.grids import soup_name
+from vcsoup_dist.souping.grids import soup_name, weight_of_base
 from vcsoup_dist.training.deepspeed_config import fill_deepspeed_config, find_deepspeed_config
 from vcsoup_dist.training.sft import sft_training
 
@@ -233,13 +233,15 @@ def soups(graph: Graph) -> None:
                 if not candidate.is_soup:
                     continue
                 named = dict(zip(recipe.trained_values(), candidate.weights, strict=True))
+                own = [graph[f"policies/{name}/{each}/seed-{seed}"] for each in candidate.policies]
+                made_from = {"weights": named, "shard_size": recipe.soup.shard_size}
+                base = {"model": _base_identity(graph)} if weight_of_base(candidate.weights) else {}
                 graph.add(
                     f"soups/{name}/seed-{seed}/{soup_name(named)}",
                     "merge",
-                    {"weights": named, "shard_size": recipe.soup.shard_size},
-                    inputs=tuple(
-                        graph[f"policies/{name}/{each}/seed-{seed}"] for each in candidate.policies
-                    ),
+                    made_from | base,
+                    inputs=(*own, *(graph.of("sft") if base else ())),
+                    sources=_base(graph) if base else {},
                     method=name,
                     seed=seed,
                     weights=candidate.weights,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -169,10 +168,7 @@ class Recipe(Section):
             if len(row) != axes:
                 raise ValueError(f"soup.weights[{i}] has {len(row)} numbers for {axes} policies")
         if self.soup.weights is None:
-            steps = round(1 / self.grid_step())
-            if abs(steps * self.grid_step() - 1) > 1e-9:
-                raise ValueError(f"soup.grid: {self.grid_step()} does not divide 1")
-            count = math.comb(steps + axes - 1, axes - 1)
+            count = self.soup.grid_size(axes)
             if count > self.soup.max_soups:
                 raise ValueError(
                     f"soup.grid: {count} soups of {axes} policies are more than "
@@ -192,7 +188,3 @@ class Recipe(Section):
         value = self.reweighting.modpo_value
         if value is not None and value not in self.trained_values():
             raise ValueError(f"reweighting.modpo_value: `{value}` is no value with a policy")
-
-    def grid_step(self) -> float:
-        """Step of the simplex grid, where no weights are listed."""
-        return self.soup.grid if self.soup.grid is not None else 0.1

@@ -1,4 +1,4 @@
-"""Weight vectors lambda of soups: simplex grids, random ones, their validity and their names."""
+"""Weight vectors lambda of soups: grids, random ones, their validity and their names."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import math
 import random
 import re
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 from vcsoup_dist.errors import UserError
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 MAX_NAME = 200  # file systems allow 255 bytes; the rest is left to suffixes
 DECIMALS = 6
+SUM_TOLERANCE = 1e-6
+"""Weights whose sum is this close to 1 sum to 1."""
 
 
 def simplex_grid(values: int, step: float, *, cap: int = 10_000) -> list[tuple[float, ...]]:
@@ -41,6 +44,41 @@ def simplex_grid(values: int, step: float, *, cap: int = 10_000) -> list[tuple[f
         edges = (-1, *bars, n + values - 1)
         grid.append(tuple((right - left - 1) / n for left, right in itertools.pairwise(edges)))
     return grid
+
+
+def box_grid(
+    values: int, low: float, high: float, step: float, *, cap: int = 10_000
+) -> list[tuple[float, ...]]:
+    """All lambda with every entry in {low, low + step, ..., high}, in ascending order, but 0.
+
+    Entries are the exact decimals, rounded once, so those on the simplex are `simplex_grid`'s. The
+    soup of lambda = 0 is theta_0 itself. UserError where `step` does not divide high - low (within
+    1e-9) or there are more than `cap`.
+    """
+    if values < 1:
+        raise UserError(f"a grid needs at least one value, got {values}")
+    if not (1e-6 <= step <= high - low):
+        raise UserError(f"the grid's step must lie between 0.000001 and {high - low:g}, got {step}")
+    first, span = Fraction(str(low)), Fraction(str(high)) - Fraction(str(low))
+    n = round(span / Fraction(str(step)))
+    if abs(n * step - float(span)) > 1e-9:
+        raise UserError(f"the grid's step must divide {float(span):g}, {step} does not")
+    if (count := (n + 1) ** values) > cap:
+        raise UserError(
+            f"a grid of step {step} over {values} values has {count:,} points, more than {cap:,};"
+            " take a larger step"
+        )
+    entries = [float(first + span * k / n) for k in range(n + 1)]
+    return [row for row in itertools.product(entries, repeat=values) if any(row)]
+
+
+def weight_of_base(weights: Sequence[float]) -> float:
+    """What theta_0 is multiplied with in theta_0 + sum_i lambda_i (theta_i - theta_0).
+
+    1 - sum lambda; 0, so that theta_0 is not read, where that is no more than SUM_TOLERANCE.
+    """
+    rest = math.fsum([1.0, *(-weight for weight in weights)])
+    return rest if abs(rest) > SUM_TOLERANCE else 0.0
 
 
 def random_weights(values: int, count: int, seed: int) -> list[tuple[float, ...]]:
@@ -89,7 +127,7 @@ def validate_weights(
     shown = [float(weight) for weight in weights]
     if not all(math.isfinite(weight) for weight in shown):
         raise UserError(f"soup weights must be finite, got {shown}")
-    if not any_sum and abs(math.fsum(shown) - 1) > 1e-6:
+    if not any_sum and weight_of_base(shown):
         raise UserError(f"soup weights must sum to 1, {shown} sum to {math.fsum(shown):.9g}")
     if not extrapolate and not all(0 <= weight <= 1 for weight in shown):
         raise UserError(f"soup weights must lie in [0, 1] unless extrapolation is asked: {shown}")

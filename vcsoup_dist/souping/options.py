@@ -20,6 +20,8 @@ class MergeOptions:
 
     base: Path | None = None
     """theta_0, for soups theta_0 + sum_i lambda_i (theta_i - theta_0)."""
+    base_name: str | None = None
+    """What manifest and card call it; its folder's name where None."""
     model: Path | None = None
     """Whose config and tokenizer soups get; where None, the first policy's that has them."""
     dtype: str | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from vcsoup_dist.progress import log
 from vcsoup_dist.souping.chunks import Chunk
 from vcsoup_dist.souping.compatible import require_same, require_summable
 from vcsoup_dist.souping.fingerprints import FileState, files_of, source_fingerprint, state_of
+from vcsoup_dist.souping.grids import weight_of_base
 from vcsoup_dist.souping.kernels.formats import FLOAT_DTYPES, Float64
 from vcsoup_dist.souping.name_matching import with_names_of_first
 from vcsoup_dist.souping.options import SHARD_SIZE, MergeOptions
@@ -111,8 +111,8 @@ def plan_merge(
     weights = np.array([list(row) for row in soups.values()], dtype=np.float64)
     base = None
     if options.base is not None:
-        base = _base_name(options.base, names)
-        of_base = np.array([_rest_of(row) for row in weights.tolist()])
+        base = _base_name(options.base_name or options.base.resolve().name, names)
+        of_base = np.array([weight_of_base(row) for row in weights.tolist()])
         if of_base.any():  # else theta_0 cancels, and is not read
             sources.append(open_source(options.base))
             all_names.append(base)
@@ -166,8 +166,7 @@ def _check_soups(soups: Mapping[str, Sequence[float]], policies: int) -> None:
             raise UserError(f"soup {soup!r}: its name is not a plain folder name")
 
 
-def _base_name(base: Path, names: Sequence[str]) -> str:
-    name = base.resolve().name
+def _base_name(name: str, names: Sequence[str]) -> str:
     return f"base {name}" if name in names else name
 
 
@@ -181,12 +180,6 @@ def _require_whole(source: Source, model: Path) -> None:
             "whole policies (of DeepSpeed checkpoints without frozen parameters, first "
             "`vcsoup export --model BASE --frozen-from-model`)"
         )
-
-
-def _rest_of(row: Sequence[float]) -> float:
-    """What theta_0 is multiplied with: 1 - sum lambda, 0 where only rounding is left of it."""
-    rest = math.fsum([1.0, *(-weight for weight in row)])
-    return rest if abs(rest) > 1e-12 else 0.0
 
 
 def _shards(first: Source, options: MergeOptions) -> list[Shard]:

@@ -1,5 +1,7 @@
 """Souping: all missing soups of one method and seed in one pass over its policies.
 
+Those beyond the simplex have a pass of their own, which reads theta_0 too.
+
 One process makes and publishes them, or ranks write a share each (`make_share`) and one process
 publishes what they have written (`publish_shares`). All work in the same folder, that of the first
 missing soup, so one resumes what others have left.
@@ -8,9 +10,8 @@ missing soup, so one resumes what others have left.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from vcsoup_dist.errors import UserError
@@ -21,25 +22,27 @@ from vcsoup_dist.souping.options import MergeOptions
 from vcsoup_dist.souping.output.state import missing_ranks, publish_soups
 from vcsoup_dist.souping.output.work_folder import active_writers, locked
 from vcsoup_dist.souping.output.write import write_soups
+from vcsoup_dist.souping.passes import has_base, passes
 from vcsoup_dist.souping.plan import plan_merge
 from vcsoup_dist.souping.progress_text import missing_line, report_line
+from vcsoup_dist.theta_0 import find_theta_0, local_folder
 from vcsoup_dist.workspace import Draft, Product, Workspace
 
 
 def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
     """Make soups."""
-    for group in _groups(products):
+    for group in passes(products):
         with contextlib.ExitStack() as stack:
             drafts = [stack.enter_context(workspace.publishing(product)) for product in group]
-            _write(_run(workspace, drafts, _options(recipe, group)))
+            _write(_run(workspace, drafts, _options(recipe, workspace, group)))
 
 
 def make_share(
     recipe: Recipe, workspace: Workspace, products: Sequence[Product], rank: int, world_size: int
 ) -> None:
     """Write one rank's share of soups, and publish nothing."""
-    for group in _groups(products):
-        options = _options(recipe, group)
+    for group in passes(products):
+        options = _options(recipe, workspace, group)
         title = f"{options.title}, rank {rank} of {world_size}"
         options = replace(options, rank=rank, world_size=world_size, publish=False, title=title)
         with workspace.sharing(group) as drafts:
@@ -54,10 +57,10 @@ def publish_shares(
 
     UserError that names the ranks which are still at work, or have not written theirs.
     """
-    for group in _groups(products):
+    for group in passes(products):
         drafts = [workspace.draft(product) for product in group]
-        run = _run(workspace, drafts, replace(_options(recipe, group), world_size=world_size))
-        title = run.options.title
+        options = replace(_options(recipe, workspace, group), world_size=world_size)
+        run, title = _run(workspace, drafts, options), options.title
         with locked(run.work, make=False):
             at_work = active_writers(run.work)
         if at_work:
@@ -75,17 +78,19 @@ def publish_shares(
         log.info("%s: %d, published", title, len(group))
 
 
-def _groups(products: Sequence[Product]) -> Iterator[list[Product]]:
-    for _, group in itertools.groupby(products, key=lambda each: (each.method, each.seed)):
-        yield list(group)
-
-
-def _options(recipe: Recipe, group: Sequence[Product]) -> MergeOptions:
+def _options(recipe: Recipe, workspace: Workspace, group: Sequence[Product]) -> MergeOptions:
+    first = group[0]
+    title = f"soups of {first.method}, seed {first.seed}"
+    base = None
+    if has_base(first):
+        base, title = local_folder(find_theta_0(first, workspace)), f"{title}, beyond the simplex"
     return MergeOptions(
+        base=base,
+        base_name="theta_0",
         shard_size=recipe.soup.shard_size,
         memory=recipe.soup.memory,
         overwrite=True,
-        title=f"soups of {group[0].method}, seed {group[0].seed}",
+        title=title,
     )
 
 

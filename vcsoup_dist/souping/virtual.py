@@ -1,5 +1,7 @@
 """Virtual soups: theta(lambda) = sum_i lambda_i theta_i, from the policies straight into a model.
 
+With a base theta_0 the soup is theta_0 + sum_i lambda_i (theta_i - theta_0), for any lambda.
+
     soup = load_soup(model, ["policies/a", "policies/b"], (0.3, 0.7))
     reweight(model, (0.6, 0.4))
 
@@ -27,7 +29,7 @@ from vcsoup_dist.checkpoints.sources import Source, open_source
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.souping.arguments import as_path, as_row
 from vcsoup_dist.souping.compatible import require_same, require_summable
-from vcsoup_dist.souping.grids import validate_weights
+from vcsoup_dist.souping.grids import validate_weights, weight_of_base
 from vcsoup_dist.souping.kernels.formats import FLOAT_DTYPES
 from vcsoup_dist.souping.kernels.kernel import weighted_sum
 from vcsoup_dist.souping.live_tensors import (
@@ -36,6 +38,7 @@ from vcsoup_dist.souping.live_tensors import (
     memory_of,
     tied_copies,
 )
+from vcsoup_dist.souping.name_matching import with_names_of_first
 from vcsoup_dist.souping.stream import is_equal_buffer
 
 ELEMENTS = 1 << 22  # of a tensor at a time: 8 MiB of each policy in bf16
@@ -57,7 +60,9 @@ UNUSED_NAMES = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")
 class LiveSoup:
     """What a live model was filled with; does not keep the model alive."""
 
-    policies: tuple[Source, ...]
+    sources: tuple[Source, ...]
+    """The policies, then the base where there is one."""
+    has_base: bool
     _model: weakref.ref[nn.Module]
     weights: tuple[float, ...] | None = field(default=None, init=False)
     """lambda, in the order of the policies; None after a filling that failed half way."""
@@ -68,12 +73,13 @@ class LiveSoup:
         if model is None:
             raise UserError("the model that this soup was loaded into is gone")
         weights = as_row(weights, "weights")
-        _check_weights(weights, self.policies)
-        fills, _ = _plan(model, self.policies)
+        _check_weights(weights, len(self.sources) - self.has_base, self.has_base)
+        fills, _ = _plan(model, self.sources)
         self.weights = None
         _LIVE[model] = self
         with torch.no_grad():
-            _sum_into(fills, self.policies, weights)
+            of_base = (weight_of_base(weights),) if self.has_base else ()
+            _sum_into(fills, self.sources, (*weights, *of_base))
         self.weights = tuple(float(weight) for weight in weights)
 
 
@@ -81,15 +87,19 @@ _LIVE: weakref.WeakKeyDictionary[nn.Module, LiveSoup] = weakref.WeakKeyDictionar
 
 
 def load_soup(
-    model: nn.Module, policies: Sequence[str | Path | Source], weights: Sequence[float]
+    model: nn.Module,
+    policies: Sequence[str | Path | Source],
+    weights: Sequence[float],
+    base: str | Path | Source | None = None,
 ) -> LiveSoup:
     """Fill a transformers model with the soup of `policies` at `weights`.
 
-    policies: N checkpoints that `open_source` opens, or opened; weights: N numbers that sum to 1.
+    policies: N checkpoints that `open_source` opens, or opened; weights: N numbers, which sum to 1
+    unless there is a base; base: theta_0, for theta_0 + sum_i weights_i (policy_i - theta_0).
     Parameters may lie on any devices and have any float dtype; those that accelerate has offloaded
     to host memory are filled there. Persistent buffers that the policies hold are filled too, those
     that they lack stay as they are. Holds one chunk of each policy in memory; a policy of weight 0
-    is not read.
+    is not read, nor is the base where the weights sum to 1 within 1e-6.
 
     UserError, before anything is overwritten, where policies and model do not fit together, integer
     buffers differ between policies, or a parameter is sharded by ZeRO-3, distributed, offloaded to
@@ -99,16 +109,16 @@ def load_soup(
     if isinstance(policies, (str, Path)):
         raise TypeError(f"policies must be a list of paths or strings, got {policies!r}")
     weights = as_row(weights, "weights")
-    sources = tuple(
-        each if isinstance(each, Source) else open_source(as_path(each, "policies"))
-        for each in policies
-    )
-    _check_weights(weights, sources)
+    sources = tuple(_opened(each, "policies") for each in policies)
+    _check_weights(weights, len(sources), base is not None)
+    if base is not None:
+        # A model as it was published may name tied weights, and save buffers, as policies do not.
+        sources = tuple(with_names_of_first([*sources, _opened(base, "base")]))
     _check_policies(sources)
     fills, doubles = _plan(model, sources)
     _check_integers(fills, sources)
     _check_doubles(doubles, sources, model)
-    soup = LiveSoup(sources, weakref.ref(model))
+    soup = LiveSoup(sources, base is not None, weakref.ref(model))
     soup.reweight(weights)
     return soup
 
@@ -166,12 +176,17 @@ class _Fill:
             )
 
 
-def _check_weights(weights: Sequence[float], policies: Sequence[Source]) -> None:
+def _opened(policy: str | Path | Source, argument: str) -> Source:
+    return policy if isinstance(policy, Source) else open_source(as_path(policy, argument))
+
+
+def _check_weights(weights: Sequence[float], policies: int, has_base: bool) -> None:
     if not policies:
         raise UserError("a soup needs at least one policy")
-    if len(weights) != len(policies):
-        raise UserError(f"{len(weights)} weights for {len(policies)} policies")
-    validate_weights(weights, extrapolate=True)  # the bounds are the affair of who made them
+    if len(weights) != policies:
+        raise UserError(f"{len(weights)} weights for {policies} policies")
+    # The bounds are the affair of who made them.
+    validate_weights(weights, extrapolate=True, any_sum=has_base)
 
 
 def _check_policies(policies: Sequence[Source]) -> None:

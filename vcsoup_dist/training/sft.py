@@ -1,10 +1,8 @@
-"""theta_0: the recipe's model, or that model after SFT."""
+"""SFT, where the recipe makes theta_0 by it."""
 
 from __future__ import annotations
 
-from vcsoup_dist.identity import Located
 from vcsoup_dist.recipe import Recipe, Sft, Training
-from vcsoup_dist.workspace import Product, Workspace
 
 OF_PAIRS = {"beta", "label_smoothing", "simpo_margin", "sft_weight", "pair_weights"}
 """Settings of losses over pairs, which do not affect theta_0."""
@@ -18,11 +16,3 @@ def sft_training(recipe: Recipe) -> Training:
     """
     settings = recipe.training.model_dump(exclude=OF_PAIRS) | (recipe.sft or Sft()).model_dump()
     return Training.model_validate(settings | {"objective": "sft", "equal_steps": False})
-
-
-def find_theta_0(product: Product, workspace: Workspace) -> Located:
-    """The weights that a product is made from; raises UserError where they are not made yet."""
-    made = product.inputs_of("sft")
-    if made:
-        return Located(str(workspace.need(made[0]).resolve()), None, None)
-    return product.sources["model"]

@@ -20,11 +20,12 @@ from vcsoup_dist.records.reweighting import Reweighting
 from vcsoup_dist.records.tokens import TokenFile
 from vcsoup_dist.records.training_summary import SUMMARY
 from vcsoup_dist.records.union import UnionManifest
+from vcsoup_dist.theta_0 import find_theta_0
 from vcsoup_dist.training.job import Job, PolicyTask, ReferenceTask, Selection
 from vcsoup_dist.training.metrics import lacks_wandb
 from vcsoup_dist.training.reweighting import select_reweighted
 from vcsoup_dist.training.selection import count_text, select_all, select_filtered
-from vcsoup_dist.training.sft import find_theta_0, sft_training
+from vcsoup_dist.training.sft import sft_training
 from vcsoup_dist.workspace import Draft, Product, Workspace
 
 RANK = "vcsoup_dist.training.rank"
