@@ -1,4 +1,4 @@
-"""Fronts, intervals, connectivity and the summary against independent oracles."""
+"""Fronts, intervals and the summary against independent oracles."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.records.summary import Summary
+from vcsoup_dist.records.summary import Curvature, Drop, Summary
+from vcsoup_dist.report.plots.front_panel import short_name
 from vcsoup_dist.report.statistics import fronts
-from vcsoup_dist.report.statistics.connectivity import barrier, find_edges, straight_line
 from vcsoup_dist.report.statistics.evaluated import Evaluated
 from vcsoup_dist.report.statistics.intervals import bootstrap_mean
 from vcsoup_dist.report.statistics.summarise import pick_for, summarise
@@ -221,41 +221,6 @@ def test_the_bootstrap_refuses_samples_without_a_mean(samples):
         bootstrap_mean(samples, 100, 0.95, 0)
 
 
-@given(st.lists(FLOATS, min_size=2, max_size=8))
-def test_the_barrier_is_the_largest_drop_below_the_straight_line(rewards):
-    positions = np.linspace(0, 1, len(rewards))
-    line = [rewards[0] + t * (rewards[-1] - rewards[0]) for t in positions]
-    np.testing.assert_allclose(straight_line(positions, rewards), line, atol=1e-9)
-    drop, at = barrier(positions, rewards)
-    drops = [a - b for a, b in zip(line, rewards, strict=True)]
-    assert drop == pytest.approx(max(0, *drops), abs=1e-9)
-    assert (at is None) == (drop == 0)
-
-
-def test_soups_on_the_straight_line_have_no_barrier():
-    positions = np.linspace(0, 1, 11)
-    rewards = straight_line(positions, 0.3 + 0.1 * positions)
-    assert barrier(positions, np.nextafter(rewards, -1)) == (0.0, None)
-
-
-@pytest.mark.parametrize("positions", [[0.1, 1], [0, 0.9], [0, 0.5, 0.5, 1], [0, 1, 2]])
-def test_a_line_must_lead_from_one_policy_to_the_other(positions):
-    with pytest.raises(ValueError, match="positions"):
-        straight_line(positions, [0.0] * len(positions))
-
-
-def test_only_soups_of_two_policies_with_both_ends_make_an_edge():
-    axes = ["a", "b", "c"]
-    lambdas = [(1, 0, 0), (0, 1, 0), (0.75, 0.25, 0), (0.5, 0, 0.5), (0.2, 0.3, 0.5), (0.5, 0.5, 0)]
-    soups = [(dict(zip(axes, row, strict=True)), {"r": float(i)}) for i, row in enumerate(lambdas)]
-    (edge,) = find_edges("m", soups, axes)  # policy c alone was not evaluated
-    assert (edge.start, edge.end) == ("a", "b")
-    assert edge.positions == (0, 0.25, 0.5, 1)
-    assert edge.rewards == {"r": (0.0, 2.0, 5.0, 1.0)}
-    assert edge.line == {"r": (0.0, 0.25, 0.5, 1.0)}
-    assert edge.barrier == {"r": 0.0} and edge.barrier_at == {"r": None}
-
-
 def constant(name, method, seed, weights, helpful, harmless, shift=(0.0, 0.0)):
     """Two prompts whose rewards lie `shift` below and above the mean."""
     return Evaluated(
@@ -333,9 +298,26 @@ def test_the_summary_of_a_case_made_by_hand(by_hand):
     assert edge_a.positions == (0, 0.5, 1)
     assert edge_a.rewards["helpful"] == (3.0, 2.0, 0.0)
     assert edge_a.line["helpful"] == (3.0, 1.5, 0.0)
-    assert edge_a.barrier == {"helpful": 0.0, "harmless": 0.0}
-    assert edge_b.barrier == {"helpful": 0.5, "harmless": 1.5}
-    assert edge_b.barrier_at == {"helpful": 0.5, "harmless": 0.5}
+    assert {value: drop.mean for value, drop in edge_a.drop.items()} == {
+        "helpful": (-0.5,), "harmless": (0.0,)
+    }  # fmt: skip
+    assert edge_b.drop["helpful"] == Drop((0.5,), (0.5,), (0.5,), 0, True)
+    assert edge_b.drop["harmless"] == Drop((1.5,), (1.5,), (1.5,), 0, True)
+    assert edge_b.curvature["harmless"] == Curvature(12.0, 0.5, 12.0, 12.0)
+
+
+def test_soups_beyond_the_simplex_are_in_the_volume_and_in_no_inner_product(by_hand):
+    plain = summarise(by_hand, resamples=100, confidence=0.95)
+    box = {"helpful": 1.0, "harmless": 0.5}
+    beyond = [constant("a/0/box", "a", 0, box, 3.0, 6.0), constant("c", "c", 0, box, 1.0, 1.0)]
+    summary = summarise([*by_hand, *beyond], resamples=100, confidence=0.95)
+    a, _, c = summary.methods
+    assert a.mean_inner_product == plain.methods[0].mean_inner_product
+    assert c.mean_inner_product is None and summary.edges == plain.edges
+    assert a.hypervolume > plain.methods[0].hypervolume
+    policies = [row.policy for row in summary.rows if row.method == "a"]
+    assert policies == ["harmless", None, "helpful", None]
+    assert [short_name(row) for row in summary.rows if row.method == "c"] == ["1/0.5"]
 
 
 def test_a_pick_follows_the_preference(by_hand):
@@ -380,8 +362,8 @@ def test_a_summary_comes_back_from_its_file_and_has_no_nan(by_hand, tmp_path):
 def test_a_summary_of_another_version_is_refused(by_hand, tmp_path):
     summarise(by_hand, resamples=100, confidence=0.95).write(tmp_path)
     file = tmp_path / "summary.json"
-    file.write_text(file.read_text().replace('"version": 1', '"version": 0'))
-    with pytest.raises(UserError, match="has version 0, and this vcsoup_dist reads version 1"):
+    file.write_text(file.read_text().replace('"version": 2', '"version": 0'))
+    with pytest.raises(UserError, match="has version 0, and this vcsoup_dist reads version 2"):
         Summary.read(tmp_path)
 
 

@@ -86,7 +86,7 @@ KEYS = {
     ReferenceManifest: (2, "tokens rows"),
     TrainingSummary: (1, "steps pairs pairs_left_out passes last_step heldout"),
     Summary: (
-        1,
+        2,
         "values axes prompts resamples confidence scale rows methods front balanced edges",
     ),
 }

@@ -88,15 +88,15 @@ MISTAKES = {
     ),
     "weights off the simplex": (
         changed("soup", "weights", to=[[0.6, 0.6]]),
-        r"soup.weights\[0\] must sum to 1, got \[0.6, 0.6\]; with `box: \[0, 1\]` theta_0",
+        r"soup: weights\[0\] must sum to 1, got \[0.6, 0.6\]; with `box: \[0, 1\]` theta_0",
     ),
     "weights outside of the box": (
         changed("soup", to={"weights": [[1.2, 0.6]], "box": [0, 1]}),
-        r"soup.weights\[0\] must lie in \[0, 1\], got \[1.2, 0.6\]",
+        r"soup: weights\[0\] must lie in \[0, 1\], got \[1.2, 0.6\]",
     ),
     "weights of theta_0": (
         changed("soup", to={"weights": [[0, 0]], "box": [0, 1]}),
-        r"soup.weights\[0\] is theta_0",
+        r"soup: weights\[0\] is theta_0",
     ),
     "a box without inside": (changed("soup", to={"box": [1, 1]}), r"box: .*, got \[1, 1\]"),
     "a box of one bound": (changed("soup", to={"box": [1]}), r"soup.box"),

@@ -22,7 +22,7 @@ from PIL import Image
 
 from vcsoup_dist.records.filter_report import FilterReport, PairCounts, RuleComparison, RuleCount
 from vcsoup_dist.records.keep_rule import KeepRule
-from vcsoup_dist.records.summary import Summary
+from vcsoup_dist.records.summary import Curvature, Drop, Summary
 from vcsoup_dist.report.method_styles import method_styles
 from vcsoup_dist.report.numbers import decimals_for, number
 from vcsoup_dist.report.page import SECTIONS, render
@@ -268,14 +268,22 @@ def test_reference_point_and_scale_are_on_the_page(summary):
     assert "helpful−1.6002.000−1.960−0.10" in section
 
 
-def test_barriers_are_on_the_page_only_where_there_is_a_drop(summary):
-    assert "–" in Page(render(report_of(summary))).section("connectivity")
-    dented = [
-        replace(summary.edges[0], barrier={"helpful": 0.36, "harmless": 0.0},
-                barrier_at={"helpful": 0.5, "harmless": None})
-    ]  # fmt: skip
-    page = Page(render(report_of(replace(summary, edges=tuple(dented)))))
-    assert "● vc_souphelpful → harmless0.36 (10 %) at 0.5–" in page.texts("tr")
+def test_barriers_are_on_the_page_only_where_the_band_is_above_0(summary):
+    section = Page(render(report_of(summary))).section("connectivity")
+    assert "No line has a barrier" in section and "95 %" in section and "Few seeds" in section
+    drops = {"helpful": Drop((0.36,), (0.1,), (0.62,), 0, True),
+             "harmless": Drop((-0.5,), (-0.75,), (0.25,), 0, False)}  # fmt: skip
+    curves = {"helpful": Curvature(2.88, 0.5, 0.8, 4.96), "harmless": Curvature(-4, 0.5, 0, 6)}
+    dented = replace(summary.edges[0], drop=drops, curvature=curves, seeds=tuple(range(8)))
+    page = Page(render(report_of(replace(summary, edges=(dented,)))))
+    assert "1 of 2 lines has a barrier" in page.section("connectivity")
+    assert "Few seeds" not in page.section("connectivity")
+    line = "● vc_souphelpful → harmless"
+    for expected in [
+        f"{line}helpfulbarrier0.360.10 … 0.620.52.880.80 … 4.96",
+        f"{line}harmless−0.50−0.75 … 0.250.5−4.000.00 … 6.00",
+    ]:
+        assert page.texts("tr").count(expected) == 1, page.texts("tr")
     without = render(replace(report_of(summary), edge_plot=None))
     assert "No line between two policies was evaluated" in Page(without).section("connectivity")
 

@@ -108,7 +108,7 @@ ROWS = (
     ),
     Stage(
         "report", f"{PRODUCTS}:reports", "vcsoup_dist.report.stage:make", "report", REPORT,
-        format=2,
+        format=3,
     ),
 )  # fmt: skip
 

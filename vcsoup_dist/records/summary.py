@@ -42,6 +42,12 @@ class Row:
     unfinished: float | None = None
     """Share of the answers that did not end within the limit, mean over the seeds."""
 
+    @property
+    def policy(self) -> str | None:
+        """The value of the policy that it is, by its weights; None for a sum of several."""
+        parts = {axis: weight for axis, weight in (self.weights or {}).items() if weight}
+        return next(iter(parts)) if list(parts.values()) == [1] else None
+
 
 @dataclass(frozen=True)
 class MethodSummary:
@@ -58,8 +64,9 @@ class MethodSummary:
     hypervolume_by_seed: dict[int, float]
     hypervolume_original: float
     """Above `Scale.reference`, in the product of the rewards' units, mean over the seeds."""
-    mean_inner_product: float
-    """Of lambda with the scaled values; a value without a policy weighs 0."""
+    mean_inner_product: float | None
+    """Of lambda with the scaled values, over the rows whose lambda sums to 1; a value without a
+    policy weighs 0. None without such a row."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,35 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Drop:
+    """How far one value's rewards lie below the straight line, at each position between the ends of
+    an edge; negative above it. In the reward's units, over prompts and seeds."""
+
+    mean: tuple[float, ...]
+    low: tuple[float, ...]
+    """Of the band that holds all positions together."""
+    high: tuple[float, ...]
+    worst: int
+    """Index of the largest drop; where there is a barrier, of that with the highest lower bound."""
+    is_barrier: bool
+    """Whether the band lies above 0 somewhere."""
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """The largest second difference of one value's rewards along an edge, by its size, in the
+    reward's units per unit of position squared."""
+
+    value: float
+    """Positive where the rewards sag, negative where they bulge."""
+    at: float
+    """Its position."""
+    low: float
+    """Of the interval of its size."""
+    high: float
+
+
+@dataclass(frozen=True)
 class Edge:
     """Rewards along the line from one policy to another of one method."""
 
@@ -85,21 +121,27 @@ class Edge:
     """Value whose policy stands at position 0."""
     end: str
     """Value whose policy stands at position 1."""
+    seeds: tuple[int, ...]
+    """Over which the rewards are averaged."""
     positions: tuple[float, ...]
+    """The end's weight, from 0 to 1."""
     rewards: dict[str, tuple[float, ...]]
     line: dict[str, tuple[float, ...]]
     """The straight line between the end points' rewards, at the same positions."""
-    barrier: dict[str, float]
-    """Largest drop below the line, per value in the reward's units, >= 0."""
-    barrier_at: dict[str, float | None]
-    """Its position; None without a drop."""
+    drop: dict[str, Drop]
+    curvature: dict[str, Curvature]
+
+    @property
+    def barriers(self) -> list[str]:
+        """The values that have one."""
+        return [value for value, drop in self.drop.items() if drop.is_barrier]
 
 
 @dataclass(frozen=True)
 class Summary:
     """All rows of a run, compared."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     values: tuple[str, ...]
     axes: tuple[str, ...]

@@ -62,9 +62,8 @@ def samples(recipe: Recipe, summary: Summary, answers: Mapping[str, Answers]) ->
     """The first prompts, answered by theta_0, and by each method's policies and balanced soup."""
     shown: dict[str, str] = {}
     for index, row in enumerate(summary.rows):
-        vertex = row.weights is not None and max(row.weights.values()) == 1
         balanced = any(method.balanced == index for method in summary.methods)
-        if row.method is None or vertex or balanced:
+        if row.method is None or row.policy is not None or balanced:
             shown[row.names[0]] = soup_label(row) + (" (balanced)" if balanced else "")
     found = []
     first = next(iter(answers.values()))

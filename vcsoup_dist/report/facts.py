@@ -13,6 +13,7 @@ from vcsoup_dist.recipe.rewards import Reward
 from vcsoup_dist.records.filter_report import FilterReport
 from vcsoup_dist.records.training_summary import TrainingSummary
 from vcsoup_dist.records.union import UnionManifest
+from vcsoup_dist.report.numbers import number
 from vcsoup_dist.report.page_data import Filters, Prompts
 from vcsoup_dist.workspace import Product, Workspace
 
@@ -38,6 +39,7 @@ def facts(
         "methods": ", ".join(
             name + _own_settings(method) for name, method in recipe.methods.items()
         ),
+        **({"soups": _box_text(recipe.soup.box)} if recipe.soup.box else {}),
         **{
             f"filter of {name}": _filter_text(report)
             for name, report in (filters[0].reports.items() if filters else ())
@@ -134,6 +136,11 @@ def _sft_text(recipe: Recipe, workspace: Workspace, product: Product) -> str:
         f"base model after {steps} steps of sft on {sft.pairs_per_step} chosen answers "
         f"each, learning rate {sft.learning_rate:g}"
     )
+
+
+def _box_text(box: tuple[float, float]) -> str:
+    low, high = (number(bound) for bound in box)
+    return f"θ₀ + Σ λᵢ (θᵢ − θ₀) with every λᵢ from {low} to {high}, whatever their sum"
 
 
 def _filter_text(report: FilterReport) -> str:

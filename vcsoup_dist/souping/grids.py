@@ -57,9 +57,9 @@ def box_grid(
     """
     if values < 1:
         raise UserError(f"a grid needs at least one value, got {values}")
-    if not (1e-6 <= step <= high - low):
-        raise UserError(f"the grid's step must lie between 0.000001 and {high - low:g}, got {step}")
     first, span = Fraction(str(low)), Fraction(str(high)) - Fraction(str(low))
+    if not 1e-6 <= step <= float(span):
+        raise UserError(f"the grid's step must lie between 0.000001 and {span}, got {step}")
     n = round(span / Fraction(str(step)))
     if abs(n * step - float(span)) > 1e-9:
         raise UserError(f"the grid's step must divide {float(span):g}, {step} does not")

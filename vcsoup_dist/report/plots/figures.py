@@ -85,6 +85,8 @@ def hypervolume_plot(summary: Summary) -> bytes:
 def edge_plot(summary: Summary) -> bytes:
     """Rewards along every line between two policies (solid) against the straight line (dashed).
 
+    Shaded: where the rewards lie by the band of their drop. Wholly below the line it is a barrier.
+
     One row of panels per pair of policies, one column per value. ValueError without an edge.
     """
     pairs = list(dict.fromkeys((edge.start, edge.end) for edge in summary.edges))
@@ -96,10 +98,14 @@ def edge_plot(summary: Summary) -> bytes:
         figure, grid = _figure(len(pairs), columns, 0.7 + 2.2 * len(pairs))
         for edge in summary.edges:
             style = styles[edge.method]
-            line = grid[pairs.index((edge.start, edge.end))]
-            for axes, value in zip(line, summary.values, strict=True):
-                axes.plot(edge.positions, edge.line[value], "--", color=style.colour, lw=1,
-                          alpha=0.7)  # fmt: skip
+            panels = grid[pairs.index((edge.start, edge.end))]
+            for axes, value in zip(panels, summary.values, strict=True):
+                line, drop = np.array(edge.line[value]), edge.drop[value]
+                axes.fill_between(
+                    edge.positions, line - [0, *drop.high, 0], line - [0, *drop.low, 0],
+                    color=style.colour, alpha=0.12, lw=0,
+                )  # fmt: skip
+                axes.plot(edge.positions, line, "--", color=style.colour, lw=1, alpha=0.7)
                 axes.plot(edge.positions, edge.rewards[value], color=style.colour, lw=1.6,
                           marker=style.marker, ms=3.6, mec="white", mew=0.5)  # fmt: skip
         for (start, end), line in zip(pairs, grid, strict=True):

@@ -19,8 +19,8 @@ def short_name(row: Row) -> str:
     """theta_0's sign, the value of a pure policy, or the weights as `0.3/0.7`."""
     if row.weights is None:
         return "θ₀"
-    if _is_policy(row):
-        return next(axis for axis, weight in row.weights.items() if weight == 1)
+    if row.policy is not None:
+        return row.policy
     return "/".join(f"{weight:.2g}" for weight in row.weights.values())
 
 
@@ -67,7 +67,7 @@ def draw_front(axes: Axes, summary: Summary, x: str, y: str | None, *, alone: bo
         Label(at(row), short_name(row), styles[row.method].colour, width / 2 + 1.5)
         for row, width in zip(summary.rows, widths, strict=True)
         if row.method is not None
-        and ((alone and row.on_front) or (row.method == names[0] and _is_policy(row)))
+        and ((alone and row.on_front) or (row.method == names[0] and row.policy is not None))
     ]
     labels.sort(key=lambda label: "/" in label.text)  # the policies choose first
     markers = [(at(row), width) for row, width in zip(summary.rows, widths, strict=True)]
@@ -97,7 +97,3 @@ def _whisker(row: Row, value: str | None) -> list[list[float]] | None:
 def _from_left(line: NDArray[np.float64]) -> NDArray[np.float64]:
     """Points [V, 2] of a front from left to right."""
     return line[np.lexsort((-line[:, 1], line[:, 0]))]
-
-
-def _is_policy(row: Row) -> bool:
-    return row.weights is not None and 1 in row.weights.values()

@@ -12,6 +12,7 @@ from vcsoup_dist.report.statistics import fronts
 from vcsoup_dist.report.statistics.connectivity import find_edges
 from vcsoup_dist.report.statistics.evaluated import Evaluated, Shared, check_shared, same_soup
 from vcsoup_dist.report.statistics.intervals import bootstrap_mean
+from vcsoup_dist.souping.grids import weight_of_base
 
 BOOTSTRAP_SEED = 0  # one for all rows, so that all are resampled on the same prompts
 
@@ -47,19 +48,7 @@ def summarise(evaluated: Sequence[Evaluated], *, resamples: int, confidence: flo
         methods=tuple(_method(method, rows, evaluated, scale) for method in methods),
         front=tuple(i for i, row in enumerate(rows) if row.on_front),
         balanced=fronts.balanced(_scaled(rows)),
-        edges=tuple(
-            edge
-            for method in methods
-            for edge in find_edges(
-                method,
-                [
-                    (row.weights or {}, {value: row.cells[value].mean for value in values})
-                    for row in rows
-                    if row.method == method
-                ],
-                shared.axes,
-            )
-        ),
+        edges=tuple(find_edges(evaluated, shared.axes, resamples, confidence)),
     )
 
 
@@ -147,10 +136,15 @@ def _method(
         hypervolume_original=float(
             np.mean([fronts.hypervolume(points, reference) for points in of_seed.values()])
         ),
-        mean_inner_product=fronts.mean_inner_product(
-            _scaled(own), [[(row.weights or {}).get(value, 0.0) for value in values] for row in own]
-        ),
+        mean_inner_product=_mean_inner_product(own, values),
     )
+
+
+def _mean_inner_product(rows: Sequence[Row], values: Sequence[str]) -> float | None:
+    """Of the rows whose weights sum to 1: only they say how much each value is to count."""
+    own = [row for row in rows if row.weights and not weight_of_base(list(row.weights.values()))]
+    weights = [[(row.weights or {}).get(value, 0.0) for value in values] for row in own]
+    return fronts.mean_inner_product(_scaled(own), weights) if own else None
 
 
 def _ordered(weights: Mapping[str, float] | None, axes: Sequence[str]) -> dict[str, float] | None:
