@@ -237,9 +237,9 @@ ROOT = Path(__file__).parents[1]
 SLURM = ROOT / "tools" / "slurm_cluster.sh"
 
 
-@pytest.fixture(scope="module")
-def slurm() -> Iterator[None]:
-    """A Slurm of two nodes, started here unless it runs already; sbatch and srun reach it."""
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[None]:
+    """A Slurm of two nodes, started here unless it runs already."""
     needed = ("slurmctld", "slurmd", "munged", "sbatch")
     if not all(shutil.which(each, path=f"{os.environ['PATH']}:/usr/sbin") for each in needed):
         hint = f"no Slurm here; as root on Debian or Ubuntu `{SLURM} up` installs and starts it"
@@ -248,6 +248,14 @@ def slurm() -> Iterator[None]:
         pytest.skip(hint)
     was_up = subprocess.run([SLURM, "status"], capture_output=True).returncode == 0
     subprocess.run([SLURM, "up"], check=True)
+    yield
+    if not was_up:
+        subprocess.run([SLURM, "down"], check=True)
+
+
+@pytest.fixture(scope="module")
+def slurm(slurm_cluster: None) -> Iterator[None]:
+    """sbatch and srun reach a Slurm of two nodes."""
     export = subprocess.run([SLURM, "env"], check=True, capture_output=True, text=True).stdout
     with pytest.MonkeyPatch.context() as patch:
         for assignment in shlex.split(export)[1:]:
@@ -255,8 +263,6 @@ def slurm() -> Iterator[None]:
         patch.setenv("VCSOUP_SETUP", f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
         yield
-    if not was_up:
-        subprocess.run([SLURM, "down"], check=True)
 
 
 @pytest.fixture(scope="session")

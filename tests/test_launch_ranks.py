@@ -68,6 +68,21 @@ sys.exit(1)
 
 
 @pytest.mark.ranks
+@pytest.mark.kills
+def test_a_rank_that_was_killed_is_named_even_where_its_peer_ends_sooner(run):
+    with pytest.raises(UserError, match="rank 1 ended by signal 9"):
+        run("""
+if rank == 1:
+    while not (logs / "rank-0.traceback").exists():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGKILL)
+(logs / "rank-0.traceback").write_text("Connection closed by peer")
+sys.exit(1)
+""")
+
+
+@pytest.mark.ranks
 def test_a_mistake_that_a_person_can_mend_is_told_in_its_own_words(run):
     with pytest.raises(UserError, match="^mend this$"):
         run("""

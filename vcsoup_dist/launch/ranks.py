@@ -121,8 +121,9 @@ def _wait(processes: Sequence[Popen[bytes]], logs: Path, messages: int) -> None:
     failed = [rank for rank, code in enumerate(codes) if code not in (None, 0, EXIT_PREEMPTED)]
     if not failed:
         raise UserError(f"ranks ended with {codes}: some did not stop with the others")
-    # The first that failed is the cause, and its peers' broken connections the effect.
-    rank = next((each for each in failed if each in first), failed[0])
+    # The first that failed is the cause, and its peers' broken connections the effect. Of several
+    # it is one that was killed, which no broken connection does.
+    rank = min(failed, key=lambda each: (codes[each] != -signal.SIGKILL, each not in first))
     code = codes[rank] or 0
     reason = f"by signal {-code}" if code < 0 else f"with exit code {code}"
     raise UserError(with_log_tail(rank, f"ended {reason}", logs))
