@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,8 +36,8 @@ SLOWEST_FIRST = ("slurm", "ray", "ranks", "kills", "processes", "models")
 """The markers, in the order in which `make test` runs the files that have them."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # before xdist, which reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
     """Which tests need Slurm, which go to one worker, and those that take longest first.
 
     A file's tests share fixtures, all tests on Slurm its nodes, and those on the shared Ray its
@@ -60,6 +60,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             len(SLOWEST_FIRST),
         )
     )
+    yield
 
 
 def pytest_runtest_setup() -> None:
