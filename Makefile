@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Tests run in so many processes: make test WORKERS=8
 WORKERS ?= 2
-PYTEST := -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PYTEST := -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder
 
 .PHONY: help demo test test-fast test-long test-lowest lint format
 .DEFAULT_GOAL := help

@@ -10,9 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -33,34 +33,38 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 SLOWEST_FIRST = ("slurm", "ray", "ranks", "kills", "processes", "models")
-"""The markers, in the order in which `make test` runs the files that have them."""
+"""The markers, in the order in which the files that have them run."""
 
 
-@pytest.hookimpl(wrapper=True)  # before xdist, which reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
-    """Which tests need Slurm, which go to one worker, and those that take longest first.
-
-    A file's tests share fixtures, all tests on Slurm its nodes, and those on the shared Ray its
-    CPUs; so they go to one worker.
-    """
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What uses the fixture `slurm` needs Slurm; files that take longest come first."""
     markers: dict[Path, set[str]] = {}
     for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        if "slurm" in fixtures:
-            item.add_marker(pytest.mark.slurm)
-        if "ray_address" in fixtures:
-            item.add_marker(pytest.mark.ray)
+        for fixture, marker in (("slurm", "slurm"), ("ray_address", "ray")):
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(marker)
         markers.setdefault(item.path, set()).update(mark.name for mark in item.iter_markers())
-    for item in items:
-        shared = [each for each in ("slurm", "ray") if each in markers[item.path]]
-        item.add_marker(pytest.mark.xdist_group(*shared[:1] or [item.path.stem]))
     items.sort(
         key=lambda item: next(
             (i for i, each in enumerate(SLOWEST_FIRST) if each in markers[item.path]),
             len(SLOWEST_FIRST),
         )
     )
-    yield
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests go to one worker, since they share fixtures; so do those that mostly wait for
+    Slurm, so that another worker computes meanwhile."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "slurm" if "test_slurm_" in file else file
+
+    return Files(config, log)
 
 
 def pytest_runtest_setup() -> None:
