@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vcsoup_dist.recipe.method import MethodOptions
 from vcsoup_dist.records.keep_rule import KeepRule
 from vcsoup_dist.records.reweighting import Reweighting
-from vcsoup_dist.souping.grids import box_grid, simplex_grid, weight_of_base
+from vcsoup_dist.souping.grids import box_grid, simplex_grid
 
 if TYPE_CHECKING:
     from vcsoup_dist.recipe.recipe import Recipe
@@ -97,12 +97,3 @@ def soup_weights(recipe: Recipe) -> list[tuple[float, ...]]:
     if box is not None:
         return box_grid(values, *box, recipe.soup.step)
     return simplex_grid(values, recipe.soup.step)
-
-
-def trade_offs(recipe: Recipe) -> list[tuple[float, ...]]:
-    """Those of the `soup_weights` on the simplex, which any method with a policy per lambda has."""
-    return [
-        weights
-        for weights in soup_weights(recipe)
-        if not weight_of_base(weights) and min(weights) >= 0
-    ]
