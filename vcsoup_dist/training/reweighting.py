@@ -165,8 +165,9 @@ def select_reweighted(
     files lack a pair.
     """
     scales = _scales(UnionManifest.read(union), how)
-    names = list(tokens)
+    names = pa.array(tokens)
     groups = [np.zeros(0, ROW)]
+    ids = [pa.array([], pa.string())]
     left_out: Counter[str] = Counter()
     heldout = heldout_share is not None
     seen: Counter[str] = Counter()
@@ -180,23 +181,25 @@ def select_reweighted(
             seen[name] += len(place)
         kept = slice(len(place))
         rows = np.zeros(len(place), ROW)
-        rows["dataset"] = [names.index(each) for each in pairs.dataset[place]]
+        rows["dataset"] = pc.index_in(pa.array(pairs.dataset[place]), names).to_numpy()
         rows["row"] = pairs.row[place]
         rows["swapped"] = swapped[kept]
         rows["label"] = np.where(swapped, 1 - targets.label, targets.label)[kept]
         rows["margin"] = np.where(swapped, 0.0 - targets.margin, targets.margin)[kept]
         rows["weight"] = targets.weight[kept]
-        for dataset, name in enumerate(names):
-            mine = rows["dataset"] == dataset
-            if heldout:
-                rows["row"][mine] += tokens[name].manifest.train
-            _check_ids(tokens[name], rows["row"][mine], pairs.ids.take(pa.array(place[mine])))
         groups.append(rows)
+        ids.append(pairs.ids.take(pa.array(place)))
+    rows, known = np.concatenate(groups), pa.concat_arrays(ids)
+    for dataset, each in enumerate(tokens.values()):
+        mine = rows["dataset"] == dataset
+        if heldout:
+            rows["row"][mine] += each.manifest.train
+        _check_ids(each, rows["row"][mine], known.filter(pa.array(mine)))
     divisor = how.weights[how.value] if how.value is not None else 1.0
     return write_usable(
         file,
         list(tokens.values()),
-        np.concatenate(groups),
+        rows,
         left_out=left_out,
         divisor=divisor,
     )
