@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -191,6 +192,13 @@ def test_only_soups_of_two_policies_with_both_ends_make_an_edge():
     assert edge.rewards == {"r": (0.0, 2.0, 5.0, 1.0)}
     assert edge.line == {"r": (0.0, 0.25, 0.5, 1.0)}
     assert edge.drop["r"].mean == (-1.75, -4.5) and edge.barriers == []
+
+
+def test_policies_that_were_trained_for_a_trade_off_are_on_no_edge():
+    rows = [(1, 0, 0), (0.5, 0.5, 0), (0, 1, 0)]
+    trained = [replace(soup(row, 0.0), is_soup=False) for row in rows]
+    assert find_edges(trained, "abc", 100, 0.95) == []
+    assert len(find_edges([*trained, *(soup(row, 0.0, 1) for row in rows)], "abc", 100, 0.95)) == 1
 
 
 def test_soups_beyond_the_simplex_are_on_no_edge():

@@ -95,5 +95,5 @@ def soup_weights(recipe: Recipe) -> list[tuple[float, ...]]:
     if recipe.soup.weights is not None:
         return [tuple(row) for row in recipe.soup.weights]
     if box is not None:
-        return box_grid(values, *box, recipe.soup.step)
+        return box_grid(values, box[0], box[1], recipe.soup.step)
     return simplex_grid(values, recipe.soup.step)

@@ -21,7 +21,7 @@ class Soup(Section):
     """Step of the grid; where neither `grid` nor `weights` is given 0.1, and 0.25 in a `box`."""
     weights: list[list[float]] | None = Field(None, min_length=1)
     """Weight vectors of your own, in the order of the values that have data."""
-    box: tuple[Bound, Bound] | None = None
+    box: list[Bound] | None = Field(None, min_length=2, max_length=2)
     """Soups beyond the simplex: the bounds of every lambda_i, such as [0, 1]. All of the box's grid
     but lambda = 0, which is theta_0; or the `weights`, which then need not sum to 1."""
     max_soups: int = Field(100, ge=1)

@@ -31,7 +31,10 @@ def evaluations(
         weights = None if each.weights is None else dict(zip(axes, each.weights, strict=True))
         rewards = {value: own.rewards[value] for value in recipe.values}
         unfinished = 1 - float(np.mean(own.finished))
-        found.append(Evaluated(each.name, each.method, each.seed, weights, rewards, unfinished))
+        is_soup = bool(each.inputs_of("merge"))
+        found.append(
+            Evaluated(each.name, each.method, each.seed, weights, rewards, unfinished, is_soup)
+        )
     return found
 
 

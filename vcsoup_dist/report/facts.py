@@ -138,7 +138,7 @@ def _sft_text(recipe: Recipe, workspace: Workspace, product: Product) -> str:
     )
 
 
-def _box_text(box: tuple[float, float]) -> str:
+def _box_text(box: Sequence[float]) -> str:
     low, high = (number(bound) for bound in box)
     return f"θ₀ + Σ λᵢ (θᵢ − θ₀) with every λᵢ from {low} to {high}, whatever their sum"
 

@@ -96,14 +96,15 @@ def find_edges(
 ) -> list[Edge]:
     """One edge per method and pair of policies, where both and a soup between were evaluated.
 
-    Over the seeds that all positions of the edge have. None where one prompt is all there is, of
-    which no band can be drawn.
+    Over the seeds that all positions of the edge have. Policies that were trained for a trade-off
+    lie on no line. None where one prompt is all there is, of which no band can be drawn.
     """
     if any(len(each) < 2 for one in evaluated[:1] for each in one.rewards.values()):
         return []
     edges = []
-    for method in dict.fromkeys(one.method for one in evaluated if one.method is not None):
-        own = [one for one in evaluated if one.method == method]
+    soups = [one for one in evaluated if one.method is not None and one.is_soup]
+    for method in dict.fromkeys(one.method for one in soups):
+        own = [one for one in soups if one.method == method]
         for start, end in combinations(axes, 2):
             along = _along(own, start, end)
             if len(along) < 3 or not {0.0, 1.0} <= along.keys():

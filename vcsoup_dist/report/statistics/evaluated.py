@@ -28,6 +28,8 @@ class Evaluated:
     rewards: Mapping[str, NDArray[np.floating]]
     unfinished: float | None = None
     """Share of the answers that did not end within the limit."""
+    is_soup: bool = True
+    """Whether it is the sum of its method's policies with `weights`, or trained for them."""
 
     def mean(self, value: str) -> float:
         """Mean reward over the prompts, summed in double precision."""
