@@ -98,10 +98,10 @@ MISTAKES = {
         changed("soup", to={"weights": [[0, 0]], "box": [0, 1]}),
         r"soup: weights\[0\] is theta_0",
     ),
-    "a box without inside": (changed("soup", to={"box": [1, 1]}), r"box: .*, got \[1, 1\]"),
-    "a box of one bound": (
-        changed("soup", to={"box": [1]}),
-        r"soup.box: list should have .* 2 items",
+    "a box without inside": (changed("soup", to={"box": [1, 1]}), r"box: .* got \[1.0, 1.0\]"),
+    "a box without bounds": (
+        changed("soup", to={"box": []}),
+        r"box: needs a lower .* got \[\]",
     ),
     "a box that is too far out": (changed("soup", to={"box": [0, 80]}), r"soup.box.1: .*80"),
     "a box that the grid does not divide": (

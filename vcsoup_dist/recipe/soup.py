@@ -21,7 +21,7 @@ class Soup(Section):
     """Step of the grid; where neither `grid` nor `weights` is given 0.1, and 0.25 in a `box`."""
     weights: list[list[float]] | None = Field(None, min_length=1)
     """Weight vectors of your own, in the order of the values that have data."""
-    box: list[Bound] | None = Field(None, min_length=2, max_length=2)
+    box: list[Bound] | None = None
     """Soups beyond the simplex: the bounds of every lambda_i, such as [0, 1]. All of the box's grid
     but lambda = 0, which is theta_0; or the `weights`, which then need not sum to 1."""
     max_soups: int = Field(100, ge=1)
@@ -54,9 +54,10 @@ class Soup(Section):
     def _one_source(self) -> Soup:
         if self.grid is not None and self.weights is not None:
             raise ValueError("give `grid` or `weights`, not both")
-        low, high = self.box or (0, 1)
-        if low >= high:
-            raise ValueError(f"box: needs a lower and a higher bound, got [{low:g}, {high:g}]")
+        box = [0, 1] if self.box is None else self.box
+        if len(box) != 2 or box[0] >= box[1]:
+            raise ValueError(f"box: needs a lower and a higher bound, such as [0, 1]; got {box}")
+        low, high = box
         for i, row in enumerate(self.weights or []):
             if self.box is None and abs(math.fsum(row) - 1) > 1e-6:
                 raise ValueError(
