@@ -16,7 +16,7 @@ import pytest
 from vcsoup_dist.records import answers, pairs, scores, tokens
 from vcsoup_dist.records.filter_report import FilterReport
 from vcsoup_dist.records.filtered_pairs import filtered_schema
-from vcsoup_dist.records.reference import DTYPE, ReferenceManifest
+from vcsoup_dist.records.reference import DTYPE, ROW, PartManifest
 from vcsoup_dist.records.summary import Summary
 from vcsoup_dist.records.training_summary import TrainingSummary
 
@@ -83,7 +83,7 @@ KEYS = {
         "equal_pairs correlation conflicts comparison files",
     ),
     tokens.TokensManifest: (1, "train heldout parts answer_tokens digest"),
-    ReferenceManifest: (2, "tokens rows"),
+    PartManifest: (3, "tokens answer_tokens pairs"),
     TrainingSummary: (1, "steps pairs pairs_left_out passes last_step heldout"),
     Summary: (
         2,
@@ -107,6 +107,7 @@ def test_records_of_a_version_have_these_keys(kind, expected):
 def test_versions_and_numbers_that_no_schema_holds():
     assert answers.VERSION == 1
     assert DTYPE.str == "<f4"
+    assert ROW.descr == [("row", "<u4"), ("cost", "<u4"), ("answers", "<i8")]
 
 
 def test_scores_are_in_the_columns_of_their_names(tmp_path):

@@ -13,10 +13,12 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes
 from vcsoup_dist.pipeline.clean import removable, remove
 from vcsoup_dist.pipeline.graph import make_plan, reads, to_make
+from vcsoup_dist.pipeline.plan_file import read_plan, write_plan
 from vcsoup_dist.pipeline.run import due_by_command
 from vcsoup_dist.pipeline.stages import STAGES
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe.load import load_recipe
+from vcsoup_dist.records.pairs_read import PairsRead
 from vcsoup_dist.theta_0 import find_theta_0
 from vcsoup_dist.workspace import Product, Workspace
 
@@ -283,6 +285,62 @@ def test_reference_log_probs_are_not_removable_while_a_policy_waits_for_them(fol
     assert list(removable(recipe, workspace, plan)) == []
     pretend_made(workspace, [p for p in plan if p.stage == "train"])
     assert len(list(removable(recipe, workspace, plan))) == 1
+
+
+def test_a_method_that_is_added_extends_the_reference_and_touches_nothing_that_is_made(
+    folder, tmp_path
+):
+    recipe, plan = planned(folder, methods=["vc_soup"])
+    workspace = Workspace.open(tmp_path / "run", recipe)
+    pretend_made(workspace, plan)
+    write_plan(workspace.root, plan)
+    more, larger = planned(folder, methods=["vc_soup", "rewarded_soup"])
+    due = to_make(larger, workspace, more)
+    reference = next(p for p in due if p.stage == "reference")
+    assert {p.method for p in due if p is not reference} == {"rewarded_soup", None}
+    assert {p.stage for p in due if p.method is None} == {"reference", "report"}
+    assert {p.name for p in reads(reference, more) if p.stage == "filter"} == {
+        f"filtered/{method}/{value}"
+        for method in ("vc_soup", "rewarded_soup") for value in ("long", "short")
+    }  # fmt: skip
+    lacking = map(PairsRead.from_text, workspace.uncovered(reference))
+    assert {each.pairs for each in lacking} == {
+        "filtered/rewarded_soup/long", "filtered/rewarded_soup/short",
+    }  # fmt: skip
+    reasons = dict(removable(more, workspace, larger))
+    assert workspace.folder(reference) not in reasons
+    pretend_made(workspace, [reference])
+    assert to_make(plan, workspace, recipe) == []
+    assert reference not in to_make(larger, workspace, more)
+    # As much is known from the record of the plan.
+    write_plan(workspace.root, larger)
+    recorded = read_plan(workspace.root) or []
+    (again,) = (p for p in recorded if p.stage == "reference")
+    assert again.covers.keys() == reference.covers.keys() and workspace.is_made(again)
+    held_out = planned(folder, methods=["vc_soup"], training={"heldout_pairs": 7})[1]
+    wider = next(p for p in held_out if p.stage == "reference")
+    assert wider.fingerprint == reference.fingerprint and not workspace.is_made(wider)
+
+
+def test_reference_log_probs_that_are_not_kept_are_of_what_policies_wait_for_alone(
+    folder, tmp_path
+):
+    recipe, plan = planned(folder, keep={"reference": False})
+    workspace = Workspace.open(tmp_path / "run", recipe)
+    made = [p for p in plan if p.stage != "reference" and p.method != "random"]
+    pretend_made(workspace, made)
+    (reference,) = (p for p in to_make(plan, workspace, recipe) if p.stage == "reference")
+    assert {each.name for each in reference.covers.values()} == {
+        "filtered/random/long", "filtered/random/short",
+    }  # fmt: skip
+    pretend_made(workspace, [p for p in plan if p.name.startswith("filtered/random")])
+    pretend_made(workspace, [reference])
+    assert {p.stage for p in to_make(plan, workspace, recipe)} == {
+        "train", "merge", "evaluate",
+    }  # fmt: skip
+    for policy in (p for p in plan if p.stage == "train"):
+        (of_its_own,) = policy.inputs_of("reference")
+        assert workspace.is_made(of_its_own) == (policy.method == "random")
 
 
 def test_clean_finds_stale_products_and_finished_checkpoints(folder, tmp_path):

@@ -17,10 +17,18 @@ from hypothesis import strategies as st
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.forward.answers import pair_tokens
 from vcsoup_dist.forward.template import Encoded, Unusable
+from vcsoup_dist.records.filter_report import FilterReport, HeldOut, PairCounts, RuleComparison
+from vcsoup_dist.records.keep_rule import KeepRule
+from vcsoup_dist.records.pairs import PairsFile
+from vcsoup_dist.records.pairs_read import PairsRead
 from vcsoup_dist.records.reference import (
     LOGPS,
-    ReferenceDraft,
-    open_reference,
+    PartDraft,
+    PartManifest,
+    Reference,
+    begin_part,
+    part_folders,
+    part_name,
 )
 from vcsoup_dist.records.tokens import (
     TOKENS,
@@ -31,6 +39,7 @@ from vcsoup_dist.records.tokens import (
     write_part,
 )
 from vcsoup_dist.training.examples import NO_ANSWER, Examples
+from vcsoup_dist.training.reference_rows import parts_to_compute, rows_read
 from vcsoup_dist.training.selection import (
     consistency_weights,
     select_all,
@@ -151,58 +160,146 @@ def test_a_damaged_token_file_is_one_line(tmp_path, harm):
     assert str(file) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def logps_of(tokens: TokenFile) -> np.ndarray:
-    return -np.arange(1, tokens.manifest.answer_tokens + 1, dtype=np.float32)
+def logps_of(tokens: TokenFile, row: int) -> np.ndarray:
+    """Made up: no two pairs have the same."""
+    length = sum(side.answer_length for side in tokens.pair(row))
+    return -np.float32(1 + row + np.arange(length) / 100)
 
 
-def write_reference(folder: Path, tokens: TokenFile, ends: list[int]) -> ReferenceDraft:
-    """Write the log-probs up to each of the rows `ends` in turn."""
-    folder.mkdir(exist_ok=True)
-    draft = ReferenceDraft(folder, tokens)
-    whole, size = logps_of(tokens), tokens.manifest.answer_tokens
+def write_part_of(folder: Path, tokens: TokenFile, ends: list[int]) -> None:
+    """Write the log-probs of a begun part up to each of its pairs `ends` in turn."""
+    index = np.load(folder / "rows.npy")
     for end in ends:
-        first = tokens.answers_before(draft.rows())
-        last = tokens.answers_before(end) if end < tokens.rows else size
-        draft.write(first, whole[first:last], end)
-    return draft
+        draft = PartDraft(folder)
+        logps = [logps_of(tokens, row) for row in index["row"][draft.pairs : end].tolist()]
+        draft.write(int(index["answers"][draft.pairs]), np.concatenate(logps), end)
 
 
-def test_reference_log_probs_resume_after_the_last_rows_that_were_written(tmp_path):
+def write_reference(folder: Path, tokens: TokenFile, rows: list[int], ends: list[int]) -> Path:
+    """A product of one part."""
+    folder.mkdir(exist_ok=True)
+    part = folder / part_name(0)
+    begin_part(part, tokens, np.array(rows))
+    write_part_of(part, tokens, ends)
+    return part
+
+
+def test_reference_log_probs_resume_after_the_last_pairs_that_were_written(tmp_path):
     tokens = write(tmp_path / "tokens", random_parts(0, 5, 6), random_parts(1, 4))
-    whole = write_reference(tmp_path / "whole", tokens, [15])
-    write_reference(tmp_path / "twice", tokens, [4, 9])
-    resumed = write_reference(tmp_path / "twice", tokens, [12, 15])
-    assert resumed.rows() == whole.rows() == 15
-    assert open_reference(tmp_path / "twice", tokens).tolist() == logps_of(tokens).tolist()
-    files = [(tmp_path / name / LOGPS).read_bytes() for name in ("whole", "twice")]
-    assert files[0] == files[1]
+    rows = [0, 2, 5, 8, 11, 13]
+    parts = [
+        write_reference(tmp_path / "whole", tokens, rows, [6]),
+        write_reference(tmp_path / "twice", tokens, rows, [1, 3]),
+    ]
+    assert PartDraft(parts[1]).pairs == 3
+    write_part_of(parts[1], tokens, [5, 6])
+    reference = Reference(tmp_path / "twice", tokens)
+    assert reference.rows().tolist() == rows
+    for row in rows:
+        assert reference.logps(row).tolist() == logps_of(tokens, row).tolist()
+    assert len({(part / LOGPS).read_bytes() for part in parts}) == 1
+    for row in (1, 14):
+        with pytest.raises(UserError, match=f"lacks the pair in row {row}"):
+            reference.logps(row)
 
 
-def test_reference_log_probs_of_other_tokens_start_anew_and_are_never_read(tmp_path):
+def test_reference_log_probs_of_other_tokens_are_never_read(tmp_path):
     tokens = write(tmp_path / "tokens", random_parts(0, 5), [])
     other = write(tmp_path / "other", random_parts(1, 5), [])
-    write_reference(tmp_path / "reference", tokens, [5])
+    write_reference(tmp_path / "reference", tokens, [0, 4], [2])
     with pytest.raises(UserError, match="are of other tokens than .* remove the run's reference/"):
-        open_reference(tmp_path / "reference", other)
-    assert ReferenceDraft(tmp_path / "reference", other).rows() == 0
+        Reference(tmp_path / "reference", other)
 
 
-@pytest.mark.parametrize("harm", ["cut", "shape", "unfinished", "version"])
+@pytest.mark.parametrize("harm", ["cut", "shape", "rows", "unfinished", "version"])
 def test_damaged_reference_log_probs_are_one_line(tmp_path, harm):
     tokens = write(tmp_path / "tokens", random_parts(0, 5), [])
     folder = tmp_path / "reference"
-    write_reference(folder, tokens, [3] if harm == "unfinished" else [5])
-    file = folder / LOGPS
+    part = write_reference(folder, tokens, [0, 1, 4], [2] if harm == "unfinished" else [3])
+    file = part / LOGPS
     if harm == "cut":
         file.write_bytes(file.read_bytes()[:-4])
     elif harm == "shape":
-        np.save(file, logps_of(tokens)[1:])
+        np.save(file, np.load(file)[1:])
+    elif harm == "rows":
+        (part / "rows.npy").unlink()
     elif harm == "version":
-        manifest = json.loads((folder / "manifest.json").read_text())
-        (folder / "manifest.json").write_text(json.dumps(manifest | {"version": 1}))
+        manifest = json.loads((part / "manifest.json").read_text())
+        (part / "manifest.json").write_text(json.dumps(manifest | {"version": 1}))
     with pytest.raises(UserError) as caught:
-        open_reference(folder, tokens)
+        Reference(folder, tokens)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_product_gets_parts_of_just_the_pairs_that_it_lacks(tmp_path):
+    tokens = write(tmp_path / "tokens", random_parts(0, 5, 6), random_parts(1, 4))
+    output, made = tmp_path / "output", tmp_path / "made"
+    output.mkdir()
+    needed = np.array([0, 2, 5, 8])
+    (first,) = parts_to_compute(output, None, tokens, needed)
+    assert (first.name, PartManifest.read(first).pairs) == (part_name(0), 0)
+    write_part_of(first, tokens, [1])
+    # A killed run's part is gone on with, also where more is needed by now.
+    again = parts_to_compute(output, None, tokens, np.array([0, 2, 5, 8, 13]))
+    assert again == [first, output / part_name(1)] and PartDraft(first).pairs == 1
+    write_part_of(first, tokens, [4])
+    write_part_of(again[1], tokens, [1])
+    assert parts_to_compute(output, None, tokens, np.array([0, 2, 5, 8, 13])) == []
+    output.rename(made)
+    output.mkdir()
+    assert parts_to_compute(output, made, tokens, needed) == []
+    (third,) = parts_to_compute(output, made, tokens, np.array([0, 1, 2, 10]))
+    assert third == output / part_name(2)
+    write_part_of(third, tokens, [2])
+    third.rename(made / third.name)
+    reference = Reference(made, tokens)
+    assert reference.rows().tolist() == [0, 2, 5, 8, 13, 1, 10]
+    for row in reference.rows().tolist():
+        assert reference.logps(row).tolist() == logps_of(tokens, row).tolist()
+
+
+def test_a_begun_part_goes_where_its_pairs_are_not_needed_or_of_other_tokens(tmp_path):
+    tokens = write(tmp_path / "tokens", random_parts(0, 9), [])
+    output = tmp_path / "output"
+    write_reference(output, tokens, [0, 2, 5], [1])
+    (part,) = parts_to_compute(output, None, tokens, np.array([0, 5, 8]))
+    assert np.load(part / "rows.npy")["row"].tolist() == [0, 5, 8] and PartDraft(part).pairs == 0
+    write_part_of(part, tokens, [2])
+    other = write(tmp_path / "other", random_parts(1, 9), [])
+    parts_to_compute(output, None, other, np.array([0, 5, 8]))
+    assert PartDraft(part).pairs == 0
+    (part / "manifest.json").unlink()  # killed while it was begun
+    assert parts_to_compute(output, None, tokens, np.array([1])) == [part]
+    assert parts_to_compute(output, None, tokens, np.array([], int)) == []
+    assert part_folders(output) == []
+
+
+def test_reference_log_probs_are_of_the_pairs_that_policies_read(tmp_path):
+    tokens = write(tmp_path / "tokens", random_parts(0, 9), random_parts(1, 5))
+    kept = [("0", "mine", False, 0.0), ("3", "mine", False, 0.0), ("1", "other", False, 0.0)]
+    more = [("8", "mine", True, 0.0), ("0", "mine", False, 0.0)]
+    held = [("a", "other", False, 0.0), ("b", "mine", False, 0.0), ("d", "mine", False, 0.0)]
+    for name, rows in (("kept", kept), ("more", more), ("heldout", held)):
+        filtered_file(tmp_path / f"{name}.parquet", rows)
+    report_of_files(tmp_path, "kept.parquet", "more.parquet")
+
+    def read(dataset: str) -> list[int]:
+        asked = PairsRead.from_text(PairsRead("filtered/a/b", 2).as_text())
+        return np.flatnonzero(rows_read(tokens, dataset, tmp_path, asked)).tolist()
+
+    assert read("mine") == [0, 3, 8, 11] and read("none") == []
+    filtered_file(tmp_path / "more.parquet", [("ff", "mine", False, 0.0)])
+    with pytest.raises(UserError, match="pair ff of .* has no tokens"):
+        read("mine")
+
+
+def report_of_files(folder: Path, *names: str) -> None:
+    """The report of a filtered set of these files, the other fields made up."""
+    counts = PairCounts(0, 0, {}, 0, 0, 0, {}, {})
+    none = RuleComparison(0, 0, [], [])
+    files = [PairsFile(name, 0) for name in names]
+    about = ("m", KeepRule("all"), None, "v", ["v"], ["d"], "zscore", "dataset")
+    FilterReport(*about, counts, HeldOut(0, 0), {}, {}, [], [], none, files).write(folder)
 
 
 def filtered_file(path: Path, rows: list[tuple[str, str, bool, float]]) -> Path:
@@ -254,21 +351,17 @@ def test_selected_pairs_are_those_of_the_filtered_files_in_their_order(tmp_path_
 
 def test_examples_have_the_log_probs_of_their_own_answers(tmp_path):
     tokens = write(tmp_path / "tokens", random_parts(0, 9), [])
-    write_reference(tmp_path / "reference", tokens, [9])
-    logps = open_reference(tmp_path / "reference", tokens)
+    write_reference(tmp_path / "reference", tokens, [0, 4, 8], [3])
+    reference = Reference(tmp_path / "reference", tokens)
     rows = [("8", "tokens", True, 0.0), ("0", "tokens", False, 0.0)]
     file = filtered_file(tmp_path / "pairs.parquet", rows)
     selection = select_filtered(tmp_path / "train.npy", {"tokens": tokens}, [file])
-    swapped, kept = Examples(selection, [tokens], [logps], of_pairs=True)
-    first = tokens.answers_before(8)
-    chosen, rejected = tokens.pair(8)
-    middle = first + chosen.answer_length
-    assert swapped.reference_rejected.tolist() == logps[first:middle].tolist()
-    assert (
-        swapped.reference_chosen.tolist()
-        == logps[middle : middle + rejected.answer_length].tolist()
-    )
-    assert kept.reference_chosen.tolist() == logps[: tokens.pair(0)[0].answer_length].tolist()
+    swapped, kept = Examples(selection, [tokens], [reference], of_pairs=True)
+    for example, row in ((swapped, 8), (kept, 0)):
+        logps = (example.reference_chosen, example.reference_rejected)
+        own = np.concatenate(logps[::-1] if row == 8 else logps)
+        assert own.tolist() == logps_of(tokens, row).tolist()
+        assert len(logps[0]) == example.chosen.answer_length
 
 
 def test_supervised_training_takes_all_training_pairs_and_the_first_held_out_ones(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from training_world import World, training_of, write_canonical
 
 from vcsoup_dist.recipe import Training
-from vcsoup_dist.records.reference import open_reference
+from vcsoup_dist.records.reference import Reference
 from vcsoup_dist.records.tokens import TokenFile
 from vcsoup_dist.training import batches
 from vcsoup_dist.training.batches import micro_batches, step_pairs
@@ -57,7 +57,8 @@ def test_three_ranks_train_on_two_pairs_with_one_held_out(tmp_path, tiny_model):
     world.run(*jobs, ranks=3)
     tokens = TokenFile(world.tokens(tiny_model, training_of({})))
     assert tokens.id(2) == world.rows[2]["id"]
-    assert (open_reference(world.root / "reference", tokens) < 0).all()
+    reference = Reference(world.root / "reference", tokens)
+    assert all((reference.logps(row) < 0).all() for row in range(3))
     measured = world.metrics("policy")
     assert len(measured) == 2 and measured[-1]["heldout_loss"] > 0
     assert measured[0]["loss"] == pytest.approx(np.log(2), abs=1e-6)

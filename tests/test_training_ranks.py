@@ -19,7 +19,7 @@ from vcsoup_dist.forward.template import encode_pair
 from vcsoup_dist.launch import ranks
 from vcsoup_dist.processes import children
 from vcsoup_dist.recipe import Launch
-from vcsoup_dist.records.reference import open_reference
+from vcsoup_dist.records.reference import Reference
 from vcsoup_dist.records.tokens import TokenFile
 from vcsoup_dist.records.training_summary import TrainingSummary
 
@@ -37,7 +37,10 @@ def world(tmp_path_factory, tiny_model) -> World:
         world.reference_job(),
         world.policy_job("policy"),
         world.policy_job("hurried", launch=Launch(max_minutes=1e-3)),
-        world.policy_job("moved", **STEADY | {"steps": 2}),
+        world.reference_job("in-parts", rows=slice(0, None, 3)),
+        world.reference_job("in-parts", rows=slice(1, None, 3), number=1),
+        world.reference_job("in-parts", rows=slice(2, None, 3), number=2),
+        world.policy_job("moved", "in-parts", **STEADY | {"steps": 2}),
         world.policy_job("best", export="best", **OVERSHOOTING),
     )
     return world
@@ -53,13 +56,20 @@ def test_reference_equals_a_plain_forward_of_every_pair(world):
     model = AutoModelForCausalLM.from_pretrained(world.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(world.model)
     tokens = TokenFile(world.tokens(world.model, training_of({})))
-    cached = open_reference(world.root / "reference", tokens)
+    cached = Reference(world.root / "reference", tokens)
     for i, row in enumerate(world.rows):
         pair = encode_pair(tokenizer, row["prompt"], row["chosen"], row["rejected"], 64, True)
         expected = torch.cat([plain_logps(model, each.ids, each.start) for each in pair])
-        first = tokens.answers_before(i)
-        assert np.allclose(cached[first : first + len(expected)], expected, atol=5e-6)
-    assert first + len(expected) == len(cached)
+        assert np.allclose(cached.logps(i), expected, atol=5e-6)
+    assert cached.rows().tolist() == list(range(len(world.rows)))
+
+
+def test_pairs_that_are_asked_for_later_get_the_same_log_probs_but_for_rounding(world):
+    tokens = TokenFile(world.tokens(world.model, training_of({})))
+    whole, parts = (Reference(world.root / name, tokens) for name in ("reference", "in-parts"))
+    assert parts.rows().tolist() == [*range(0, 30, 3), *range(1, 30, 3), *range(2, 30, 3)]
+    for row in range(30):
+        assert np.allclose(parts.logps(row), whole.logps(row), atol=5e-6)
 
 
 def test_training_starts_at_ln_2_and_learns(world):

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vcsoup_dist.forward.template import encode_pair
 from vcsoup_dist.recipe import Recipe
-from vcsoup_dist.records.reference import open_reference
+from vcsoup_dist.records.reference import Reference
 from vcsoup_dist.records.tokens import TokenFile
 from vcsoup_dist.records.training_summary import TrainingSummary
 from vcsoup_dist.training.sft import sft_training
@@ -153,8 +153,10 @@ def test_the_reference_is_of_theta_0(trained):
     tokenizer = AutoTokenizer.from_pretrained(trained.root / "theta_0")
     pairs = pq.read_table(trained.root / "pairs" / "long" / "train-00000.parquet").to_pylist()
     tokens = TokenFile(trained.root / "tokens" / "long")
-    cached = open_reference(trained.root / "reference" / "long", tokens)
-    for i, pair in enumerate(pairs):
+    cached = Reference(trained.root / "reference" / "long", tokens)
+    read = cached.rows().tolist()
+    assert read[-1] >= tokens.manifest.train  # of those held out, too
+    for i, pair in ((i, pair) for i, pair in enumerate(pairs) if i in read):
         chosen, _ = encode_pair(
             tokenizer, pair["prompt"], pair["chosen"], pair["rejected"], 64, True
         )
@@ -162,8 +164,7 @@ def test_the_reference_is_of_theta_0(trained):
         with torch.no_grad():
             logps = model(ids, use_cache=False).logits[0].double().log_softmax(-1)
         plain = [float(logps[i - 1, ids[0, i]]) for i in range(chosen.start, ids.shape[1])]
-        first = tokens.answers_before(i)
-        assert cached[first : first + len(plain)] == pytest.approx(plain, abs=1e-5)
+        assert cached.logps(i)[: len(plain)] == pytest.approx(plain, abs=1e-5)
 
 
 def test_a_policy_starts_from_theta_0(trained):

@@ -246,3 +246,61 @@ def test_a_child_that_a_worker_forks_neither_holds_the_product_nor_outlives_it(t
     assert held == [worker.pid]
     assert worker.stdout.read() == b""  # the end of the pipe, which the child has too
     assert not Path(f"/proc/{child}/fd/0").exists()
+
+
+def covering(*names: str) -> Product:
+    """A product that must have something of each of them."""
+    of = {f"all of {name}": Product(name, "filter", {"set": name}) for name in names}
+    return Product("base", "read", {"rows": 3}, covers=of)
+
+
+def test_what_a_product_covers_is_not_in_its_fingerprint_and_extends_it(tmp_path):
+    workspace = Workspace.open(tmp_path / "run", RECIPE)
+    small, large = covering("a"), covering("a", "b")
+    assert small.fingerprint == large.fingerprint == BASE.fingerprint
+    with workspace.publishing(small) as draft:
+        (draft.output / "part-0").mkdir()
+        (draft.output / "part-0" / "rows").write_text("a")
+    assert workspace.is_made(small) and workspace.is_made(BASE)
+    assert workspace.is_begun(large) and not workspace.is_made(large)
+    assert workspace.uncovered(large) == ["all of b"]
+    inode = (workspace.folder(BASE) / "part-0" / "rows").stat().st_ino
+    with workspace.publishing(large) as draft:
+        assert list(draft.output.iterdir()) == []
+        (draft.output / "part-1").mkdir()
+    assert workspace.is_made(large) and workspace.is_made(small)
+    assert sorted(path.name for path in workspace.folder(BASE).iterdir()) == [
+        "part-0", "part-1", "product.json",
+    ]  # fmt: skip
+    assert (workspace.folder(BASE) / "part-0" / "rows").stat().st_ino == inode
+    assert not (workspace.root / "work" / "base").exists()
+    with workspace.publishing(covering("c")):  # what it has of others stays
+        pass
+    assert workspace.is_made(covering("a", "b", "c"))
+
+
+def test_a_product_that_was_killed_while_it_was_extended_is_extended_again(tmp_path, monkeypatch):
+    workspace = Workspace.open(tmp_path / "run", RECIPE)
+    with workspace.publishing(covering("a")) as draft:
+        (draft.output / "part-0").write_text("0")
+    large = covering("a", "b")
+    rename = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.name in ("part-2", "product.json"):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", killed)
+        with workspace.publishing(large) as draft:
+            (draft.output / "part-1").write_text("1")
+            (draft.output / "part-2").write_text("2")
+    assert workspace.is_made(covering("a")) and not workspace.is_made(large)
+    assert (workspace.folder(BASE) / "part-1").read_text() == "1"
+    with workspace.publishing(large) as draft:
+        assert [each.name for each in draft.output.glob("part-*")] == ["part-2"]
+    assert workspace.is_made(large)
+    assert sorted(path.name for path in workspace.folder(BASE).iterdir()) == [
+        "part-0", "part-1", "part-2", "product.json",
+    ]  # fmt: skip

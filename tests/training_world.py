@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 from vcsoup_dist.launch.ranks import run_ranks
 from vcsoup_dist.recipe import Launch, Training
 from vcsoup_dist.records.pairs import HELD_OUT, PairsFile, PairsManifest, pairs_schema, train_name
+from vcsoup_dist.records.reference import begin_part, part_name
 from vcsoup_dist.records.tokens import TokenFile
 from vcsoup_dist.tokens.stage import encode_part, write_tokens
 from vcsoup_dist.training.deepspeed_config import FOLDERS
@@ -138,14 +140,22 @@ class World:
         return folder
 
     def reference_job(
-        self, name: str = "reference", model: Path | None = None, **changes: object
+        self,
+        name: str = "reference",
+        model: Path | None = None,
+        rows: slice = slice(None),
+        number: int = 0,
+        **changes: object,
     ) -> Path:
-        """Of all pairs, into the folder `name`."""
+        """Of all pairs or some, as a part in the folder `name`."""
         output = self.root / name
         output.mkdir(exist_ok=True)
-        tokens = self.tokens(model or self.model, training_of(changes))
-        task = ReferenceTask(str(tokens), str(output), str(self.lock))
-        return self._write(name, model, changes, [task], None)
+        tokens = TokenFile(self.tokens(model or self.model, training_of(changes)))
+        part = output / part_name(number)
+        if not part.exists():
+            begin_part(part, tokens, np.flatnonzero(tokens.usable())[rows])
+        task = ReferenceTask(str(tokens.folder), str(part), str(self.lock))
+        return self._write(f"{name}-{number}", model, changes, [task], None)
 
     def policy_job(
         self,

@@ -37,7 +37,7 @@ from vcsoup_dist.launch.ranks import run_ranks
 from vcsoup_dist.launch.task_map import runner
 from vcsoup_dist.recipe import Launch, Training
 from vcsoup_dist.records.pairs import HELD_OUT, PairsFile, PairsManifest, pairs_schema, train_name
-from vcsoup_dist.records.reference import ReferenceDraft
+from vcsoup_dist.records.reference import PartDraft, begin_part, part_name
 from vcsoup_dist.records.tokens import TokenFile
 from vcsoup_dist.tokens.stage import ON_CLUSTER, encode_part, write_tokens
 from vcsoup_dist.training.deepspeed_config import FOLDERS
@@ -93,9 +93,12 @@ def bench(root: Path, count: int) -> dict[str, Any]:
     began = time.monotonic()
     tokens = write(root, model)
     encoding = time.monotonic() - began
-    (root / "reference").mkdir()
+    part = root / "reference" / part_name(0)
+    part.parent.mkdir()
+    rows = np.flatnonzero(tokens.usable())
+    begin_part(part, tokens, rows)
     known = np.full(tokens.manifest.answer_tokens, -math.log(vocabulary), np.float32)
-    ReferenceDraft(root / "reference", tokens).write(0, known, tokens.rows)
+    PartDraft(part).write(0, known, len(rows))
     del known
 
     launches = []

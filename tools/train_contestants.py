@@ -32,7 +32,7 @@ from vcsoup_dist.preferences.pair import Pair
 from vcsoup_dist.preferences.rows import read_pairs
 from vcsoup_dist.recipe import Launch, Training
 from vcsoup_dist.records.pairs import pair_row
-from vcsoup_dist.records.reference import LOGPS
+from vcsoup_dist.records.reference import LOGPS, begin_part, part_name
 from vcsoup_dist.training.batches import step_pairs
 from vcsoup_dist.training.deepspeed_config import FOLDERS, fill_deepspeed_config
 from vcsoup_dist.training.job import Job, PolicyTask, ReferenceTask, Selection
@@ -214,9 +214,9 @@ class World:
         folders = {name: out / name for name in ("reference", "output", "scratch", "logs")}
         for folder in folders.values():
             folder.mkdir(parents=True)
-        reference = ReferenceTask(
-            str(self.tokens.folder), str(folders["reference"]), str(self.lock)
-        )
+        part = folders["reference"] / part_name(0)
+        begin_part(part, self.tokens, np.flatnonzero(self.tokens.usable()))
+        reference = ReferenceTask(str(self.tokens.folder), str(part), str(self.lock))
         policy = PolicyTask(
             name="policy",
             tokens=[str(self.tokens.folder)],
@@ -247,7 +247,7 @@ class World:
             return line.appeared
 
         ready = stage("reference", batch.reference, [reference], None)
-        written = (folders["reference"] / LOGPS).stat().st_mtime
+        written = (part / LOGPS).stat().st_mtime
         stage("policy", batch.training, [], policy)
         lines = [
             json.loads(line)

@@ -6,7 +6,8 @@
     work/<product name>/scratch/    what is needed to resume after a kill (checkpoints)
     locks/                          one writer per product, or several that share it
 
-A product is published by one rename, so a reader sees all of it or nothing.
+A product is published by one rename, so a reader sees all of it or nothing. One that `covers` more
+than before is extended: new files come into its folder, each by one rename, and product.json last.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ log = logging.getLogger("vcsoup")
 
 WORKERS_TIMEOUT = 60.0  # seconds; ranks and actors of a killed run die well within this
 
+RECORD = "product.json"
+
 GLANCE = 0.5  # seconds; `is_being_made` holds a lock for less
 
 
@@ -63,6 +66,9 @@ class Product:
     made_from: Mapping[str, Any]
     """Recipe part and identities of files, JSON-able: all that decides the content but `inputs`."""
     inputs: tuple[Product, ...] = ()
+    covers: Mapping[str, Product] = field(default_factory=dict)
+    """What it must have something of: what of it -> the product. They decide how much is made, not
+    what is made, and are not in the fingerprint: where one is added, the product is extended."""
     sources: Mapping[str, Located] = field(default_factory=dict)
     """Models and files it reads, by role; their identities are in `made_from`."""
     dataset: str | None = None
@@ -162,19 +168,33 @@ class Workspace:
         return self.root / product.name
 
     def is_made(self, product: Product) -> bool:
-        """Whether the product is there and was made from just what the recipe says now."""
+        """Whether the product is there, made from just what the recipe says now, with all of it."""
+        return self.is_begun(product) and not self.uncovered(product)
+
+    def is_begun(self, product: Product) -> bool:
+        """As `is_made`, but that something of what it covers may be missing."""
         return self.fingerprint_on_disk(product.name) == product.fingerprint
+
+    def uncovered(self, product: Product) -> list[str]:
+        """What of `covers` the product on disk lacks."""
+        covered = self._record(product.name).covered if product.covers else {}
+        return [
+            what for what, each in product.covers.items() if covered.get(what) != each.fingerprint
+        ]
 
     def fingerprint_on_disk(self, name: str) -> str | None:
         """Fingerprint of the finished product of that name, or None."""
+        return self._record(name).fingerprint
+
+    def _record(self, name: str) -> _Record:
+        file = self.root / name / RECORD
         try:
-            return str(json.loads((self.root / name / "product.json").read_text())["fingerprint"])
+            content = json.loads(file.read_text())
+            return _Record(str(content["fingerprint"]), content.get("covers", {}))
         except FileNotFoundError:
-            return None
+            return _Record(None, {})
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(
-                f"{self.root / name}/product.json: unreadable ({error}); remove that folder"
-            ) from error
+            raise UserError(f"{file}: unreadable ({error}); remove that folder") from error
 
     def need(self, product: Product) -> Path:
         """Folder of a finished input; raises UserError where it is not there."""
@@ -239,24 +259,19 @@ class Workspace:
             shutil.rmtree(draft.output)
             return
         remove_leftovers(draft.output)  # of ranks and actors that died on the way
+        extends = self.is_begun(product)
+        covered = self._record(product.name).covered if extends else {}
         record = {
             "name": product.name,
             "stage": product.stage,
             "fingerprint": product.fingerprint,
             "made_from": product.made_from,
             "inputs": {each.name: each.fingerprint for each in product.inputs},
+            "covers": covered | {what: each.fingerprint for what, each in product.covers.items()},
         }
-        write_atomically(draft.output / "product.json", json.dumps(record, indent=1) + "\n")
+        write_atomically(draft.output / RECORD, json.dumps(record, indent=1) + "\n")
         sync_tree(draft.output)
-        final = self.folder(product)
-        stale = draft.output.with_name("stale")
-        shutil.rmtree(stale, ignore_errors=True)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        if final.exists():
-            final.rename(stale)
-        draft.output.rename(final)
-        sync(final.parent)
-        shutil.rmtree(stale, ignore_errors=True)
+        (_extend if extends else _replace)(self.folder(product), draft.output)
         if not any(draft.scratch.iterdir()):  # nothing for `keep` to decide on
             shutil.rmtree(draft.scratch.parent)
 
@@ -315,6 +330,38 @@ class Workspace:
             if not try_lock(writer, SHARED):  # somebody came between the two locks
                 raise UserError(_busy(product, writer))
             yield draft
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What a product.json says."""
+
+    fingerprint: str | None
+    """None where there is no product."""
+    covered: Mapping[str, str]
+    """Of `Product.covers`, the fingerprints."""
+
+
+def _replace(final: Path, output: Path) -> None:
+    stale = output.with_name("stale")
+    shutil.rmtree(stale, ignore_errors=True)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    if final.exists():
+        final.rename(stale)
+    output.rename(final)
+    sync(final.parent)
+    shutil.rmtree(stale, ignore_errors=True)
+
+
+def _extend(final: Path, output: Path) -> None:
+    """Add what is in `output`. A kill on the way leaves whole files, which nothing asks for yet."""
+    for new in sorted(output.iterdir()):
+        if new.name != RECORD:
+            new.rename(final / new.name)
+    sync(final)
+    (output / RECORD).rename(final / RECORD)
+    sync(final)
+    output.rmdir()
 
 
 def _busy(product: Product, lock: IO[str]) -> str:

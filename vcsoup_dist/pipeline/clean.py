@@ -44,7 +44,7 @@ def removable(
         product = names.get(name)
         if product is None:
             yield record.parent, "not asked for by the recipe"
-        elif not workspace.is_made(product):
+        elif not workspace.is_begun(product):
             yield record.parent, "made from something else"
         elif not is_kept(product, recipe) and name not in needed:
             yield record.parent, f"keep says it may go ({product.stage})"

@@ -6,7 +6,7 @@
     union                                the pairs of all values, for methods that reweight them
     tokens/<dataset>                     every pair in tokens
     theta_0                              where the recipe has `sft`; else its model is theta_0
-    reference/<dataset>                  log-probs of every pair under theta_0
+    reference/<dataset>                  log-probs under theta_0 of the pairs that policies read
     policies/<method>/<value>/seed-<s>   a reweighting method has <weights> in place of <value>
     soups/<method>/seed-<s>/<weights>
     evaluation/base, evaluation/<method>/seed-<s>/<weights>
@@ -20,7 +20,7 @@ not.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vcsoup_dist.identity import Hashes
@@ -74,16 +74,21 @@ def to_make(plan: Iterable[Product], workspace: Workspace, recipe: Recipe) -> li
     """The products that must be made now, in the plan's order.
 
     Wanted is whatever `keep` does not give up; anything else only where something that must be
-    made reads it.
+    made reads it, and as much of it.
     """
-    plan = list(plan)
-    needed: set[str] = set()
-    for product in reversed(plan):
-        wanted = is_kept(product, recipe) or product.name in needed
-        if wanted and not workspace.is_made(product):
-            needed.add(product.name)
-            needed.update(each.name for each in reads(product, recipe))
-    return [each for each in plan if each.name in needed and not workspace.is_made(each)]
+    due: list[Product] = []
+    needed: dict[str, dict[str, Product]] = {}  # by name, what it must cover
+    for product in reversed(list(plan)):
+        if not is_kept(product, recipe):
+            if product.name not in needed:
+                continue
+            if product.covers:
+                product = replace(product, covers=needed[product.name])
+        if not workspace.is_made(product):
+            due.append(product)
+            for each in reads(product, recipe):
+                needed.setdefault(each.name, {}).update(each.covers)
+    return due[::-1]
 
 
 def is_kept(product: Product, recipe: Recipe) -> bool:
@@ -93,7 +98,8 @@ def is_kept(product: Product, recipe: Recipe) -> bool:
 
 
 def reads(product: Product, recipe: Recipe) -> list[Product]:
-    """The products that making this one reads: its inputs, or what stands in for them.
+    """The products that making this one reads: its inputs, or what stands in for them, and those
+    that say how much of it is asked for.
 
     An evaluation is made from a soup either way; where soups are not kept, it sums the policies
     itself.
@@ -102,4 +108,5 @@ def reads(product: Product, recipe: Recipe) -> list[Product]:
     for each in product.inputs:
         virtual = STAGES[each.stage].is_virtual and not is_kept(each, recipe)
         found |= {one.name: one for one in (each.inputs if virtual else (each,))}
+    found |= {each.name: each for each in product.covers.values()}
     return list(found.values())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -35,6 +35,8 @@ class PlannedProduct:
     value: str | None
     seed: int | None
     weights: tuple[float, ...] | None
+    covers: dict[str, str] = field(default_factory=dict)
+    """Of `Product.covers`, the names."""
 
 
 PRODUCTS = TypeAdapter(list[PlannedProduct])
@@ -46,6 +48,7 @@ def write_plan(root: Path, plan: Sequence[Product]) -> None:
         PlannedProduct(
             each.name, each.stage, each.fingerprint, [product.name for product in each.inputs],
             each.command, each.dataset, each.method, each.value, each.seed, each.weights,
+            {what: covered.name for what, covered in each.covers.items()},
         )
         for each in plan
     ]  # fmt: skip
@@ -74,6 +77,7 @@ def read_plan(root: Path) -> list[Product] | None:
                 each.stage,
                 {},
                 inputs=tuple(found[name] for name in each.inputs),
+                covers={what: found[name] for what, name in each.covers.items()},
                 dataset=each.dataset,
                 method=each.method,
                 value=each.value,

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from vcsoup_dist import __version__
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
 from vcsoup_dist.methods import methods_of
+from vcsoup_dist.methods.method import Policy
 from vcsoup_dist.pipeline.graph import Graph
 from vcsoup_dist.pipeline.sources import find_data, find_model, find_reward, is_split
 from vcsoup_dist.recipe import WITHOUT_REFERENCE, ColumnsReward, Recipe, Training
+from vcsoup_dist.records.pairs_read import PairsRead
 from vcsoup_dist.souping.grids import soup_name, weight_of_base
 from vcsoup_dist.training.deepspeed_config import fill_deepspeed_config, find_deepspeed_config
 from vcsoup_dist.training.sft import sft_training
+from vcsoup_dist.workspace import Product
 
 NOT_CONTENT = {
     *("activation_offload", "attention", "checkpoint_every", "checkpoints_kept", "deepspeed"),
@@ -163,19 +168,45 @@ def theta_0(graph: Graph) -> None:
 
 
 def references(graph: Graph) -> None:
-    """`reference/<dataset>`, where the objective has a reference."""
+    """`reference/<dataset>`: pairs that policies read, where the objective has a reference."""
     training = graph.recipe.training
     if training.objective in WITHOUT_REFERENCE:
         return
+    covers: dict[str, dict[str, Product]] = {}
+    for name, method in methods_of(graph.recipe).items():
+        for policy in method.policies(graph.recipe):
+            read = _pairs_read(graph, name, policy)
+            for dataset in _datasets(read.values()):
+                covers.setdefault(dataset, {}).update(read)
     for each in graph.of("read"):
+        if each.dataset not in covers:
+            continue
         graph.add(
             f"reference/{each.dataset}",
             "reference",
             {"model": _base_identity(graph), "dtype": training.dtype},
             inputs=(each, graph[f"tokens/{each.dataset}"], *graph.of("sft")),
+            covers=covers[each.dataset],
             sources=_base(graph),
             dataset=each.dataset,
         )
+
+
+def _pairs_read(graph: Graph, method: str, policy: Policy) -> dict[str, Product]:
+    """The products that a policy takes its pairs from, by what it reads of them."""
+    sets = [graph[f"filtered/{method}/{each}"] for each in policy.pairs]
+    parts = len(sets)
+    if policy.reweighting is not None:
+        sets = graph.of("union")
+        parts = len(_datasets(sets))
+    share = -(-graph.recipe.training.heldout_pairs // parts)
+    return {PairsRead(each.name, share, policy.reweighting).as_text(): each for each in sets}
+
+
+def _datasets(sets: Iterable[Product]) -> list[str]:
+    """Those that filtered sets, or the union, are of."""
+    read = (str(each.dataset) for one in sets for each in one.inputs_of("read"))
+    return list(dict.fromkeys(read))
 
 
 def policies(graph: Graph) -> None:
@@ -192,16 +223,14 @@ def policies(graph: Graph) -> None:
         for seed in recipe.seeds:
             for policy in method.policies(recipe):
                 made = made_from | {"training": training, "seed": seed}
-                filtered = [graph[f"filtered/{name}/{each}"] for each in policy.pairs]
                 if policy.reweighting is not None:
-                    filtered = graph.of("union")
                     made["reweighting"] = policy.reweighting.as_json()
-                datasets = dict.fromkeys(
-                    str(one.dataset) for each in filtered for one in each.inputs_of("read")
-                )
-                inputs = [*filtered, *(graph[f"pairs/{each}"] for each in datasets)]
+                read = _pairs_read(graph, name, policy)
+                datasets = _datasets(read.values())
+                inputs = [*read.values(), *(graph[f"pairs/{each}"] for each in datasets)]
                 inputs += [graph[f"tokens/{each}"] for each in datasets]
-                inputs += [known[each] for each in datasets if each in known]
+                # Of the reference what this policy reads: it waits for no other's pairs.
+                inputs += [replace(known[each], covers=read) for each in datasets if each in known]
                 graph.add(
                     f"policies/{name}/{policy.name}/seed-{seed}",
                     "train",

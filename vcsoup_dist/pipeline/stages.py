@@ -91,7 +91,7 @@ ROWS = (
     ),
     Stage(
         "reference", f"{PRODUCTS}:references", f"{TRAINING}:make_references", "reference",
-        REFERENCE, format=4, along=("tokens", "sft"), kept_by="reference",
+        REFERENCE, format=5, along=("tokens", "sft"), kept_by="reference",
     ),
     Stage(
         "train", f"{PRODUCTS}:policies", f"{TRAINING}:make_policies", "train {value}", TRAIN,

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc
 import xxhash
 from numpy.typing import NDArray
@@ -160,6 +161,11 @@ class TokenFile:
     def table(self, columns: Sequence[str]) -> pa.Table:
         """Columns of all rows, as views of the file."""
         return self._file.read_all().select(columns)
+
+    def usable(self) -> NDArray[np.bool_]:
+        """[rows] which pairs can be trained on."""
+        mask: NDArray[np.bool_] = pc.is_null(self.table(["unusable"])["unusable"]).to_numpy()
+        return mask
 
     def id(self, row: int) -> str:
         """Of a pair."""

@@ -103,16 +103,18 @@ def show_status(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) -
 
 
 def show_products(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) -> None:
-    """Every product with a mark: made, being made, made from something else, missing, not kept."""
+    """Every product with a mark: made, being made, incomplete where more is asked for now, changed
+    where it was made from something else, missing, not kept."""
     console = Console()
     needed = {product.name for product in to_make(plan, workspace, recipe)}
     for product in plan:
-        on_disk = workspace.fingerprint_on_disk(product.name)
-        if on_disk == product.fingerprint:
+        if workspace.is_made(product):
             mark = "made"
         elif workspace.is_being_made(product.name):
             mark = "being made"
-        elif on_disk is not None:
+        elif workspace.is_begun(product) and product.name in needed:
+            mark = "incomplete"
+        elif workspace.fingerprint_on_disk(product.name) not in (None, product.fingerprint):
             mark = "changed"
         else:
             mark = "missing" if product.name in needed else "not kept"
@@ -173,8 +175,7 @@ def _state(
     jobs: Sequence[LiveJob],
     needed: bool,
 ) -> State:
-    on_disk = workspace.fingerprint_on_disk(product.name)
-    if on_disk == product.fingerprint:
+    if workspace.is_made(product):
         return "done"
     own_jobs = [job for job in jobs if _makes(job, product)]
     if (
@@ -192,7 +193,8 @@ def _state(
         return "failed"
     if any(each.outcome == "stopped" for each in standing):
         return "stopped"
-    return "to do" if on_disk is None else "changed"
+    on_disk = workspace.fingerprint_on_disk(product.name)
+    return "to do" if on_disk in (None, product.fingerprint) else "changed"
 
 
 def _makes(job: LiveJob, product: Product) -> bool:

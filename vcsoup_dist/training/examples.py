@@ -11,7 +11,7 @@ import numpy as np
 
 from vcsoup_dist.forward.answers import pair_tokens
 from vcsoup_dist.forward.template import Encoded
-from vcsoup_dist.records.reference import Logps, open_reference
+from vcsoup_dist.records.reference import Logps, Reference
 from vcsoup_dist.records.tokens import TokenFile
 from vcsoup_dist.training.job import PolicyTask, Selection
 
@@ -41,7 +41,7 @@ class Example:
 class Examples(Sequence[Example]):
     """The pairs of a selection, in its order.
 
-    tokens: the token files that it names; logps: of each its reference log-probs, or none.
+    tokens: the token files that it names; references: of each its log-probs, or none.
     of_pairs: False where the objective reads the chosen answers alone.
     """
 
@@ -49,12 +49,12 @@ class Examples(Sequence[Example]):
         self,
         selection: Selection,
         tokens: Sequence[TokenFile],
-        logps: Sequence[Logps],
+        references: Sequence[Reference],
         of_pairs: bool,
     ) -> None:
         self._rows = np.load(selection.file, mmap_mode="r")  # [P] of `selection.ROW`
         self._divisor = selection.divisor
-        self._tokens, self._logps, self._of_pairs = tokens, logps, of_pairs
+        self._tokens, self._references, self._of_pairs = tokens, references, of_pairs
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -70,11 +70,9 @@ class Examples(Sequence[Example]):
         tokens = self._tokens[dataset]
         sides = tokens.pair(row)
         logps: tuple[Logps | None, Logps | None] = (None, None)
-        if self._logps:
-            first = tokens.answers_before(row)
-            middle = first + sides[0].answer_length
-            flat = self._logps[dataset]
-            logps = flat[first:middle], flat[middle : middle + sides[1].answer_length]
+        if self._references:
+            both = self._references[dataset].logps(row)
+            logps = both[: sides[0].answer_length], both[sides[0].answer_length :]
         cost = pair_tokens(*sides)
         if swapped:
             sides, logps = sides[::-1], logps[::-1]
@@ -86,11 +84,11 @@ class Examples(Sequence[Example]):
 def open_examples(task: PolicyTask, of_pairs: bool) -> tuple[Examples, Examples]:
     """A policy's training and held-out pairs. UserError where a file of theirs is not usable."""
     tokens = [TokenFile(Path(folder)) for folder in task.tokens]
-    logps = [
-        open_reference(Path(folder), each)
+    references = [
+        Reference(Path(folder), each)
         for folder, each in zip(task.references, tokens, strict=bool(task.references))
     ]
     train, heldout = (
-        Examples(each, tokens, logps, of_pairs) for each in (task.train, task.heldout)
+        Examples(each, tokens, references, of_pairs) for each in (task.train, task.heldout)
     )
     return train, heldout

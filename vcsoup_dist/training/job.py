@@ -12,11 +12,12 @@ from vcsoup_dist.records.json_record import read_record, write_record
 
 @dataclass(frozen=True)
 class ReferenceTask:
-    """Reference log-probs of one dataset."""
+    """Reference log-probs of one part of a dataset's pairs."""
 
     tokens: str
     """Folder with the dataset's pairs in tokens."""
     output: str
+    """Folder of the part, which the launcher began."""
     workers_lock: str
 
 

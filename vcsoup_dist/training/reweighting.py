@@ -170,15 +170,9 @@ def select_reweighted(
     ids = [pa.array([], pa.string())]
     left_out: Counter[str] = Counter()
     heldout = heldout_share is not None
-    seen: Counter[str] = Counter()
-    for pairs in _row_groups(union / (HELD_OUT if heldout else TRAIN), list(how.weights)):
-        targets = reweigh(pairs, how, scales)
+    for pairs, targets, place in _chosen(union, how, scales, heldout_share):
         left_out.update(targets.left_out)
-        place, swapped = targets.place, targets.label < 0.5
-        if heldout_share is not None and len(pairs.dataset):
-            name = str(pairs.dataset[0])  # a row group is of one dataset
-            place = place[: max(0, heldout_share - seen[name])]
-            seen[name] += len(place)
+        swapped = targets.label < 0.5
         kept = slice(len(place))
         rows = np.zeros(len(place), ROW)
         rows["dataset"] = pc.index_in(pa.array(pairs.dataset[place]), names).to_numpy()
@@ -203,6 +197,40 @@ def select_reweighted(
         left_out=left_out,
         divisor=divisor,
     )
+
+
+def rows_of_union(
+    tokens: TokenFile, dataset: str, union: Path, how: Reweighting, heldout_share: int
+) -> NDArray[np.int64]:
+    """Rows of a dataset that a policy reads: what `select_reweighted` takes, train and held out.
+
+    UserError as there where a temperature is missing.
+    """
+    scales = _scales(UnionManifest.read(union), how)
+    found = [np.zeros(0, np.int64)]
+    for first, share in ((0, None), (tokens.manifest.train, heldout_share)):
+        for pairs, _, place in _chosen(union, how, scales, share):
+            found.append(first + pairs.row[place[pairs.dataset[place] == dataset]].astype(np.int64))
+    return np.concatenate(found)
+
+
+def _chosen(
+    union: Path, how: Reweighting, scales: Scales, heldout_share: int | None
+) -> Iterator[tuple[UnionPairs, Targets, NDArray[np.int64]]]:
+    """Training pairs a row group at a time, their targets, and the places of those to take.
+
+    Or the first held-out ones of each dataset.
+    """
+    seen: Counter[str] = Counter()
+    file = union / (TRAIN if heldout_share is None else HELD_OUT)
+    for pairs in _row_groups(file, list(how.weights)):
+        targets = reweigh(pairs, how, scales)
+        place = targets.place
+        if heldout_share is not None and len(pairs.dataset):
+            name = str(pairs.dataset[0])  # a row group is of one dataset
+            place = place[: max(0, heldout_share - seen[name])]
+            seen[name] += len(place)
+        yield pairs, targets, place
 
 
 def _check_ids(tokens: TokenFile, rows: NDArray[Any], ids: pa.Array) -> None:

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
 from vcsoup_dist.launch.ranks import run_ranks
@@ -16,6 +18,7 @@ from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe, Training
 from vcsoup_dist.records.filter_report import FilterReport
 from vcsoup_dist.records.filtered_pairs import HELD_OUT as FILTERED_HELD_OUT
+from vcsoup_dist.records.pairs_read import PairsRead
 from vcsoup_dist.records.reweighting import Reweighting
 from vcsoup_dist.records.tokens import TokenFile
 from vcsoup_dist.records.training_summary import SUMMARY
@@ -23,6 +26,7 @@ from vcsoup_dist.records.union import UnionManifest
 from vcsoup_dist.theta_0 import find_theta_0
 from vcsoup_dist.training.job import Job, PolicyTask, ReferenceTask, Selection
 from vcsoup_dist.training.metrics import lacks_wandb
+from vcsoup_dist.training.reference_rows import parts_to_compute, rows_read
 from vcsoup_dist.training.reweighting import select_reweighted
 from vcsoup_dist.training.selection import count_text, select_all, select_filtered
 from vcsoup_dist.training.sft import sft_training
@@ -69,13 +73,28 @@ def make_references(recipe: Recipe, workspace: Workspace, products: Sequence[Pro
             for product in sorted(products, key=lambda product: product.name)
         ]
         due = [draft for draft in drafts if not workspace.is_made(draft.product)]
-        tasks = []
-        for draft in due:
-            (tokens,) = draft.product.inputs_of("tokens")
-            folder = workspace.need(tokens).resolve()
-            tasks.append(ReferenceTask(str(folder), str(draft.output.resolve()), _lock(draft)))
-        if due:
+        tasks = [task for draft in due for task in _reference_tasks(workspace, draft)]
+        if tasks:
             _launch(recipe, workspace, due[0], recipe.training, references=tasks)
+
+
+def _reference_tasks(workspace: Workspace, draft: Draft) -> list[ReferenceTask]:
+    """A task for each part of a dataset's pairs that policies read, and that has no log-probs."""
+    product = draft.product
+    (tokens,) = _token_files(workspace, product).values()
+    read = np.zeros(tokens.rows, bool)
+    for what, pairs in product.covers.items():
+        folder = workspace.need(pairs)
+        read |= rows_read(tokens, str(product.dataset), folder, PairsRead.from_text(what))
+    needed = np.flatnonzero(read & tokens.usable())
+    made = workspace.folder(product) if workspace.is_begun(product) else None
+    parts = parts_to_compute(draft.output, made, tokens, needed)
+    log.info(
+        "%s: policies read %d of %d pairs; computing those without log-probs",
+        product.name, len(needed), tokens.rows,
+    )  # fmt: skip
+    lock = _lock(draft)
+    return [ReferenceTask(str(tokens.folder), str(each.resolve()), lock) for each in parts]
 
 
 def make_policies(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
