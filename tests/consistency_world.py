@@ -77,7 +77,9 @@ def _write_texts(path: Path, ids: np.ndarray) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=pairs_schema([])), path)
 
 
-def write_score_files(folder: Path, scored: Scored, value: int, file_pairs: int) -> None:
+def write_score_files(
+    folder: Path, scored: Scored, value: int, file_pairs: int, heldout: bool = False
+) -> None:
     """The scores of one value, as the first stage writes them."""
     last = len(scored.ids) - scored.heldout
     starts = range(0, last, file_pairs)
@@ -85,7 +87,9 @@ def write_score_files(folder: Path, scored: Scored, value: int, file_pairs: int)
         train_name(i): slice(first, min(first + file_pairs, last)) for i, first in enumerate(starts)
     }
     train = list(parts)
-    for name, rows in (parts | {HELD_OUT: slice(last, None)}).items():
+    if heldout:
+        parts[HELD_OUT] = slice(last, None)
+    for name, rows in parts.items():
         chosen, rejected = scored.chosen[rows, value], scored.rejected[rows, value]
         failures = {int(i): "not a number" for i in np.flatnonzero(np.isnan(chosen))}
         ids = [f"{i:016x}" for i in scored.ids[rows].tolist()]
@@ -145,5 +149,6 @@ def make_world(
                 else:
                     value = names.index(str(product.value))
                     own = scored[str(product.dataset)]
-                    write_score_files(draft.output, own, value, file_pairs)
+                    heldout = bool(product.covers)
+                    write_score_files(draft.output, own, value, file_pairs, heldout)
     return loaded, workspace, [product for product in plan if product.stage == "filter"]

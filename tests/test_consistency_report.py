@@ -33,7 +33,7 @@ from vcsoup_dist.consistency.page import write_page
 from vcsoup_dist.consistency.plots import plot_consistency, plot_correlation, plot_gaps
 from vcsoup_dist.consistency.rules import by_threshold, keep
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.records.filter_report import FilterReport, PairCounts, PairsFile
+from vcsoup_dist.records.filter_report import FilterReport, HeldOut, PairCounts, PairsFile
 from vcsoup_dist.records.keep_rule import KeepRule
 
 VALUES = ["helpful", "harmless", "concise", "honest", "kind", "witty"]
@@ -173,7 +173,7 @@ def report_of(gaps: np.ndarray, rule: KeepRule | None = None, **fields) -> Filte
         normalisation="zscore",
         scope="dataset",
         counts=counts,
-        heldout=replace(counts, pairs=5678, kept=4321),
+        heldout=HeldOut(pairs=5678, kept=4321),
         scale={"helpful": {value: 0.5 + i for i, value in enumerate(VALUES[:n])}},
         equal_pairs={"a": {}},
         correlation=[[1.0 if i == j else None for i in range(n)] for j in range(n)],
@@ -305,8 +305,8 @@ def test_a_report_is_read_back_as_it_was_written(tmp_path: Path):
 def test_a_report_of_another_version_is_refused_in_one_line(tmp_path: Path):
     SMALL.write(tmp_path)
     file = tmp_path / "report.json"
-    file.write_text(file.read_text().replace('"version": 1', '"version": 0'))
-    with pytest.raises(UserError, match=r"report.json: has version 0.* reads version 1") as raised:
+    file.write_text(file.read_text().replace('"version": 2', '"version": 0'))
+    with pytest.raises(UserError, match=r"report.json: has version 0.* reads version 2") as raised:
         FilterReport.read(tmp_path)
     assert "\n" not in str(raised.value)
 

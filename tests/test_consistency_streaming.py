@@ -15,9 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vcsoup_dist.consistency import filtered_files
-from vcsoup_dist.consistency.blocks import Block, ids_as_numbers, read_rewards, training_blocks
+from vcsoup_dist.consistency.blocks import Block, ids_as_numbers, training_blocks
 from vcsoup_dist.consistency.counts import count_pairs
-from vcsoup_dist.consistency.filtered_files import Part, filtered_tables, write_heldout
+from vcsoup_dist.consistency.filtered_files import (
+    HeldOutPart,
+    Part,
+    filtered_tables,
+    write_heldout,
+)
 from vcsoup_dist.consistency.gaps import consistency, norm
 from vcsoup_dist.consistency.measured_pairs import GapSettings, measure_pairs
 from vcsoup_dist.consistency.rules import keep
@@ -277,17 +282,17 @@ def test_held_out_pairs_come_in_the_order_of_their_ids_whatever_fits_in_memory(
 ):
     parts = {name: draw_scored(seed, 40, 2, missing=0) for seed, name in enumerate("ab")}
     blocks = [each for name, part in parts.items() for each in write_blocks(tmp_path, name, part)]
-    settings = GapSettings(Scale(np.ones(2), np.ones(2)), None, 0.0)
     kept = [np.arange(block.rows) % 3 > 0 for block in blocks]
-    taken = [Part(*each, ("x", "y")) for each in zip(blocks, [settings] * 99, kept, strict=False)]
+    taken = [HeldOutPart(*each, each[1]) for each in zip(blocks, kept, strict=True)]
     write_heldout(tmp_path / "whole.parquet", taken)
     reads = []
+    preferences = filtered_files._preferences
 
-    def counted(block: Block):
+    def counted(block: Block, *masks):
         reads.append(block)
-        return read_rewards(block)
+        return preferences(block, *masks)
 
-    monkeypatch.setattr(filtered_files, "read_rewards", counted)
+    monkeypatch.setattr(filtered_files, "_preferences", counted)
     monkeypatch.setattr(filtered_files, "SORTED_BYTES", 1000)
     monkeypatch.setattr(filtered_files, "ROWS", 3)
     write_heldout(tmp_path / "ranges.parquet", taken)
@@ -295,7 +300,7 @@ def test_held_out_pairs_come_in_the_order_of_their_ids_whatever_fits_in_memory(
     assert pq.ParquetFile(tmp_path / "ranges.parquet").num_row_groups > 10
     assert {file.name for file in tmp_path.glob("*ranges*")} == {"ranges.parquet"}
     whole, ranges = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("whole", "ranges"))
-    # As text, where NaN, the cosine of a zero gap, is like itself.
-    assert str(whole.to_pylist()) == str(ranges.to_pylist())
+    assert whole.to_pylist() == ranges.to_pylist()
     assert whole.num_rows == sum(mask.sum() for mask in kept)
+    assert all(whole["swapped"].to_pylist()) and "consistency" not in whole.column_names
     assert whole["id"].to_pylist() == sorted(whole["id"].to_pylist())

@@ -73,12 +73,12 @@ def test_parquet_files_have_these_columns_in_this_order(schema: pa.Schema, colum
 KEYS = {
     pairs.PairsManifest: (2, "rows train heldout files"),
     scores.ScoresManifest: (
-        2,
+        3,
         "rows scored unscored reasons first_unscored truncated truncated_responses equal_pairs "
-        "rounding mean std min max constant files heldout",
+        "rounding mean std min max constant files",
     ),
     FilterReport: (
-        1,
+        2,
         "method rule size_of value values datasets normalisation scope counts heldout scale "
         "equal_pairs correlation conflicts comparison files",
     ),

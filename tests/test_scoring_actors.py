@@ -19,7 +19,6 @@ from vcsoup_dist.launch.pools import run_pools
 from vcsoup_dist.launch.ray_cluster import ray_cluster
 from vcsoup_dist.launch.worker_pool import WorkerPool
 from vcsoup_dist.recipe import ActorPool, Evaluation, Launch
-from vcsoup_dist.records.pairs import HELD_OUT
 from vcsoup_dist.records.scores import join_scores, read_scores, summarise
 from vcsoup_dist.scoring.tasks import ShardTask
 from vcsoup_dist.scoring.workload import ScoringWorkload
@@ -156,8 +155,7 @@ def test_a_pair_without_a_reward_is_counted_and_costs_no_other(tmp_path, cluster
     shard = read_scores(tmp_path / "shard-00000.parquet")
     assert shard.failures == {1: "chosen: its reward is nan"}
     assert np.isnan([shard.chosen[1], shard.rejected[1]]).all()
-    for name, shards in (("train.parquet", workload.tasks), (HELD_OUT, [])):
-        join_scores(tmp_path / name, [each.outputs[0].file for each in shards])
+    join_scores(tmp_path / "train.parquet", [each.outputs[0].file for each in workload.tasks])
     summary = summarise(tmp_path, ["train.parquet"])
     assert (summary.rows, summary.unscored, summary.mean) == (4, 1, 7 / 6)
     assert summary.first_unscored.id == shard.ids[1]

@@ -136,7 +136,6 @@ def test_a_reward_is_constant_whose_deviation_is_rounding(
     sides = centre + spread * draw.standard_normal((2, 50))
     ids = [f"{i:016x}" for i in range(50)]
     write_scores(tmp_path / "train-00000.parquet", ScoreShard(ids, *sides, equal_pairs=3))
-    write_scores(tmp_path / "heldout.parquet", ScoreShard([], *sides[:, :0]))
     summary = summarise(tmp_path, ["train-00000.parquet"], rounding)
     assert summary.constant == constant and summary.equal_pairs == 3
     assert summary.rounding == rounding

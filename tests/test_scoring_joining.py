@@ -110,7 +110,7 @@ def undisturbed(tmp_path_factory, tiny_model: Path) -> dict[str, bytes]:
 def test_no_file_depends_on_the_size_of_the_shards(tmp_path: Path, tiny_model: Path, undisturbed):
     names = {Path(name).name for name in undisturbed if name.startswith("scores/a/a/")}
     files = {f"train-{i:05d}.parquet" for i in range(4)}
-    assert names == files | {"heldout.parquet", "manifest.json"}
+    assert names == files | {"manifest.json"}
     for shard_pairs in (1, 7, 512):
         folder = write_world(tmp_path / str(shard_pairs), tiny_model)
         make(folder, shard_pairs)
@@ -177,3 +177,33 @@ def test_joined_scores_are_those_of_all_pairs_at_once(tmp_path: Path):
     join_scores(tmp_path / "none.parquet", [])
     assert pq.read_metadata(tmp_path / "none.parquet").num_rows == 0
     assert read_scores(tmp_path / "none.parquet").ids == []
+
+
+def test_held_out_pairs_are_scored_once_a_value_borrows_them_and_nothing_else_is_made_again(
+    tmp_path: Path, tiny_model: Path
+):
+    write_world(tmp_path, tiny_model)
+    make(tmp_path, 3)
+    before = content(tmp_path / "run")
+    assert not [name for name in before if name.startswith("scores") and "heldout" in name]
+    recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    recipe["values"]["b"]["data"] = {"pairs_of": ["a"]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert make(tmp_path, 3) == ["scores/a/b", "filtered/vc_soup/b"]
+    after = content(tmp_path / "run")
+    assert after.items() >= before.items()
+    scored = {name for name in after if name.startswith("scores")}
+    assert scored - before.keys() == {"scores/a/b/heldout.parquet"}
+    pairs = pq.read_table(tmp_path / "run/pairs/a/heldout.parquet")
+    scores = pq.read_table(tmp_path / "run/scores/a/b/heldout.parquet").to_pylist()
+    assert [row["id"] for row in scores] == pairs["id"].to_pylist()
+    ordered = pq.read_table(tmp_path / "run/filtered/vc_soup/b/heldout.parquet").to_pylist()
+    ties = {row["id"] for row in scores if row["chosen"] == row["rejected"]}
+    assert {row["id"] for row in ordered} | ties == set(pairs["id"].to_pylist())
+    assert len(ordered) + len(ties) == pairs.num_rows
+    swapped = {row["id"] for row in ordered if row["swapped"]}
+    assert swapped == {row["id"] for row in scores if row["chosen"] < row["rejected"]}
+    # What it has does not go when the value has none any more.
+    del recipe["values"]["b"]["data"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert make(tmp_path, 3) == []

@@ -12,7 +12,7 @@ from test_scoring_classifier import CONFIGS, save_classifier
 from vcsoup_dist.identity import Hashes, Located
 from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.recipe.load import load_recipe
-from vcsoup_dist.records.pairs import HELD_OUT, PairSlice, PairsManifest, cut_rows, read_slice
+from vcsoup_dist.records.pairs import PairSlice, PairsManifest, cut_rows, read_slice
 from vcsoup_dist.records.scores import ScoresManifest, read_scores
 from vcsoup_dist.scoring import stage
 from vcsoup_dist.scoring.load_reward import load_reward
@@ -56,12 +56,12 @@ def test_an_actor_killed_in_mid_run_costs_no_shard_and_doubles_none(killed_once)
     run = killed_once / "run"
     for dataset in "ab":
         manifest = PairsManifest.read(run / "pairs" / dataset)
-        rows = {each.file: each.rows for each in manifest.files} | {HELD_OUT: manifest.heldout}
+        rows = {each.file: each.rows for each in manifest.files}
         assert manifest.train > 30
         for value, reward in EXPECTED.items():
             folder = run / "scores" / dataset / value
             summary = ScoresManifest.read(folder)
-            assert {each.file: each.rows for each in (*summary.files, summary.heldout)} == rows
+            assert {each.file: each.rows for each in summary.files} == rows
             assert {file.name for file in folder.glob("*.parquet")} == rows.keys()
             for name, count in rows.items():
                 scores = read_scores(folder / name)
@@ -96,7 +96,7 @@ def test_only_the_shards_that_a_killed_run_has_not_left_are_scored(
     again = {path.name: path.stat().st_ino for path in output.glob("*.parquet")}
     assert again.items() >= made.items() and len(again) == len(made) + 1
     folder = make_scores(recipe) / "scores" / "a" / "b"
-    assert {file.name for file in folder.glob("*.parquet")} == {"train-00000.parquet", HELD_OUT}
+    assert {file.name for file in folder.glob("*.parquet")} == {"train-00000.parquet"}
 
 
 def test_values_of_one_model_are_scored_by_one_pool_in_one_pass(

@@ -253,7 +253,7 @@ def write_value(folder: Path, pairs: Path, value: str | None, shard_pairs: int) 
             rows = slice(part.first, part.first + part.rows)
             write_scores(shard, ScoreShard(ids[rows], chosen[rows], rejected[rows]))
         each.join()
-    summarise(folder, [each.file.name for each in made[:-1]]).write(folder)
+    summarise(folder, [each.file.name for each in made]).write(folder)
 
 
 if __name__ == "__main__":

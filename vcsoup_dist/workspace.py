@@ -267,7 +267,10 @@ class Workspace:
             "fingerprint": product.fingerprint,
             "made_from": product.made_from,
             "inputs": {each.name: each.fingerprint for each in product.inputs},
-            "covers": covered | {what: each.fingerprint for what, each in product.covers.items()},
+            "covers": {
+                **covered,
+                **{what: each.fingerprint for what, each in product.covers.items()},
+            },
         }
         write_atomically(draft.output / RECORD, json.dumps(record, indent=1) + "\n")
         sync_tree(draft.output)

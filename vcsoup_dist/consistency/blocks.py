@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vcsoup_dist.records.pairs import PairsFile
+from vcsoup_dist.records.pairs import HELD_OUT, PairsManifest
 from vcsoup_dist.records.scores import ScoresManifest
 
 Array = NDArray[np.float64]
@@ -21,7 +21,7 @@ Ids = NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Block:
-    """Where P pairs of a dataset lie, with their rewards under N values.
+    """Where P pairs of a dataset lie, with their rewards under N values, or under none.
 
     How many pairs a block has decides the last bits of the statistics.
     """
@@ -37,18 +37,6 @@ class Block:
 
 def training_blocks(dataset: str, pairs: Path | None, scores: Sequence[Path]) -> list[Block]:
     """The training pairs of a finished `pairs/<dataset>`, with those of its N `scores`."""
-    return _blocks(dataset, pairs, scores, ScoresManifest.read(scores[0]).files)
-
-
-def heldout_block(dataset: str, pairs: Path, scores: Sequence[Path]) -> Block:
-    """All held-out pairs of a dataset."""
-    (block,) = _blocks(dataset, pairs, scores, [ScoresManifest.read(scores[0]).heldout])
-    return block
-
-
-def _blocks(
-    dataset: str, pairs: Path | None, scores: Sequence[Path], files: Sequence[PairsFile]
-) -> list[Block]:
     return [
         Block(
             dataset,
@@ -56,8 +44,14 @@ def _blocks(
             tuple(folder / each.file for folder in scores),
             each.rows,
         )
-        for each in files
+        for each in ScoresManifest.read(scores[0]).files
     ]
+
+
+def heldout_block(dataset: str, pairs: Path, scores: Sequence[Path] = ()) -> Block:
+    """All held-out pairs of a dataset, with the rewards of the finished `scores`."""
+    rows = PairsManifest.read(pairs).heldout
+    return Block(dataset, pairs / HELD_OUT, tuple(folder / HELD_OUT for folder in scores), rows)
 
 
 def read_ids(block: Block) -> Ids:

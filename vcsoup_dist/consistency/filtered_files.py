@@ -17,7 +17,7 @@ from vcsoup_dist.consistency.blocks import Block, Ids, ids_as_numbers, read_ids,
 from vcsoup_dist.consistency.gaps import consistency, norm
 from vcsoup_dist.consistency.measured_pairs import GapSettings, gaps_of
 from vcsoup_dist.files import replacing
-from vcsoup_dist.records.filtered_pairs import filtered_schema
+from vcsoup_dist.records.filtered_pairs import PREFERENCES, filtered_schema
 from vcsoup_dist.records.messages import MESSAGES
 
 Mask = NDArray[np.bool_]
@@ -39,6 +39,17 @@ class Part:
 
 
 @dataclass(frozen=True)
+class HeldOutPart:
+    """Held-out pairs of a block to write."""
+
+    block: Block
+    kept: Mask
+    """[P]."""
+    swapped: Mask
+    """[P]."""
+
+
+@dataclass(frozen=True)
 class PartFile:
     """A part and the file to write it to."""
 
@@ -56,17 +67,16 @@ def write_part(task: PartFile) -> None:
             writer.write_table(table)
 
 
-def write_heldout(path: Path, parts: Sequence[Part]) -> None:
+def write_heldout(path: Path, parts: Sequence[HeldOutPart]) -> None:
     """Write the pairs of all parts in the order of their ids, which mixes their datasets.
 
     Runs of pairs are sorted into a scratch file next to it, then merged in ranges of ids: a range
     is one slice of every run, so that all is read just once more.
     """
     aside = path.with_name(f".{path.name}.runs")
-    schema = filtered_schema(parts[0].values)
     runs: list[Ids] = []
     size = 0
-    with pa.ipc.new_file(aside, schema) as spill:
+    with pa.ipc.new_file(aside, PREFERENCES) as spill:
         for run in _sorted_runs(parts):
             size += run.nbytes
             for batch in run.to_batches():
@@ -76,21 +86,25 @@ def write_heldout(path: Path, parts: Sequence[Part]) -> None:
     ordered = np.sort(np.concatenate([np.zeros(0, np.uint64), *runs]))
     edges = ordered[len(ordered) * np.arange(1, count) // count]
     cuts = [[0, *np.searchsorted(run, edges).tolist(), len(run)] for run in runs]
-    with pa.memory_map(str(aside)) as mapped, pq.ParquetWriter(path, schema) as writer:
+    with pa.memory_map(str(aside)) as mapped, pq.ParquetWriter(path, PREFERENCES) as writer:
         file = pa.ipc.open_file(mapped)
         for place in range(count):
             slices = [
                 file.get_batch(i).slice(cut[place], cut[place + 1] - cut[place])
                 for i, cut in enumerate(cuts)
             ]
-            merged = pa.Table.from_batches(slices, schema).sort_by("id")
+            merged = pa.Table.from_batches(slices, PREFERENCES).sort_by("id")
             writer.write_table(merged, row_group_size=ROWS)
     aside.unlink()
 
 
-def _sorted_runs(parts: Sequence[Part]) -> Iterator[pa.Table]:
+def _sorted_runs(parts: Sequence[HeldOutPart]) -> Iterator[pa.Table]:
     """The pairs of all parts, as many in the order of their ids as fit in memory."""
-    tables = (table for part in parts for table in filtered_tables(part))
+    tables = (
+        table
+        for part in parts
+        for _, table in _preferences(part.block, part.kept, part.swapped, None)
+    )
     for table in _joined(tables, lambda table: table.nbytes, SORTED_BYTES):
         yield table.sort_by("id")
 
@@ -123,25 +137,38 @@ def filtered_tables(part: Part) -> Iterator[pa.Table]:
     """The pairs of a part in their order, some at a time; nothing is read where there are none."""
     if not part.kept.any():
         return
-    assert part.block.pairs is not None
     ids = read_ids(part.block)
     chosen, rejected = read_rewards(part.block)
     gaps, swapped = gaps_of(chosen, rejected, part.settings)
+    schema = filtered_schema(part.values)
+    for here, texts in _preferences(part.block, part.kept, swapped, ids):
+        g = gaps[here][part.kept[here]]
+        yield pa.Table.from_arrays([*texts.columns, consistency(g), norm(g), *g.T], schema=schema)
+
+
+def _preferences(
+    block: Block, kept: Mask, swapped: Mask, ids: Ids | None
+) -> Iterator[tuple[slice, pa.Table]]:
+    """The kept pairs as `PREFERENCES`, some at a time, and where in the block they are.
+
+    ids [P]: those that the block's rewards are of, to be compared.
+    """
+    assert block.pairs is not None
     columns = ["id", "prompt", "chosen", "rejected"]
     first = 0
-    opened = pq.ParquetFile(part.block.pairs)
+    opened = pq.ParquetFile(block.pairs)
     for batch in opened.iter_batches(ROWS, columns=columns, use_threads=False):
         here = slice(first, first + batch.num_rows)
         first = here.stop
-        assert np.array_equal(ids_as_numbers(batch["id"]), ids[here]), part.block.pairs
-        kept = part.kept[here]
-        if kept.any():
-            texts = batch.filter(pa.array(kept))
-            yield _table(part, texts, gaps[here][kept], swapped[here][kept])
-    assert first == part.block.rows
+        if ids is not None:
+            assert np.array_equal(ids_as_numbers(batch["id"]), ids[here]), block.pairs
+        mask = kept[here]
+        if mask.any():
+            yield here, _table(block, batch.filter(pa.array(mask)), swapped[here][mask])
+    assert first == block.rows
 
 
-def _table(part: Part, texts: pa.RecordBatch, gaps: NDArray[np.float64], swapped: Mask) -> pa.Table:
+def _table(block: Block, texts: pa.RecordBatch, swapped: Mask) -> pa.Table:
     chosen, rejected = texts["chosen"], texts["rejected"]
     if swapped.any():
         mask = pa.array(swapped)
@@ -155,13 +182,10 @@ def _table(part: Part, texts: pa.RecordBatch, gaps: NDArray[np.float64], swapped
             texts["prompt"].cast(MESSAGES),
             _answers(chosen),
             _answers(rejected),
-            pa.repeat(pa.scalar(part.block.dataset, pa.string()), len(gaps)),
+            pa.repeat(pa.scalar(block.dataset, pa.string()), len(swapped)),
             pa.array(swapped),
-            consistency(gaps),
-            norm(gaps),
-            *gaps.T,
         ],
-        schema=filtered_schema(part.values),
+        schema=PREFERENCES,
     )
 
 

@@ -32,6 +32,10 @@ class Scale:
     """[N] standard deviation, chosen and rejected pooled; infinite where it is rounding alone, so
     that every gap counts as 0. NaN where no pair has the reward."""
 
+    def of(self, j: int) -> Scale:
+        """That of one reward."""
+        return Scale(self.s[[j]], self.spread[[j]])
+
 
 def reward_scale(
     blocks: Sequence[Block],

@@ -48,6 +48,7 @@ from vcsoup_dist.records.filter_report import (
     GAPS,
     HISTOGRAM,
     FilterReport,
+    HeldOut,
     PairCounts,
 )
 from vcsoup_dist.records.filtered_pairs import HELD_OUT
@@ -171,7 +172,7 @@ def _write_kept(
     return files
 
 
-def _write_common(pairs: ValuePairs, output: Path, first: Path | None) -> PairCounts:
+def _write_common(pairs: ValuePairs, output: Path, first: Path | None) -> HeldOut:
     """Write what does not depend on the rule, or copy it from the group's first product.
 
     Returns the counts of the held-out pairs.
@@ -190,7 +191,7 @@ def _report(
     product: Product,
     pairs: ValuePairs,
     counts: PairCounts,
-    heldout: PairCounts,
+    heldout: HeldOut,
     files: list[PairsFile],
     copied: FilterReport | None,
 ) -> FilterReport:

@@ -16,17 +16,21 @@ from vcsoup_dist.consistency.blocks import (
     read_comparisons,
     training_blocks,
 )
-from vcsoup_dist.consistency.counts import count_pairs
-from vcsoup_dist.consistency.filtered_files import Part, PartFile, read_row, write_heldout
+from vcsoup_dist.consistency.filtered_files import (
+    HeldOutPart,
+    Part,
+    PartFile,
+    read_row,
+    write_heldout,
+)
 from vcsoup_dist.consistency.measured_pairs import GapSettings, MeasuredPairs, measure_pairs
 from vcsoup_dist.consistency.plots import POINTS
 from vcsoup_dist.consistency.rules import lowest
 from vcsoup_dist.consistency.scales import Normalisation, Scale, check_scale, reward_scale
 from vcsoup_dist.launch.task_map import Run, run_here
 from vcsoup_dist.progress import progress
-from vcsoup_dist.records.filter_report import PairCounts
+from vcsoup_dist.records.filter_report import HeldOut
 from vcsoup_dist.records.filtered_pairs import part_name
-from vcsoup_dist.records.keep_rule import KeepRule
 from vcsoup_dist.records.scores import ScoresManifest
 
 Array = NDArray[np.float64]
@@ -55,9 +59,11 @@ class FilterInputs:
     """All training pairs of the value."""
 
     def heldout_blocks(self) -> list[Block]:
-        """All held-out pairs, a block for each dataset."""
+        """All held-out pairs, a block for each dataset, with the value's own reward if borrowed."""
         return [
-            heldout_block(dataset, folder, self.scores[dataset])
+            heldout_block(
+                dataset, folder, () if self.own is None else [self.scores[dataset][self.own]]
+            )
             for dataset, folder in self.pairs.items()
         ]
 
@@ -150,15 +156,22 @@ def parts_of(pairs: ValuePairs, kept: Mask, output: Path) -> list[PartFile]:
     return parts
 
 
-def write_all_heldout(pairs: ValuePairs, path: Path) -> PairCounts:
-    """Write the held-out pairs, which no rule filters; returns their counts."""
-    blocks = pairs.inputs.heldout_blocks()
-    settings = [_gap_settings(pairs.inputs, pairs.scale, block) for block in blocks]
-    measured = measure_pairs(blocks, settings, run_here, lambda pairs: None)
-    usable = measured.columns.usable
-    masks = np.split(usable, np.cumsum([block.rows for block in blocks])[:-1])
-    write_heldout(path, [pairs.part(*each) for each in zip(blocks, masks, strict=True)])
-    return count_pairs(measured, usable, KeepRule("all"), len(pairs.inputs.values))
+def write_all_heldout(pairs: ValuePairs, path: Path) -> HeldOut:
+    """Write the held-out pairs, which no rule filters; returns their counts.
+
+    A value's own pairs are taken as they are, borrowed ones as its own reward orders them.
+    """
+    own, blocks = pairs.inputs.own, pairs.inputs.heldout_blocks()
+    total = sum(block.rows for block in blocks)
+    usable, swapped = np.ones(total, bool), np.zeros(total, bool)
+    if own is not None:
+        settings = [GapSettings(pairs.scale[block.dataset].of(own), 0, 0.0) for block in blocks]
+        measured = measure_pairs(blocks, settings, run_here, lambda pairs: None)
+        usable, swapped = measured.columns.usable, measured.swapped
+    ends = np.cumsum([block.rows for block in blocks])[:-1]
+    masks = zip(blocks, np.split(usable, ends), np.split(swapped, ends), strict=True)
+    write_heldout(path, [HeldOutPart(*each) for each in masks])
+    return HeldOut(total, int(usable.sum()))
 
 
 def extremes(pairs: ValuePairs, keys: Array) -> list[dict[str, Any]]:

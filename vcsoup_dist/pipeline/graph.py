@@ -1,7 +1,8 @@
 """The graph of products that a recipe asks for, and what of it must be made.
 
     pairs/<dataset>                      canonical pairs, training and held out
-    scores/<dataset>/<value>             one reward of every training pair
+    scores/<dataset>/<value>             one reward of every training pair, and of held-out pairs
+                                         where something reads it
     filtered/<method>/<value>            the pairs that a method keeps for a value
     union                                the pairs of all values, for methods that reweight them
     tokens/<dataset>                     every pair in tokens

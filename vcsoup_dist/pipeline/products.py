@@ -12,6 +12,7 @@ from vcsoup_dist.identity import Located
 from vcsoup_dist.methods import methods_of
 from vcsoup_dist.methods.method import Policy
 from vcsoup_dist.pipeline.graph import Graph
+from vcsoup_dist.pipeline.heldout_scores import reads_heldout_scores
 from vcsoup_dist.pipeline.sources import find_data, find_model, find_reward, is_split
 from vcsoup_dist.recipe import WITHOUT_REFERENCE, ColumnsReward, Recipe, Training
 from vcsoup_dist.records.pairs_read import PairsRead
@@ -66,7 +67,10 @@ def pairs(graph: Graph) -> None:
 
 
 def scores(graph: Graph) -> None:
-    """`scores/<dataset>/<value>`: every reward of every dataset's training pairs."""
+    """`scores/<dataset>/<value>`: every reward of every dataset's training pairs.
+
+    Of held-out pairs only where something reads them.
+    """
     recipe = graph.recipe
     # What is scored together decides the last bits of a reward.
     together = recipe.scoring.model_dump(include={"shard_pairs", "tokens_per_batch"})
@@ -77,11 +81,13 @@ def scores(graph: Graph) -> None:
     for dataset in graph.of("read"):
         for value, (reward, source) in rewards.items():
             made_from = {"reward": reward, **together}
+            heldout = reads_heldout_scores(recipe, str(dataset.dataset), value)
             graph.add(
                 f"scores/{dataset.dataset}/{value}",
                 "score",
                 made_from,
                 inputs=(dataset,),
+                covers={"held-out pairs": dataset} if heldout else {},
                 sources={"reward": source} if source else {},
                 dataset=dataset.dataset,
                 value=value,

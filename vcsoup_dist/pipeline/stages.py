@@ -77,11 +77,11 @@ ROWS = (
     Stage("read", f"{PRODUCTS}:pairs", "vcsoup_dist.scoring.stage:read", "score", SCORE, format=7),
     Stage(
         "score", f"{PRODUCTS}:scores", "vcsoup_dist.scoring.stage:score", "score", SCORE,
-        format=5, along=("read",),
+        format=6, along=("read",),
     ),
     Stage(
         "filter", f"{PRODUCTS}:filtered_sets", "vcsoup_dist.consistency.stage:make", "filter",
-        FILTER, format=5,
+        FILTER, format=6,
     ),
     Stage("union", f"{PRODUCTS}:union", "vcsoup_dist.union.stage:make", "filter", FILTER),
     Stage("tokens", f"{PRODUCTS}:tokens", "vcsoup_dist.tokens.stage:make", "filter", FILTER),

@@ -34,6 +34,15 @@ class PairCounts:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """Held-out pairs, which no rule filters."""
+
+    pairs: int
+    kept: int
+    """Less: of borrowed ones those without a reward of the value, ties, and repeated answers."""
+
+
+@dataclass(frozen=True)
 class RuleCount:
     """What a rule keeps of the pairs."""
 
@@ -67,7 +76,7 @@ class RuleComparison:
 class FilterReport:
     """One `filtered/<method>/<name>`; N values."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     method: str
     """Method instance."""
@@ -81,8 +90,7 @@ class FilterReport:
     normalisation: str
     scope: str
     counts: PairCounts
-    heldout: PairCounts
-    """Of the held-out pairs, which are not filtered."""
+    heldout: HeldOut
     scale: dict[str, dict[str, float]]
     """Dataset -> value -> s, the unit of its gaps."""
     equal_pairs: dict[str, dict[str, int]]

@@ -9,6 +9,18 @@ import pyarrow as pa
 from vcsoup_dist.records.messages import MESSAGES
 
 HELD_OUT = "heldout.parquet"
+PREFERENCES = pa.schema(
+    [
+        ("id", pa.string()),
+        *((name, MESSAGES) for name in ("prompt", "chosen", "rejected")),
+        ("dataset", pa.string()),
+        ("swapped", pa.bool_()),
+    ]
+)
+"""TRL's conversational preference columns, and where a pair is from: all that held-out pairs have.
+
+`swapped`: whether chosen and rejected are exchanged.
+"""
 
 
 def part_name(index: int) -> str:
@@ -17,14 +29,9 @@ def part_name(index: int) -> str:
 
 
 def filtered_schema(values: Sequence[str]) -> pa.Schema:
-    """TRL's conversational preference columns, and what the filter knows of each pair.
+    """`PREFERENCES`, and what the filter knows of each kept pair.
 
-    `swapped`: whether chosen and rejected are exchanged; `consistency`: c(g); `norm`: ||g||_2;
-    `gap_<value>`: g_j, in units of s_j.
+    `consistency`: c(g); `norm`: ||g||_2; `gap_<value>`: g_j, in units of s_j.
     """
-    texts = [(name, MESSAGES) for name in ("prompt", "chosen", "rejected")]
-    origin = [("dataset", pa.string()), ("swapped", pa.bool_())]
     numbers = ["consistency", "norm", *(f"gap_{value}" for value in values)]
-    return pa.schema(
-        [("id", pa.string()), *texts, *origin, *((name, pa.float64()) for name in numbers)]
-    )
+    return pa.schema([*PREFERENCES, *((name, pa.float64()) for name in numbers)])

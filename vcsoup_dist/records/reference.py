@@ -102,7 +102,8 @@ def begun_rows(folder: Path, tokens: TokenFile) -> Rows | None:
         return None
     if manifest.tokens != tokens.manifest.digest:
         return None
-    return np.load(folder / ROWS)["row"].astype(np.int64)
+    rows: Rows = np.load(folder / ROWS)["row"].astype(np.int64)
+    return rows
 
 
 class PartDraft:

@@ -1,6 +1,7 @@
-"""`scores/<dataset>/<value>`: a parquet file per file of pairs, of its name, and statistics of all.
+"""`scores/<dataset>/<value>`: a parquet file per file of pairs, of its name, and statistics.
 
-While a product is being made it has a file per shard of pairs instead, by `shard_name`.
+Held-out pairs have theirs only where something reads it. While a product is being made it has a
+file per shard of pairs instead, by `shard_name`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from vcsoup_dist.files import replacing
 from vcsoup_dist.moments import moments
 from vcsoup_dist.records.json_record import read_record, write_record
-from vcsoup_dist.records.pairs import HELD_OUT, MANIFEST, PairsFile
+from vcsoup_dist.records.pairs import MANIFEST, PairsFile
 
 Array = NDArray[np.float64]
 
@@ -124,16 +125,16 @@ class FirstUnscored:
 
 @dataclass(frozen=True)
 class ScoresManifest:
-    """One reward of a dataset's pairs. Statistics are of the training pairs that have a reward."""
+    """One reward of a dataset's training pairs. Statistics are of those that have it."""
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
 
     rows: int
     """Training pairs."""
     scored: int
     """Of these, those with a reward."""
     unscored: int
-    """Pairs without a reward, held-out ones among them."""
+    """Those without a reward."""
     reasons: dict[str, int]
     """Why, the most frequent reasons."""
     first_unscored: FirstUnscored | None
@@ -155,7 +156,6 @@ class ScoresManifest:
     """Whether no two rewards differ but by rounding."""
     files: list[PairsFile]
     """Of the training pairs, in order."""
-    heldout: PairsFile
 
     def write(self, folder: Path) -> None:
         """Write manifest.json into the folder of a product."""
@@ -170,7 +170,7 @@ class ScoresManifest:
 def summarise(
     folder: Path, train: Sequence[str], rounding: float = ROUNDING["fp32"]
 ) -> ScoresManifest:
-    """Go over the score files of a product: those named `train` in order, and the held-out one."""
+    """Go over the score files of training pairs, named in order."""
     missing = _Missing()
     total = moments(np.zeros((0, 1)))
     lowest, highest = math.inf, -math.inf
@@ -187,8 +187,6 @@ def summarise(
         truncated += scores.truncated
         responses += scores.truncated_responses
         equal += scores.equal_pairs
-    heldout = read_scores(folder / HELD_OUT)
-    missing.add(heldout)
     count, mean, std = int(total.count[0]), float(total.mean[0]), float(total.std()[0])
     alike = lowest == highest or std <= rounding * math.hypot(mean, std)
     return ScoresManifest(
@@ -207,7 +205,6 @@ def summarise(
         max=float(highest) if count else None,
         constant=bool(count and alike),
         files=files,
-        heldout=PairsFile(HELD_OUT, len(heldout.ids)),
     )
 
 

@@ -13,9 +13,15 @@ from typing import Any
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.records.pairs import HELD_OUT, PairSlice
-from vcsoup_dist.records.scores import ROUNDING, ScoresManifest, summarise
+from vcsoup_dist.records.scores import (
+    ROUNDING,
+    FirstUnscored,
+    ScoresManifest,
+    read_scores,
+    summarise,
+)
 from vcsoup_dist.scoring.rewards import model_key
-from vcsoup_dist.scoring.score_files import ScoreFile, score_files
+from vcsoup_dist.scoring.score_files import ScoreFile, heldout_file, score_files
 from vcsoup_dist.workspace import Draft, Product, Workspace
 
 log = logging.getLogger("vcsoup")
@@ -27,6 +33,8 @@ class ScoringProduct:
 
     draft: Draft
     files: list[ScoreFile]
+    made: Path | None
+    """The product where it has the training pairs' scores already, and held-out ones are added."""
 
     @property
     def product(self) -> Product:
@@ -38,7 +46,9 @@ class ScoringProduct:
 
     @property
     def pairs(self) -> int:
-        return sum(part.rows for file in self.files for part in file.shards)
+        """Those that it has a score of in the end."""
+        made = ScoresManifest.read(self.made).rows if self.made else 0
+        return made + sum(part.rows for file in self.files for part in file.shards)
 
     def missing(self) -> dict[PairSlice, Path]:
         """The shards that a killed run has not left, and the files to write their scores to."""
@@ -86,14 +96,22 @@ def group_products(
     for products in shared.values():
         publish = stack.enter_context(ExitStack())
         drafts = [publish.enter_context(workspace.publishing(product)) for product in products]
-        members = [ScoringProduct(draft, _files(recipe, workspace, draft)) for draft in drafts]
+        members = [_member(recipe, workspace, draft) for draft in drafts]
         groups.append(Group(members, publish))
     return groups
 
 
-def _files(recipe: Recipe, workspace: Workspace, draft: Draft) -> list[ScoreFile]:
-    folder = workspace.need(draft.product.inputs_of("read")[0])
-    return score_files(folder, draft.output, recipe.scoring.shard_pairs)
+def _member(recipe: Recipe, workspace: Workspace, draft: Draft) -> ScoringProduct:
+    product, shard_pairs = draft.product, recipe.scoring.shard_pairs
+    pairs = workspace.need(product.inputs_of("read")[0])
+    made = workspace.folder(product) if workspace.is_begun(product) else None
+    files = [] if made else score_files(pairs, draft.output, shard_pairs)
+    if product.covers:
+        files.append(heldout_file(pairs, draft.output, shard_pairs))
+    else:  # a killed run may have needed them
+        for file in draft.output.glob("heldout*.parquet"):
+            file.unlink()
+    return ScoringProduct(draft, files, made)
 
 
 def finish(recipe: Recipe, group: Group) -> None:
@@ -145,6 +163,8 @@ def _check_telling(
 def _summarise(recipe: Recipe, member: ScoringProduct) -> ScoresManifest:
     for each in member.files:
         each.join()
+    if member.made:
+        return ScoresManifest.read(member.made)
     dtype = getattr(recipe.values[member.value].reward, "dtype", "fp32")
     softmax = getattr(recipe.values[member.value].reward, "softmax", False)
     rounding = ROUNDING["fp32" if softmax else dtype]  # probabilities are of a head in fp32
@@ -168,7 +188,7 @@ def _summarise(recipe: Recipe, member: ScoringProduct) -> ScoresManifest:
         reasons = [f"{count} x {reason}" for reason, count in summary.reasons.items()]
         log.warning(
             "%s: %d OF %d PAIRS HAVE NO REWARD: %s",
-            name, summary.unscored, member.pairs, "; ".join(reasons[:3]),
+            name, summary.unscored, summary.rows, "; ".join(reasons[:3]),
         )  # fmt: skip
     return summary
 
@@ -176,13 +196,16 @@ def _summarise(recipe: Recipe, member: ScoringProduct) -> ScoresManifest:
 def _check_unscored(
     recipe: Recipe, group: Group, member: ScoringProduct, summary: ScoresManifest
 ) -> None:
-    pair = summary.first_unscored
-    enough = summary.mean is not None and summary.unscored <= most_unscored(recipe, member)
+    unscored, pair = summary.unscored, summary.first_unscored
+    if (file := member.draft.output / HELD_OUT).exists():
+        heldout = read_scores(file)
+        unscored += len(heldout.failures)
+        for place, reason in heldout.failures.items():
+            pair = pair or FirstUnscored(heldout.ids[place], reason)
+    enough = summary.mean is not None and unscored <= most_unscored(recipe, member)
     if pair is None or enough:
         return
-    raise too_many_unscored(
-        group.name, member.draft.output, summary.unscored, f"{pair.id}: {pair.reason}"
-    )
+    raise too_many_unscored(group.name, member.draft.output, unscored, f"{pair.id}: {pair.reason}")
 
 
 def most_unscored(recipe: Recipe, member: ScoringProduct) -> int:

@@ -43,7 +43,7 @@ class ScoreFile:
 
 
 def score_files(pairs: Path, output: Path, shard_pairs: int) -> list[ScoreFile]:
-    """The files, in `output`, of one reward of a finished `pairs/<dataset>`; the held-out one last.
+    """The files, in `output`, of one reward of the training pairs of a finished `pairs/<dataset>`.
 
     A shard has at most `shard_pairs` pairs, and none crosses the end of a file.
     """
@@ -55,6 +55,11 @@ def score_files(pairs: Path, output: Path, shard_pairs: int) -> list[ScoreFile]:
         shards = {part: output / shard_name(i) for i, part in enumerate(parts, start=number)}
         number += len(parts)
         files.append(ScoreFile(output / each.file, shards))
-    parts = cut_rows(pairs / HELD_OUT, manifest.heldout, shard_pairs)
+    return files
+
+
+def heldout_file(pairs: Path, output: Path, shard_pairs: int) -> ScoreFile:
+    """As `score_files`, the file of the held-out pairs."""
+    parts = cut_rows(pairs / HELD_OUT, PairsManifest.read(pairs).heldout, shard_pairs)
     shards = {part: output / shard_name(i, heldout=True) for i, part in enumerate(parts)}
-    return [*files, ScoreFile(output / HELD_OUT, shards)]
+    return ScoreFile(output / HELD_OUT, shards)
