@@ -12,6 +12,8 @@ from command import vcsoup
 from conftest import save_tiny_model, write_pairs
 
 from vcsoup_dist.recipe import Training
+from vcsoup_dist.records.reference import Reference
+from vcsoup_dist.records.tokens import TokenFile
 from vcsoup_dist.records.training_summary import TrainingSummary
 from vcsoup_dist.records.union import UnionManifest
 from vcsoup_dist.training.batches import step_pairs
@@ -57,7 +59,7 @@ def run(tmp_path_factory, ray_address) -> Path:
     (folder / "rewards.py").write_text(REWARDS)
     for seed, name in enumerate(("longer", "polite")):
         write_pairs(folder / f"{name}.jsonl", 50, seed)
-    write(folder, {"scalarised": {}})
+    write(folder, {"modpo": {}})
     vcsoup("run", "recipe.yaml", "-d", "run", folder=folder, RAY_ADDRESS=ray_address)
     return folder / "run"
 
@@ -69,13 +71,21 @@ def write(folder: Path, methods: dict) -> None:
 @pytest.fixture(scope="module")
 def with_all(run, ray_address) -> Path:
     """The run, to which the other methods are added."""
-    before = finished(run)
+    before, parts = finished(run), reference_files(run)
     write(run.parent, METHODS)
     vcsoup("run", "recipe.yaml", "-d", "run", folder=run.parent, RAY_ADDRESS=ray_address)
     after = finished(run)
     changed = {name for name, written in before.items() if after[name] != written}
-    assert changed == {"report"}
+    # They read pairs that the first does not, whose log-probs come into new files.
+    assert changed == {"report", "reference/longer", "reference/polite"}
+    assert reference_files(run).items() > parts.items()
     return run
+
+
+def reference_files(run: Path) -> dict[str, tuple[int, bytes]]:
+    """Of every file of a part of the reference, its inode and what is in it."""
+    files = [each for each in run.glob("reference/*/part-*/*")]
+    return {str(each): (each.stat().st_ino, each.read_bytes()) for each in files}
 
 
 def finished(run: Path) -> dict[str, int]:
@@ -94,6 +104,22 @@ def test_a_rival_added_to_a_finished_run_makes_its_own_policies_and_ends_in_the_
     )
     assert summary["edges"] == []
     assert {each.name for each in (with_all / "policies").iterdir()} == set(METHODS)
+
+
+def test_reference_log_probs_are_of_the_pairs_that_policies_read_and_no_others(with_all):
+    folders = {name: with_all / "tokens" / name for name in ("longer", "polite")}
+    tokens = [TokenFile(folder) for folder in folders.values()]
+    read = {
+        (int(row["dataset"]), int(row["row"]))
+        for name in RIVALS
+        for file in ("train", "heldout")
+        for row in np.load(
+            with_all / "work/policies" / name / LAMBDA / "seed-0/scratch" / f"{file}.npy"
+        )
+    }
+    for dataset, (name, file) in enumerate(zip(folders, tokens, strict=True)):
+        rows = Reference(with_all / "reference" / name, file).rows().tolist()
+        assert sorted(rows) == sorted(row for number, row in read if number == dataset)
 
 
 def test_the_first_loss_follows_from_labels_margins_weights_and_divisor(with_all):
