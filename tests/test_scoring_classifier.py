@@ -131,11 +131,12 @@ def test_scores_equal_single_forwards_for_any_batches(tmp_path: Path, name: str,
         assert "one text at a time" in scorer.description
     else:
         assert WAYS[name] in scorer.description
+    rounding = 5e-5 if "soft-capped" in name else 1e-5  # a tanh, which libraries round differently
     for tokens_per_batch in (1, 60, 8192):
         scorer.tokens_per_batch = tokens_per_batch
-        np.testing.assert_allclose(rewards_of(scorer, texts)[:, 0], expected[:, 1], atol=1e-5)
+        np.testing.assert_allclose(rewards_of(scorer, texts)[:, 0], expected[:, 1], atol=rounding)
     alone = np.concatenate([rewards_of(scorer, [text]) for text in texts[:3]])
-    np.testing.assert_allclose(alone[:, 0], expected[:3, 1], atol=1e-5)
+    np.testing.assert_allclose(alone[:, 0], expected[:3, 1], atol=rounding)
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
