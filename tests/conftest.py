@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,30 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "slurm" if "test_slurm_" in file else file
 
     return Files(config, log)
+
+
+STARTS_PROCESSES = {"processes", "ranks", "ray", "slurm", "kills"}
+_may_start_processes = True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """A test without a mark of those, which `make test-fast` runs, starts no Python."""
+    global _may_start_processes
+    _may_start_processes = not STARTS_PROCESSES.isdisjoint(m.name for m in item.iter_markers())
+    try:
+        return (yield)
+    finally:
+        _may_start_processes = True
+
+
+def _refuse_processes(event: str, arguments: tuple[object, ...]) -> None:
+    starts = event == "subprocess.Popen" and "python" in os.path.basename(str(arguments[0]))
+    if not _may_start_processes and (starts or event == "os.fork"):
+        raise AssertionError("a test that starts a process is marked so: see pyproject.toml")
+
+
+sys.addaudithook(_refuse_processes)
 
 
 def pytest_runtest_setup() -> None:

@@ -127,7 +127,13 @@ def test_changes_by_the_tokenizer_itself_do_not_count_as_dropped(tokenizer, cont
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
-@pytest.mark.parametrize("name", LOSING)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(each, marks=[pytest.mark.processes] if each == "replaced" else [])
+        for each in LOSING
+    ],
+)
 def test_dropped_text_is_found(tokenizer, name):
     kept = is_kept(with_template(tokenizer, LOSING[name]), ANSWER)
     # A tokenizer without case reads the same text.

@@ -56,6 +56,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("template, reason", BROKEN.values(), ids=BROKEN.keys())
 def test_a_template_that_takes_no_pair_is_refused_with_its_own_reason(tokenizer, template, reason):
     tokenizer.chat_template = template
