@@ -22,6 +22,7 @@ from vcsoup_dist.pipeline.graph import make_plan, to_make
 from vcsoup_dist.pipeline.run import make_missing
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe.load import load_recipe
+from vcsoup_dist.records.heldout_logps import HELDOUT_LOGPS, HeldoutLogps
 from vcsoup_dist.souping.kernels.kernel import weighted_sum
 from vcsoup_dist.workspace import Product, Workspace
 
@@ -39,7 +40,13 @@ RECIPE = {
     },
     "methods": ["vc_soup", "rewarded_soup"],
     "soup": {"weights": [[0.3, 0.7], [0.9, 0.8], [1, 0], [0.5, 0], [0.6, 0.4]], "box": [0, 1]},
-    "evaluation": {"prompts": 4, "max_new_tokens": 8, "max_prompt_tokens": 60, "dtype": "fp32"},
+    "evaluation": {
+        "prompts": 4,
+        "heldout_pairs": 3,
+        "max_new_tokens": 8,
+        "max_prompt_tokens": 60,
+        "dtype": "fp32",
+    },
 }
 REWARDS = """
 def longer(prompt, response):
@@ -101,6 +108,7 @@ def test_answers_are_the_same_bytes_and_no_soup_is_on_disk(folder, on_shared_ray
     recipe, plan = planned(folder, soups=False)
     virtual = Workspace.open(folder / "virtual", recipe)
     make_missing(recipe, virtual, plan, "score", lambda each: each.stage == "read")
+    make_missing(recipe, virtual, plan, "filter", lambda each: each.stage == "tokens")
     pretend_trained(virtual, plan)
     shutil.copytree(virtual.root, folder / "written")
     make_missing(recipe, virtual, plan, "evaluate")
@@ -123,6 +131,10 @@ def test_answers_are_the_same_bytes_and_no_soup_is_on_disk(folder, on_shared_ray
     ]
     assert len(answers) == 11  # of theta_0, and of five soups of each method
     assert len({tuple(each) for each in answers}) == 11
+    logps = [HeldoutLogps.read(file.parent) for file in virtual.root.rglob(HELDOUT_LOGPS)]
+    assert len(logps) == 7  # of theta_0, and of those on the line between the two policies
+    assert {each.logps.shape for each in logps} == {(3, 2)}
+    assert len({each.logps.tobytes() for each in logps}) == 7
 
     # Nothing is made anew, whichever way the recipe says it.
     assert not [each for each in to_make(plan, virtual, recipe) if each.stage == "evaluate"]

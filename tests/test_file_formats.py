@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vcsoup_dist.records import answers, pairs, scores, tokens
+from vcsoup_dist.records import answers, heldout_logps, pairs, scores, tokens
 from vcsoup_dist.records.filter_report import FilterReport
 from vcsoup_dist.records.filtered_pairs import filtered_schema
 from vcsoup_dist.records.reference import DTYPE, ROW, PartManifest
@@ -54,6 +54,10 @@ COLUMNS = {
             "rejected_start": "int32", "cost": "int32", "answers": "int64", "unusable": "string",
             "reason": "string",
         },
+    ),
+    "log-probs of held-out pairs": (
+        heldout_logps.SCHEMA,
+        {"id": "string", "dataset": "string", "chosen": "double", "rejected": "double"},
     ),
     "answers, version 1": (
         answers.SCHEMA,
@@ -105,7 +109,7 @@ def test_records_of_a_version_have_these_keys(kind, expected):
 
 
 def test_versions_and_numbers_that_no_schema_holds():
-    assert answers.VERSION == 1
+    assert answers.VERSION == heldout_logps.VERSION == 1
     assert DTYPE.str == "<f4"
     assert ROW.descr == [("row", "<u4"), ("cost", "<u4"), ("answers", "<i8")]
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from vcsoup_dist.records.filter_report import FilterReport, PairCounts, RuleComparison, RuleCount
 from vcsoup_dist.records.keep_rule import KeepRule
-from vcsoup_dist.records.summary import Curvature, Drop, Summary
+from vcsoup_dist.records.summary import Curvature, Drop, LossCurve, Summary
 from vcsoup_dist.report.method_styles import method_styles
 from vcsoup_dist.report.numbers import decimals_for, number
 from vcsoup_dist.report.page import SECTIONS, render
@@ -284,6 +284,13 @@ def test_barriers_are_on_the_page_only_where_the_band_is_above_0(summary):
         f"{line}harmless−0.50−0.75 … 0.250.5−4.000.00 … 6.00",
     ]:
         assert page.texts("tr").count(expected) == 1, page.texts("tr")
+    assert "DPO loss" not in page.section("connectivity")
+    curve = LossCurve((0.5, 0.9, 0.25), 64, Drop((0.525,), (0.25,), (0.75,), 0, True))
+    measured = replace(dented, losses={"harmless": curve})
+    page = Page(render(report_of(replace(summary, edges=(measured,)))))
+    assert "DPO loss on held-out pairs" in page.section("connectivity")
+    expected = f"{line}harmlessbarrier640.500, 0.2500.52500.2500 … 0.75000.5"
+    assert page.texts("tr").count(expected) == 1, page.texts("tr")
     without = render(replace(report_of(summary), edge_plot=None))
     assert "No line between two policies was evaluated" in Page(without).section("connectivity")
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
     """Evaluate theta_0 and every soup that is due, with one pool of workers."""
+    from vcsoup_dist.evaluation.heldout_pairs import choose_pairs
     from vcsoup_dist.evaluation.workload import evaluation_workload
     from vcsoup_dist.launch.pools import run_pools
     from vcsoup_dist.launch.ray_cluster import ray_cluster
@@ -31,6 +32,11 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
     prompts = choose_prompts(pairs, recipe.evaluation.prompts)
     if not prompts:
         raise UserError("evaluation: no dataset has held-out prompts; raise data.heldout_share")
+    tokens = {
+        str(each.dataset): workspace.need(each)
+        for product in products
+        for each in product.inputs_of("tokens")
+    }
     judges = _judges(recipe, products[0])
     with ExitStack() as stack:
         tasks = _due_tasks(recipe, workspace, products, stack)
@@ -38,7 +44,12 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
             return
         log.info("evaluation: %d held-out prompts, %d models", len(prompts), len(tasks))
         workload = evaluation_workload(
-            tasks, prompts, judges, recipe.evaluation, recipe.scoring.tokens_per_batch
+            tasks,
+            prompts,
+            judges,
+            recipe.evaluation,
+            recipe.scoring.tokens_per_batch,
+            choose_pairs(tokens, recipe.evaluation.heldout_pairs),
         )
         with (
             ray_cluster(recipe.launch, workspace.root),
@@ -70,7 +81,10 @@ def _due_tasks(
         model = _model_of(product, recipe, workspace)
         draft = stack.enter_context(workspace.publishing(product))
         if not has_answers(draft.output):
-            tasks.append(EvaluationTask(product.name, model, draft.output, draft.workers_lock))
+            with_pairs = bool(product.inputs_of("tokens"))
+            tasks.append(
+                EvaluationTask(product.name, model, draft.output, draft.workers_lock, with_pairs)
+            )
     return tasks
 
 

@@ -27,6 +27,8 @@ class EvaluationTask:
     output: Path
     """Folder to write the answers into."""
     workers_lock: Path
+    with_pairs: bool = False
+    """Whether log-probs of the held-out pairs are wanted too."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vcsoup_dist.evaluation.generate import Answer, generate_answers, load_model
+from vcsoup_dist.evaluation.heldout_pairs import HeldoutPair, heldout_logps
 from vcsoup_dist.evaluation.judges import Judge
 from vcsoup_dist.evaluation.prompts import Prompt
 from vcsoup_dist.evaluation.tasks import AnswerCounts, EvaluationTask, VirtualSoup
@@ -32,6 +33,7 @@ class EvaluationWorker(PoolWorker):
         self,
         judges: Sequence[Judge],
         prompts: Sequence[Prompt],
+        pairs: Sequence[HeldoutPair],
         settings: Evaluation,
         tokens_per_batch: int | None,
         gpu: bool,
@@ -39,6 +41,7 @@ class EvaluationWorker(PoolWorker):
         super().__init__()
         self.judges = judges
         self.prompts = prompts
+        self.pairs = pairs
         self.settings = settings
         self.tokens_per_batch = tokens_per_batch
         self.device = "cuda" if gpu else "cpu"
@@ -70,6 +73,8 @@ class EvaluationWorker(PoolWorker):
         share_until_exit(task.workers_lock)
         self._load_model(task.model)
         answers = generate_answers(self.model, self.tokenizer, self.prompts, self.settings)
+        if task.with_pairs:
+            heldout_logps(self.model, self.pairs).write(task.output)
         if self.policies is None:
             self.model = None  # frees memory for the rewards
         record(answers, self._score(task.name, answers)).write(task.output)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vcsoup_dist.errors import UserError, reason_of
+from vcsoup_dist.evaluation.heldout_pairs import HeldoutPair
 from vcsoup_dist.evaluation.judges import Judge
 from vcsoup_dist.evaluation.prompts import Prompt
 from vcsoup_dist.evaluation.tasks import AnswerCounts, EvaluationTask
@@ -30,6 +31,7 @@ class EvaluationWorkload(Workload[EvaluationTask]):
         "lower evaluation.batch or scoring.tokens_per_batch, or give it more memory"
     )
     prompts: Sequence[Prompt]
+    pairs: Sequence[HeldoutPair]
     judges: Sequence[Judge]
     settings: Evaluation
     tokens_per_batch: int | None
@@ -37,8 +39,8 @@ class EvaluationWorkload(Workload[EvaluationTask]):
     def worker(self) -> tuple[type[EvaluationWorker], tuple[Any, ...]]:
         """Class of the workers, and its arguments."""
         gpu = self.resources.gpus > 0
-        arguments = (self.judges, self.prompts, self.settings, self.tokens_per_batch, gpu)
-        return EvaluationWorker, arguments
+        arguments = (self.judges, self.prompts, self.pairs, self.settings, self.tokens_per_batch)
+        return EvaluationWorker, (*arguments, gpu)
 
     def finished(self, task: EvaluationTask, result: AnswerCounts) -> float:
         """The number of answers.
@@ -74,6 +76,7 @@ def evaluation_workload(
     judges: Sequence[Judge],
     settings: Evaluation,
     tokens_per_batch: int | None,
+    pairs: Sequence[HeldoutPair] = (),
 ) -> EvaluationWorkload:
     """The workload of these tasks, with as many workers as `settings` says."""
     return EvaluationWorkload(
@@ -81,6 +84,7 @@ def evaluation_workload(
         workers=settings.actors,
         resources=WorkerResources(settings.cpus_per_actor, settings.gpus_per_actor),
         prompts=prompts,
+        pairs=pairs,
         judges=judges,
         settings=settings,
         tokens_per_batch=tokens_per_batch,

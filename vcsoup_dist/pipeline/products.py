@@ -16,7 +16,7 @@ from vcsoup_dist.pipeline.heldout_scores import reads_heldout_scores
 from vcsoup_dist.pipeline.sources import find_data, find_model, find_reward, is_split
 from vcsoup_dist.recipe import WITHOUT_REFERENCE, ColumnsReward, Recipe, Training
 from vcsoup_dist.records.pairs_read import PairsRead
-from vcsoup_dist.souping.grids import soup_name, weight_of_base
+from vcsoup_dist.souping.grids import is_between_two, soup_name, weight_of_base
 from vcsoup_dist.training.deepspeed_config import fill_deepspeed_config, find_deepspeed_config
 from vcsoup_dist.training.sft import sft_training
 from vcsoup_dist.workspace import Product
@@ -32,6 +32,7 @@ NOT_OF_THE_ROWS = {"path", "revision", "pairs_of", "heldout"}
 
 NOT_OF_THE_ANSWERS = {
     *("actors", "cpus_per_actor", "gpus_per_actor", "bootstrap", "confidence", "samples"),
+    "heldout_pairs",  # which not every model has
 }
 """Keys of `evaluation` that do not decide what a model answers."""
 
@@ -301,11 +302,13 @@ def evaluations(graph: Graph) -> None:
         "judges": judges,
     }
     pairs = graph.of("read")
+    heldout = {"heldout_pairs": recipe.evaluation.heldout_pairs}
+    tokens = graph.of("tokens") if recipe.evaluation.heldout_pairs else []
     graph.add(
         "evaluation/base",
         "evaluate",
-        made_from | {"model": _base_identity(graph)},
-        inputs=(*pairs, *graph.of("sft")),
+        made_from | {"model": _base_identity(graph)} | (heldout if tokens else {}),
+        inputs=(*pairs, *tokens, *graph.of("sft")),
         sources=_base(graph) | judged_by,
     )
     for name, method in methods_of(recipe).items():
@@ -314,11 +317,16 @@ def evaluations(graph: Graph) -> None:
                 named = dict(zip(recipe.trained_values(), candidate.weights, strict=True))
                 place = f"{name}/seed-{seed}/{soup_name(named)}"
                 policy = f"policies/{name}/{candidate.policies[0]}/seed-{seed}"
+                on_line = candidate.is_soup and is_between_two(candidate.weights)
                 graph.add(
                     f"evaluation/{place}",
                     "evaluate",
-                    made_from | {"model": None},
-                    inputs=(*pairs, graph[f"soups/{place}" if candidate.is_soup else policy]),
+                    made_from | {"model": None} | (heldout if tokens and on_line else {}),
+                    inputs=(
+                        *pairs,
+                        *(tokens if on_line else ()),
+                        graph[f"soups/{place}" if candidate.is_soup else policy],
+                    ),
                     sources=judged_by,
                     method=name,
                     seed=seed,

@@ -15,6 +15,9 @@ class Evaluation(Section):
 
     prompts: int = Field(64, ge=2)
     """Held-out prompts per dataset (the first by content hash)."""
+    heldout_pairs: int = Field(0, ge=0)
+    """Held-out pairs per dataset whose DPO loss the report shows along the lines between policies;
+    0: none."""
     max_new_tokens: int = Field(256, ge=1)
     """Longest answer, in tokens."""
     max_prompt_tokens: int = Field(1024, ge=8)

@@ -113,6 +113,16 @@ class Curvature:
 
 
 @dataclass(frozen=True)
+class LossCurve:
+    """A value's DPO loss along an edge, in nats, over the held-out pairs of its data and seeds."""
+
+    loss: tuple[float, ...]
+    pairs: int
+    rise: Drop
+    """Above the straight line between the ends' losses; negative below it."""
+
+
+@dataclass(frozen=True)
 class Edge:
     """Rewards along the line from one policy to another of one method."""
 
@@ -130,10 +140,12 @@ class Edge:
     """The straight line between the end points' rewards, at the same positions."""
     drop: dict[str, Drop]
     curvature: dict[str, Curvature]
+    losses: dict[str, LossCurve]
+    """Of the values with held-out pairs of their own, where `evaluation.heldout_pairs` asks."""
 
     @property
     def barriers(self) -> list[str]:
-        """The values that have one."""
+        """The values that have one in their rewards."""
         return [value for value, drop in self.drop.items() if drop.is_barrier]
 
 

@@ -10,6 +10,7 @@ from vcsoup_dist.evaluation.prompts import choose_prompts, seen_in_training
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.records.answers import Answers
 from vcsoup_dist.records.summary import Summary
+from vcsoup_dist.report.heldout import Losses
 from vcsoup_dist.report.page_data import Answer, Prompts, Sample
 from vcsoup_dist.report.statistics.evaluated import Evaluated
 from vcsoup_dist.report.tables import soup_label
@@ -17,9 +18,15 @@ from vcsoup_dist.workspace import Product, Workspace
 
 
 def evaluations(
-    recipe: Recipe, product: Product, answers: Mapping[str, Answers]
+    recipe: Recipe,
+    product: Product,
+    answers: Mapping[str, Answers],
+    losses: Mapping[str, Losses],
 ) -> list[Evaluated]:
-    """The rewards of every evaluated model; ValueError unless all answered the same prompts."""
+    """The rewards of every evaluated model; ValueError unless all answered the same prompts.
+
+    answers, losses: by name of the evaluation; not all need losses.
+    """
     axes = recipe.trained_values()
     found = []
     prompts = None
@@ -33,8 +40,11 @@ def evaluations(
         unfinished = 1 - float(np.mean(own.finished))
         is_soup = bool(each.inputs_of("merge"))
         found.append(
-            Evaluated(each.name, each.method, each.seed, weights, rewards, unfinished, is_soup)
-        )
+            Evaluated(
+                each.name, each.method, each.seed, weights, rewards, unfinished, is_soup,
+                losses.get(each.name, {}),
+            )
+        )  # fmt: skip
     return found
 
 

@@ -14,6 +14,7 @@ from vcsoup_dist.report.counts import (
     trained,
 )
 from vcsoup_dist.report.facts import commands_for, facts, notes
+from vcsoup_dist.report.heldout import heldout_losses
 from vcsoup_dist.report.page_data import ReportData
 from vcsoup_dist.report.statistics.summarise import summarise
 from vcsoup_dist.report.tables import as_csv, as_text
@@ -30,7 +31,7 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
         each.name: Answers.read(workspace.need(each)) for each in product.inputs_of("evaluate")
     }
     summary = summarise(
-        evaluations(recipe, product, answers),
+        evaluations(recipe, product, answers, heldout_losses(recipe, workspace, product)),
         resamples=recipe.evaluation.bootstrap,
         confidence=recipe.evaluation.confidence,
     )

@@ -81,6 +81,13 @@ def weight_of_base(weights: Sequence[float]) -> float:
     return rest if abs(rest) > SUM_TOLERANCE else 0.0
 
 
+def is_between_two(weights: Sequence[float]) -> bool:
+    """Whether a soup lies on the line between two policies, or is one: on the simplex, with at most
+    two parts."""
+    on_simplex = not weight_of_base(weights) and min(weights) >= 0
+    return on_simplex and sum(weight != 0 for weight in weights) <= 2
+
+
 def random_weights(values: int, count: int, seed: int) -> list[tuple[float, ...]]:
     """`count` draws from Dirichlet(1, ..., 1), the uniform distribution on the simplex.
 

@@ -13,7 +13,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vcsoup_dist.records.summary import Curvature, Drop, Edge
+from vcsoup_dist.records.summary import Curvature, Drop, Edge, LossCurve
 from vcsoup_dist.report.statistics.bands import simultaneous_band
 from vcsoup_dist.report.statistics.evaluated import Evaluated
 from vcsoup_dist.souping.grids import weight_of_base
@@ -158,7 +158,22 @@ def _edge(
         },
         drop={v: drop_of(at, each, resamples, confidence) for v, each in rewards.items()},
         curvature={v: curvature_of(at, each, resamples, confidence) for v, each in rewards.items()},
+        losses=_losses(at, models, resamples, confidence),
     )
+
+
+def _losses(
+    positions: Array, models: Sequence[Sequence[Evaluated]], resamples: int, confidence: float
+) -> dict[str, LossCurve]:
+    """Of the values of which all models [S, T] have the losses of two pairs or more."""
+    found = {}
+    for value, first in models[0][0].losses.items():
+        if len(first) > 1 and all(value in one.losses for row in models for one in row):
+            losses = np.array([[one.losses[value] for one in row] for row in models], float)
+            means = losses.mean(axis=(0, 2))
+            rise = drop_of(positions, -losses, resamples, confidence)
+            found[value] = LossCurve(tuple(means.tolist()), len(first), rise)
+    return found
 
 
 def _checked(positions: ArrayLike) -> Array:

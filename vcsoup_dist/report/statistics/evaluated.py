@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ class Evaluated:
     """Share of the answers that did not end within the limit."""
     is_soup: bool = True
     """Whether it is the sum of its method's policies with `weights`, or trained for them."""
+    losses: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
+    """Value -> DPO loss of each held-out pair of its own data, where it was measured."""
 
     def mean(self, value: str) -> float:
         """Mean reward over the prompts, summed in double precision."""
