@@ -11,10 +11,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vcsoup_dist.errors import UserError
 from vcsoup_dist.recipe import Training
 from vcsoup_dist.records.reweighting import Reweighting
+from vcsoup_dist.records.union import Temperature, UnionManifest
 from vcsoup_dist.training.objectives import PairLogps, dpo
-from vcsoup_dist.training.reweighting import NO_WEIGHT, TIE, Scales, UnionPairs, reweigh
+from vcsoup_dist.training.reweighting import (
+    NO_WEIGHT,
+    TIE,
+    Scales,
+    UnionPairs,
+    reweigh,
+    select_reweighted,
+)
 from vcsoup_dist.union.preferences import human_preferences
 from vcsoup_dist.union.temperatures import LARGEST_LOGIT, fit_temperature, shared_temperature
 
@@ -145,6 +154,30 @@ def test_modpo_with_all_weight_on_its_value_is_dpo():
     assert found.margin.tolist() == [0] * 3 and found.label.tolist() == found.weight.tolist()
     h = torch.linspace(-9, 9, 7, dtype=torch.float64)
     assert torch.equal(loss(h, 0.1, label=1.0, margin=0.0, divisor=1.0), loss(h, 0.1))
+
+
+@pytest.mark.parametrize("labels, value", [("logits", None), ("margin", "u")])
+def test_a_reward_that_is_no_better_than_chance_is_refused_where_it_is_summed(
+    tmp_path, labels, value
+):
+    temperatures = {"u": Temperature(0.5, 80, 0.7), "v": Temperature(None, 40, 0.45)}
+    UnionManifest(
+        ["u", "v"],
+        9,
+        9,
+        9,
+        0,
+        0,
+        {"u": 0, "v": 0},
+        {"u": 1, "v": 1},
+        {"u": 5, "v": 5},
+        temperatures,
+    ).write(tmp_path)
+    line = (
+        r"values.v: its reward agrees with its held-out pairs no better than chance \(45% of 40\)"
+    )
+    with pytest.raises(UserError, match=line):
+        select_reweighted(tmp_path / "x.npy", {}, tmp_path, how(labels, 0.5, value=value))
 
 
 @given(st.lists(st.integers(-40, 40), min_size=1, max_size=60))
