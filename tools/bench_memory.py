@@ -42,6 +42,8 @@ PAIRS_PER_RANK = 8
 SHAPES = {
     "125M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12}
     | {"num_attention_heads": 12, "num_key_value_heads": 4, "vocab_size": 32_000},
+    "3M": {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4}
+    | {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1_000},
     "nothing": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     | {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 1_000},
 }
