@@ -39,6 +39,7 @@ from vcsoup_dist.report.page_data import (
 )
 from vcsoup_dist.report.plots import figures
 from vcsoup_dist.report.plots.labels import Label, place_labels
+from vcsoup_dist.report.statistics.cost import MethodCost
 from vcsoup_dist.report.statistics.evaluated import Evaluated
 from vcsoup_dist.report.statistics.summarise import summarise
 
@@ -136,6 +137,8 @@ def report_of(summary: Summary) -> ReportData:
         front_plot=DOT,
         hypervolume_plot=DOT,
         edge_plot=DOT,
+        costs=[MethodCost("vc_soup", 2, 240, 1234567, 62.5, 0.5, 0.0, 3_000_000),
+               MethodCost("random", 2, 238, None, None, None, None, 1_500_000)],
         pairs=[PairsRead("helpful", 12345, 11000, 1000, 300, 38, {"empty response": 5, "odd": 2},
                           {"equal ratings": 21}, 9, 2)],
         scores=[PairsScored("helpful", "harmless", 11000, 9, {"too odd": 8}, 17, -0.25, 1.5)],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -47,6 +48,8 @@ evaluation:
 launch: {ranks: 2}
 """
 NOT_PRODUCTS = ("work", "locks", "logs", "hashes.json")
+COST = re.compile(rb'<section id="cost">.*?</section>', re.DOTALL)
+"""Of the report: it says how long steps took."""
 
 
 class Run:
@@ -98,7 +101,7 @@ class Run:
         files = [path for path in self.root.rglob("*") if path.is_file()]
         relative = {str(path.relative_to(self.root)): path for path in files}
         return {
-            name: path.read_bytes()
+            name: COST.sub(b"", path.read_bytes())
             for name, path in sorted(relative.items())
             if not name.startswith(NOT_PRODUCTS)
         }

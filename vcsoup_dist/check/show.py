@@ -9,6 +9,7 @@ from rich.table import Table
 
 from vcsoup_dist.check.cost import Cost, estimate, estimate_training
 from vcsoup_dist.check.data import check_files
+from vcsoup_dist.check.method_costs import costs_table, plan_costs
 from vcsoup_dist.check.model import check_model
 from vcsoup_dist.check.reward_models import check_reward_models
 from vcsoup_dist.check.slurm import check_slurm
@@ -49,7 +50,9 @@ def show_check(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) ->
     steps = plan_steps(recipe, workspace, plan)
     console.print(steps_table(steps))
     warnings += step_warnings(steps)
-    _show_cost(estimate(recipe, workspace, plan), console, warnings)
+    cost = estimate(recipe, workspace, plan)
+    console.print(costs_table(plan_costs(recipe, workspace, plan, steps, cost)))
+    _show_cost(cost, console, warnings)
     if any(product.stage == "train" and product.name in missing for product in plan):
         _show_training(recipe, console)
 

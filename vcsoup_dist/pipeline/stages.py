@@ -108,7 +108,7 @@ ROWS = (
     ),
     Stage(
         "report", f"{PRODUCTS}:reports", "vcsoup_dist.report.stage:make", "report", REPORT,
-        format=3,
+        format=4,
     ),
 )  # fmt: skip
 

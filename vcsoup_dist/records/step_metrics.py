@@ -11,6 +11,8 @@ A step has those that its objective has.
     learning_rate
     step_seconds
     tokens_per_second   per rank: all tokens of prompts and answers, each answer with its prompt
+    tokens              the same tokens, of all ranks
+    ranks, gpus         that took the step; a GPU each, or none
     mfu                 share of the device's peak; counts what is computed (a shared prompt once)
     peak_memory_gib     so far, of rank 0
     heldout_loss, heldout_accuracy, heldout_margin

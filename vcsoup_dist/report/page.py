@@ -16,6 +16,7 @@ SECTIONS = {
     "front": "Front",
     "soups": "Soups",
     "hypervolume": "Hypervolume",
+    "cost": "Cost",
     "connectivity": "Between two policies",
     "data": "Data",
     "consistency": "Consistency",

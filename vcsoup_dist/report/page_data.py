@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from vcsoup_dist.records.filter_report import FilterReport
 from vcsoup_dist.records.summary import Summary
+from vcsoup_dist.report.statistics.cost import MethodCost
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ class ReportData:
     """PNG of `figures.hypervolume_plot`."""
     edge_plot: bytes | None
     """PNG of `figures.edge_plot`; None where the summary has no edges."""
+    costs: Sequence[MethodCost]
     pairs: Sequence[PairsRead]
     scores: Sequence[PairsScored]
     filters: Sequence[Filters]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.records.answers import Answers
 from vcsoup_dist.report.answers import evaluations, prompt_counts, samples
+from vcsoup_dist.report.costs import costs
 from vcsoup_dist.report.counts import (
     filters,
     pairs_read,
@@ -51,6 +52,7 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
         front_plot=pictures["front.png"],
         hypervolume_plot=pictures["hypervolume.png"],
         edge_plot=pictures.get("edges.png"),
+        costs=costs(workspace, product),
         pairs=[pairs_read(workspace, each) for each in product.inputs_of("read")],
         scores=pairs_scored(workspace, product),
         filters=filtered,

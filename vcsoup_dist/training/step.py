@@ -79,6 +79,9 @@ def take_step(
         "learning_rate": learning_rate,
         "step_seconds": seconds,
         "tokens_per_second": tokens / seconds / dist.get_world_size(),
+        "tokens": tokens,
+        "ranks": dist.get_world_size(),
+        "gpus": dist.get_world_size() if torch.cuda.is_available() else 0,
         "peak_memory_gib": peak_memory_gib(),
     }
     if flops:
