@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,22 +113,22 @@ CHAT_TEMPLATE = (
 )
 
 
-def word_tokenizer() -> Tokenizer:
+def word_tokenizer(more_words: Sequence[str] = ()) -> Tokenizer:
     """Of the words, without a template."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    vocabulary = {word: i for i, word in enumerate([*SPECIALS, *WORDS])}
+    vocabulary = {word: i for i, word in enumerate([*SPECIALS, *WORDS, *more_words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return tokenizer
 
 
-def save_tiny_tokenizer(folder: Path) -> None:
+def save_tiny_tokenizer(folder: Path, more_words: Sequence[str] = ()) -> None:
     """A word-level tokenizer with a chat template; pad differs from eos, no BOS."""
     from transformers import PreTrainedTokenizerFast
 
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=word_tokenizer(),
+        tokenizer_object=word_tokenizer(more_words),
         pad_token="<|pad|>",
         eos_token="<|end|>",
         unk_token="<unk>",
@@ -188,14 +188,20 @@ def write_model_files(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer | specials))
 
 
-def save_tiny_model(folder: Path, seed: int = 0, tied: bool = False, hidden_size: int = 32) -> None:
+def save_tiny_model(
+    folder: Path,
+    seed: int = 0,
+    tied: bool = False,
+    hidden_size: int = 32,
+    more_words: Sequence[str] = (),
+) -> None:
     """A random Llama, by default of about 20,000 parameters, with the tiny tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(WORDS) + 5,
+        vocab_size=len(SPECIALS) + len(WORDS) + len(more_words),
         hidden_size=hidden_size,
         intermediate_size=2 * hidden_size,
         num_hidden_layers=2,
@@ -208,7 +214,7 @@ def save_tiny_model(folder: Path, seed: int = 0, tied: bool = False, hidden_size
         tie_word_embeddings=tied,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    save_tiny_tokenizer(folder)
+    save_tiny_tokenizer(folder, more_words)
 
 
 def sentence(draw: random.Random, longest: int = 12) -> str:

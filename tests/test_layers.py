@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1] / "vcsoup_dist"
 
 LAYERS = [
     *("cli", "demo", "check", "status", "slurm_jobs", "pipeline", "methods"),
-    *("report", "evaluation", "training", "souping", "tokens", "union"),
+    *("report", "evaluation", "training", "souping", "in_context", "tokens", "union"),
     *("consistency", "scoring", "records"),
     *("forward", "checkpoints", "preferences", "theta_0", "workspace", "launch", "recipe"),
     *(

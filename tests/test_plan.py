@@ -66,8 +66,8 @@ def test_every_product_comes_after_its_inputs_and_methods_share_what_they_can(fo
     assert all(place[each.name] < place[p.name] for p in plan for each in p.inputs)
     counts = {stage: sum(p.stage == stage for p in plan) for stage in STAGES}
     assert counts == {
-        "read": 1, "score": 2, "filter": 6, "union": 0, "tokens": 1, "sft": 0, "reference": 1,
-        "train": 6, "merge": 9, "evaluate": 10, "report": 1,
+        "read": 1, "score": 2, "filter": 6, "union": 0, "tokens": 1, "in_context": 0, "sft": 0,
+        "reference": 1, "train": 6, "merge": 9, "evaluate": 10, "report": 1,
     }  # fmt: skip
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from command import vcsoup
 from conftest import save_tiny_model, write_pairs
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from vcsoup_dist.in_context.prompts import written_score
 from vcsoup_dist.recipe import Training
+from vcsoup_dist.records.answers import Answers
 from vcsoup_dist.records.reference import Reference
 from vcsoup_dist.records.tokens import TokenFile
 from vcsoup_dist.records.training_summary import TrainingSummary
@@ -48,14 +55,16 @@ RECIPE = {
     "keep": {"checkpoints": True},
 }  # fmt: skip
 RIVALS = ("relabelled", "loss_weighting", "own", "scalarised", "modpo")
-METHODS = {name: {} for name in RIVALS} | {"own": {"kind": "loss_weighting", "labels": "own"}}
+OWN = {"kind": "loss_weighting", "labels": "own"}
+IN_CONTEXT = {"learning_rate": 1e-2, "template": "big {longer} new {polite}"}
+METHODS = {name: {} for name in RIVALS} | {"own": OWN, "rewards_in_context": IN_CONTEXT}
 LAMBDA = "longer-0.25_polite-0.75"
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, ray_address) -> Path:
     folder = tmp_path_factory.mktemp("rivals")
-    save_tiny_model(folder / "base")
+    save_tiny_model(folder / "base", more_words=[f"{i / 10:.1f}" for i in range(-60, 61)])
     (folder / "rewards.py").write_text(REWARDS)
     for seed, name in enumerate(("longer", "polite")):
         write_pairs(folder / f"{name}.jsonl", 50, seed)
@@ -150,3 +159,88 @@ def test_the_union_has_the_pairs_of_both_datasets_and_its_temperatures_are_shown
     assert manifest.pairs // 2 < trained["relabelled"] <= manifest.pairs
     page = (with_all / "report" / "index.html").read_text()
     assert "temperature" in page
+
+
+def scores_of(run: Path) -> dict[tuple[str, str], dict[str, float]]:
+    """(prompt, answer) -> its standardised rewards, by the definition of these."""
+    spec = importlib.util.spec_from_file_location("rewards", run.parent / "rewards.py")
+    assert spec is not None and spec.loader is not None
+    rewards = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(rewards)
+    manifest = UnionManifest.read(run / "union")
+    found = {}
+    for name in ("longer", "polite"):
+        for line in (run.parent / f"{name}.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            for answer in (row["chosen"], row["rejected"]):
+                found[row["prompt"], answer] = {
+                    value: (getattr(rewards, value)(None, answer) - manifest.mean[value])
+                    / manifest.std[value]
+                    for value in manifest.values
+                }
+    return found
+
+
+def test_rewards_in_context_learns_both_answers_of_every_pair_after_their_scores(with_all):
+    """Its first loss is that of a plain transformers model on the texts, put together by hand."""
+    place = "policies/rewards_in_context/union/seed-0"
+    rows = np.load(with_all / "work" / place / "scratch" / "train.npy")
+    manifest = UnionManifest.read(with_all / "union")
+    assert len(rows) == 2 * manifest.pairs and rows["swapped"].sum() == manifest.pairs
+    summary = TrainingSummary.read(with_all / place)
+    assert (summary.steps, summary.pairs) == (2 * STEPS["steps"], len(rows))
+    tokenizer = AutoTokenizer.from_pretrained(with_all.parent / "base")
+    model = AutoModelForCausalLM.from_pretrained(with_all.parent / "base")
+    files = [TokenFile(with_all / "in_context" / "rewards_in_context" / n) for n in manifest.values]
+    texts = {
+        (
+            f"<|user|> {prompt} big {written_score(scores['longer'])} new "
+            f"{written_score(scores['polite'])} <|end|> <|assistant|>",
+            f"{answer} <|end|>",
+        )
+        for (prompt, answer), scores in scores_of(with_all).items()
+    }
+    nats, count = 0.0, 0
+    for dataset, row, swapped, *_ in rows[step_pairs(len(rows), 2 * 8, 0, 0)].tolist():
+        side = files[dataset].pair(row)[int(swapped)]
+        ids = torch.tensor([[int(each) for each in side.ids]])
+        halves = tokenizer.decode(ids[0, : side.start]), tokenizer.decode(ids[0, side.start :])
+        assert halves in texts
+        with torch.no_grad():
+            logps = model(ids).logits[0, :-1].log_softmax(-1)
+        nats -= float(logps.gather(1, ids[0, 1:, None])[side.start - 1 :].sum())
+        count += side.answer_length
+    first = json.loads((with_all / "logs" / place / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(nats / count, abs=1e-4)
+
+
+def test_a_trade_off_is_a_prompt_and_all_models_answer_the_same_plain_ones(with_all):
+    plain = Answers.read(with_all / "evaluation" / "base")
+    found = Answers.read(with_all / "evaluation" / "rewards_in_context" / "seed-0" / LAMBDA)
+    assert (found.prompt_ids, found.prompts) == (plain.prompt_ids, plain.prompts)
+    scores = np.array([[each["longer"], each["polite"]] for each in training_scores(with_all)])
+    low, high = np.quantile(scores, [0.01, 0.99], axis=0)
+    target = np.array([0.25, 0.75]) / math.hypot(0.25, 0.75) * (high - low) + low
+    near = (abs(scores - np.round(target, 1)) <= 0.5).all(axis=1).sum()
+    shown = ", ".join(
+        f"{value} {written_score(score)}"
+        for value, score in zip(("longer", "polite"), target, strict=True)
+    )
+    page = (with_all / "report" / "index.html").read_text()
+    assert f"λ = (0.25, 0.75): {shown}; {near} of {len(scores)} training answers" in page
+
+
+def training_scores(run: Path) -> list[dict[str, float]]:
+    """Of both answers of every training pair of the union."""
+    known = scores_of(run)
+    found = []
+    table = pq.read_table(run / "union" / "train.parquet")
+    for name in ("longer", "polite"):
+        (file,) = (run / "pairs" / name).glob("train-*.parquet")
+        pairs = {each["id"]: each for each in pq.read_table(file).to_pylist()}
+        for row in table.filter(table["once"]).to_pylist():
+            if row["dataset"] == name:
+                pair = pairs[row["id"]]
+                prompt = pair["prompt"][0]["content"]
+                found += [known[prompt, pair[side]] for side in ("chosen", "rejected")]
+    return found

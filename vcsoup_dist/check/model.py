@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,25 @@ def check_model(recipe: Recipe, plan: Sequence[Product], stages: Collection[str]
         str(each.dataset): _first_texts(recipe, each) for each in plan if each.stage == "read"
     }
     source = str(folder.resolve())
-    return check_base(source, None, recipe.training, recipe.evaluation, datasets)
+    warnings = check_base(source, None, recipe.training, recipe.evaluation, datasets)
+    _check_arrival(source, plan, datasets)
+    return warnings
+
+
+def _check_arrival(
+    source: str, plan: Sequence[Product], datasets: Mapping[str, Sequence[Texts]]
+) -> None:
+    """UserError where scores that a method writes into prompts do not arrive in the tokens."""
+    from vcsoup_dist.forward.tokenizer import open_tokenizer
+    from vcsoup_dist.in_context.encoding import check_arrival
+    from vcsoup_dist.records.in_context import ScorePrompt
+
+    for each in plan:
+        if each.stage == "in_context":
+            how = ScorePrompt.from_json(each.made_from["scores"])
+            for pair in datasets[str(each.dataset)][:1]:
+                tokenizer = open_tokenizer(source, None)
+                check_arrival(tokenizer, how, pair.prompt, str(each.method))
 
 
 def _first_texts(recipe: Recipe, product: Product) -> list[Texts]:

@@ -138,7 +138,12 @@ def _policy(recipe: Recipe, workspace: Workspace, name: str, seeds: Sequence[Pro
     pairs, unknown = _read(recipe, workspace, seeds[0])
     unfiltered, counted = pairs, False
     (source,) = seeds[0].inputs_of("filter") or seeds[0].inputs_of("union")
-    if workspace.is_made(source) and source.stage == "union":
+    if seeds[0].inputs_of("in_context"):  # both answers of every pair are one each
+        pairs, unfiltered = (None if each is None else 2 * each for each in (pairs, unfiltered))
+        if workspace.is_made(source):
+            union = UnionManifest.read(workspace.folder(source))
+            pairs, unfiltered, counted = 2 * union.pairs, union.answers_of_all_values, True
+    elif workspace.is_made(source) and source.stage == "union":
         union = UnionManifest.read(workspace.folder(source))
         pairs, unfiltered, counted = union.rows, union.pairs_of_a_value, True
     elif workspace.is_made(source):

@@ -12,6 +12,7 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.evaluation.prompts import Prompt
 from vcsoup_dist.forward.end_tokens import end_tokens
 from vcsoup_dist.forward.template import RefusedByTemplate, encode_prompt
+from vcsoup_dist.in_context.prompts import AddedText
 from vcsoup_dist.recipe import Evaluation
 from vcsoup_dist.training.base_checks.lengths import check_answer_lengths, context_length
 
@@ -44,11 +45,16 @@ def load_model(source: str, revision: str | None, dtype: str, device: str) -> tu
 
 
 def generate_answers(
-    model: Any, tokenizer: Any, prompts: Sequence[Prompt], settings: Evaluation
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    settings: Evaluation,
+    added: AddedText | None = None,
 ) -> list[Answer]:
     """One answer per prompt, in the order of the prompts.
 
-    Over-long prompts are left out, and those that the chat template does not take.
+    Over-long prompts are left out, and those that the chat template does not take: the same ones
+    whatever is `added` to them, so that all models answer the same prompts.
 
     Batches are cut from the prompts sorted by length, and each is seeded by its number, so the
     same model and prompts give the same answers.
@@ -63,6 +69,10 @@ def generate_answers(
             encode_prompt(tokenizer, prompts[0].messages)
         raise UserError("evaluation.max_prompt_tokens: every held-out prompt is longer")
     fitting.sort(key=lambda i: (len(encoded[i]), i))
+    if added is not None:
+        for i in fitting:
+            encoded[i] = encode_prompt(tokenizer, added.to(prompts[i].messages))
+        _check_room(context, max(len(encoded[i]) for i in fitting), settings)
     answers: dict[int, Answer] = {}
     for start in range(0, len(fitting), settings.batch):
         batch = fitting[start : start + settings.batch]
@@ -72,6 +82,17 @@ def generate_answers(
             text = tokenizer.decode(ids, skip_special_tokens=True).strip()
             answers[i] = Answer(prompts[i], text, len(ids), finished)
     return [answers[i] for i in sorted(answers)]
+
+
+def _check_room(context: int | None, longest: int, settings: Evaluation) -> None:
+    """UserError where a prompt of `longest` tokens leaves too few positions for an answer."""
+    if context is not None and longest + settings.max_new_tokens > context:
+        excess = longest + settings.max_new_tokens - context
+        raise UserError(
+            f"evaluation.max_prompt_tokens: with the scores in it, the longest prompt and "
+            f"evaluation.max_new_tokens: {settings.max_new_tokens} are {excess} more than the "
+            f"{context} positions of the model; lower evaluation.max_prompt_tokens"
+        )
 
 
 def _prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.evaluation.prompts import choose_prompts
 from vcsoup_dist.identity import Located
+from vcsoup_dist.in_context.prompts import AddedText, added_scores
+from vcsoup_dist.in_context.targets import Target, targets_of
 from vcsoup_dist.progress import log, progress
 from vcsoup_dist.recipe import ColumnsReward, Recipe
 from vcsoup_dist.records.answers import has_answers
@@ -77,15 +79,28 @@ def _due_tasks(
     from vcsoup_dist.evaluation.tasks import EvaluationTask
 
     tasks = []
+    targets = targets_of(workspace, products)
     for product in products:
         model = _model_of(product, recipe, workspace)
         draft = stack.enter_context(workspace.publishing(product))
         if not has_answers(draft.output):
             with_pairs = bool(product.inputs_of("tokens"))
+            target = targets.get(product.name)
+            added = _asked_for(product, target) if target else None
             tasks.append(
-                EvaluationTask(product.name, model, draft.output, draft.workers_lock, with_pairs)
+                EvaluationTask(
+                    product.name, model, draft.output, draft.workers_lock, with_pairs, added
+                )
             )
     return tasks
+
+
+def _asked_for(product: Product, target: Target) -> AddedText:
+    """The scores that a candidate's prompts ask for."""
+    log.info("%s asks for %s", product.name, target.text())
+    if fault := target.fault():
+        log.warning("%s: %s", product.name, fault)
+    return added_scores(target.asked.scores, target.scores)
 
 
 def _model_of(product: Product, recipe: Recipe, workspace: Workspace) -> Located | VirtualSoup:

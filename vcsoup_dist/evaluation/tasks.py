@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vcsoup_dist.identity import Located
+from vcsoup_dist.in_context.prompts import AddedText
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class EvaluationTask:
     workers_lock: Path
     with_pairs: bool = False
     """Whether log-probs of the held-out pairs are wanted too."""
+    added: AddedText | None = None
+    """What this model is asked on top of each prompt. Judges and report see the prompt alone."""
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,9 @@ class EvaluationWorker(PoolWorker):
         """Write the model's answers and their rewards."""
         share_until_exit(task.workers_lock)
         self._load_model(task.model)
-        answers = generate_answers(self.model, self.tokenizer, self.prompts, self.settings)
+        answers = generate_answers(
+            self.model, self.tokenizer, self.prompts, self.settings, task.added
+        )
         if task.with_pairs:
             heldout_logps(self.model, self.pairs).write(task.output)
         if self.policies is None:

@@ -161,26 +161,60 @@ def encode_pair(
     RefusedByTemplate, and UserError where the chat template is not prefix-stable.
     """
     prompt_ids = encode_prompt(tokenizer, prompt)
-    answers = (chosen, rejected)
-    encoded = [encode_answer(tokenizer, prompt, prompt_ids, answer) for answer in answers]
-    for answer, each in zip(answers, encoded, strict=True):
-        if each.start < len(prompt_ids):
-            _check_prefix(tokenizer, prompt, answer)
-        if _is_empty(tokenizer, each):
-            return Unusable.EMPTY
-        if not kept_answer(tokenizer, each.ids, each.start, answer):
-            return Unusable.CUT
+    encoded = []
+    for answer in (chosen, rejected):
+        found = _encode_checked(tokenizer, prompt, prompt_ids, answer)
+        if isinstance(found, Unusable):
+            return found
+        encoded.append(found)
     if encoded[0].ids == encoded[1].ids:
         return Unusable.SAME
+    fitting = _cut_to(tokenizer, prompt_ids, encoded, max_length, truncate_prompt)
+    return fitting if isinstance(fitting, Unusable) else (fitting[0], fitting[1])
+
+
+def encode_one(
+    tokenizer: Any, prompt: Sequence[Message], answer: str, max_length: int, truncate_prompt: bool
+) -> Encoded | Unusable:
+    """One answer after its prompt, as `encode_pair` does with two."""
+    prompt_ids = encode_prompt(tokenizer, prompt)
+    found = _encode_checked(tokenizer, prompt, prompt_ids, answer)
+    if isinstance(found, Unusable):
+        return found
+    fitting = _cut_to(tokenizer, prompt_ids, [found], max_length, truncate_prompt)
+    return fitting if isinstance(fitting, Unusable) else fitting[0]
+
+
+def _encode_checked(
+    tokenizer: Any, prompt: Sequence[Message], prompt_ids: Sequence[int], answer: str
+) -> Encoded | Unusable:
+    """An answer of any length; an `Unusable` where nothing or a part of it arrives in tokens."""
+    encoded = encode_answer(tokenizer, prompt, prompt_ids, answer)
+    if encoded.start < len(prompt_ids):
+        _check_prefix(tokenizer, prompt, answer)
+    if _is_empty(tokenizer, encoded):
+        return Unusable.EMPTY
+    if not kept_answer(tokenizer, encoded.ids, encoded.start, answer):
+        return Unusable.CUT
+    return encoded
+
+
+def _cut_to(
+    tokenizer: Any,
+    prompt_ids: Sequence[int],
+    encoded: Sequence[Encoded],
+    max_length: int,
+    truncate_prompt: bool,
+) -> list[Encoded] | Unusable:
+    """Answers to one prompt, without as much of its start as the longest needs to fit."""
     surplus = max(0, *(len(each.ids) - max_length for each in encoded))
     first = int(prompt_ids[0] == tokenizer.bos_token_id)
     if surplus and (not truncate_prompt or first + surplus >= min(each.start for each in encoded)):
         return Unusable.TOO_LONG
-    cut_chosen, cut_rejected = (
+    return [
         Encoded([*each.ids[:first], *each.ids[first + surplus :]], each.start - surplus)
         for each in encoded
-    )
-    return cut_chosen, cut_rejected
+    ]
 
 
 def _check_prefix(tokenizer: Any, prompt: Sequence[Message], answer: str) -> None:

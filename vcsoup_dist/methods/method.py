@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vcsoup_dist.recipe.method import MethodOptions
+from vcsoup_dist.records.in_context import AskedScores, ScorePrompt
 from vcsoup_dist.records.keep_rule import KeepRule
 from vcsoup_dist.records.reweighting import Reweighting
 from vcsoup_dist.souping.grids import box_grid, simplex_grid
@@ -37,6 +38,13 @@ class Policy:
     """The value that it is trained for; None where it is for a trade-off."""
     reweighting: Reweighting | None = None
     """How it weighs the pairs of all values, in place of pair sets."""
+    scores: ScorePrompt | None = None
+    """How its prompts say the scores of the answers of all values' pairs, in place of pair sets."""
+
+    @property
+    def reads_union(self) -> bool:
+        """Whether it is trained on the pairs of all values."""
+        return self.reweighting is not None or self.scores is not None
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,8 @@ class Candidate:
     """Names of the policies that it is made of."""
     is_soup: bool = True
     """Whether it is their sum with `weights`, or the one policy itself."""
+    asked: AskedScores | None = None
+    """What its prompts ask for, where they do."""
 
 
 class Method(MethodOptions, ABC):
@@ -97,3 +107,10 @@ def soup_weights(recipe: Recipe) -> list[tuple[float, ...]]:
     if box is not None:
         return box_grid(values, box[0], box[1], recipe.soup.step)
     return simplex_grid(values, recipe.soup.step)
+
+
+def trade_offs(recipe: Recipe) -> list[tuple[float, ...]]:
+    """lambda over the trained values of every trade-off that `reweighting` asks for."""
+    if recipe.reweighting.weights is not None:
+        return [tuple(row) for row in recipe.reweighting.weights]
+    return simplex_grid(len(recipe.trained_values()), recipe.reweighting.grid)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Literal
 
-from vcsoup_dist.methods.method import Candidate, Method, PairSet, Policy
+from vcsoup_dist.methods.method import Candidate, Method, PairSet, Policy, trade_offs
 from vcsoup_dist.records.reweighting import Labels, Reweighting
-from vcsoup_dist.souping.grids import simplex_grid, soup_name
+from vcsoup_dist.souping.grids import soup_name
 
 if TYPE_CHECKING:
     from vcsoup_dist.recipe.recipe import Recipe
@@ -77,12 +77,10 @@ class ReweightedMethod(Method):
             raise ValueError("reaches none of the trade-offs of `reweighting`")
 
     def _asked(self, recipe: Recipe) -> list[Weights]:
-        section = recipe.reweighting
-        if section.weights is not None:
-            return [tuple(row) for row in section.weights]
-        grid = simplex_grid(len(recipe.trained_values()), section.grid)
-        centre = _centre(len(grid[0]))
-        return grid if self.budget == "each" else [*{*grid, centre}]
+        asked = trade_offs(recipe)
+        if self.budget == "each" or recipe.reweighting.weights is not None:
+            return asked
+        return [*{*asked, _centre(len(asked[0]))}]
 
     def _reweighting(self, recipe: Recipe, weights: Weights) -> Reweighting:
         values = recipe.trained_values()

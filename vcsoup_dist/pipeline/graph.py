@@ -6,6 +6,7 @@
     filtered/<method>/<value>            the pairs that a method keeps for a value
     union                                the pairs of all values, for methods that reweight them
     tokens/<dataset>                     every pair in tokens
+    in_context/<method>/<dataset>        the union in tokens, where prompts say the answers' scores
     theta_0                              where the recipe has `sft`; else its model is theta_0
     reference/<dataset>                  log-probs under theta_0 of the pairs that policies read
     policies/<method>/<value>/seed-<s>   a reweighting method has <weights> in place of <value>

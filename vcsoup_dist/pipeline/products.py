@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 from vcsoup_dist import __version__
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Located
 from vcsoup_dist.methods import methods_of
-from vcsoup_dist.methods.method import Policy
 from vcsoup_dist.pipeline.graph import Graph
 from vcsoup_dist.pipeline.heldout_scores import reads_heldout_scores
 from vcsoup_dist.pipeline.sources import find_data, find_model, find_reward, is_split
+from vcsoup_dist.pipeline.trained_on import datasets_of, pairs_read, trained_on
 from vcsoup_dist.recipe import WITHOUT_REFERENCE, ColumnsReward, Recipe, Training
-from vcsoup_dist.records.pairs_read import PairsRead
 from vcsoup_dist.souping.grids import is_between_two, soup_name, weight_of_base
 from vcsoup_dist.training.deepspeed_config import fill_deepspeed_config, find_deepspeed_config
 from vcsoup_dist.training.sft import sft_training
@@ -133,7 +130,7 @@ def union(graph: Graph) -> None:
     """`union`, where a method trains on the pairs of all values."""
     recipe = graph.recipe
     policies = (each for one in methods_of(recipe).values() for each in one.policies(recipe))
-    if not any(policy.reweighting for policy in policies):
+    if not any(policy.reads_union for policy in policies):
         return
     made_from = {
         "values": list(recipe.values),
@@ -155,6 +152,28 @@ def tokens(graph: Graph) -> None:
             sources={"model": model},
             dataset=each.dataset,
         )
+
+
+def in_context(graph: Graph) -> None:
+    """`in_context/<method>/<dataset>`: tokens of prompts that say the scores of the answers."""
+    recipe = graph.recipe
+    model = _model(graph)
+    lengths = recipe.training.model_dump(mode="json", include={"max_length", "overlong"})
+    for name, method in methods_of(recipe).items():
+        for policy in method.policies(recipe):
+            if policy.scores is None:
+                continue
+            made_from = {"model": model.identity, "scores": policy.scores.as_json(), **lengths}
+            for each in graph.of("read"):
+                graph.add(
+                    f"in_context/{name}/{each.dataset}",
+                    "in_context",
+                    made_from,
+                    inputs=(each, graph["union"]),
+                    sources={"model": model},
+                    dataset=each.dataset,
+                    method=name,
+                )
 
 
 def theta_0(graph: Graph) -> None:
@@ -182,8 +201,8 @@ def references(graph: Graph) -> None:
     covers: dict[str, dict[str, Product]] = {}
     for name, method in methods_of(graph.recipe).items():
         for policy in method.policies(graph.recipe):
-            read = _pairs_read(graph, name, policy)
-            for dataset in _datasets(read.values()):
+            read = pairs_read(graph, name, policy)
+            for dataset in datasets_of(read.values()):
                 covers.setdefault(dataset, {}).update(read)
     for each in graph.of("read"):
         if each.dataset not in covers:
@@ -199,23 +218,6 @@ def references(graph: Graph) -> None:
         )
 
 
-def _pairs_read(graph: Graph, method: str, policy: Policy) -> dict[str, Product]:
-    """The products that a policy takes its pairs from, by what it reads of them."""
-    sets = [graph[f"filtered/{method}/{each}"] for each in policy.pairs]
-    parts = len(sets)
-    if policy.reweighting is not None:
-        sets = graph.of("union")
-        parts = len(_datasets(sets))
-    share = -(-graph.recipe.training.heldout_pairs // parts)
-    return {PairsRead(each.name, share, policy.reweighting).as_text(): each for each in sets}
-
-
-def _datasets(sets: Iterable[Product]) -> list[str]:
-    """Those that filtered sets, or the union, are of."""
-    read = (str(each.dataset) for one in sets for each in one.inputs_of("read"))
-    return list(dict.fromkeys(read))
-
-
 def policies(graph: Graph) -> None:
     """`policies/<method>/<name>/seed-<s>`: the policies of every method, with every seed."""
     recipe = graph.recipe
@@ -224,7 +226,6 @@ def policies(graph: Graph) -> None:
         "deepspeed": graph.hashes.of_file(find_deepspeed_config(recipe)),
     }
     sources = _base(graph) | {"deepspeed": _deepspeed(recipe)}
-    known = {str(each.dataset): each for each in graph.of("reference")}
     for name, method in methods_of(recipe).items():
         training = _content(method.training(recipe))
         for seed in recipe.seeds:
@@ -232,12 +233,7 @@ def policies(graph: Graph) -> None:
                 made = made_from | {"training": training, "seed": seed}
                 if policy.reweighting is not None:
                     made["reweighting"] = policy.reweighting.as_json()
-                read = _pairs_read(graph, name, policy)
-                datasets = _datasets(read.values())
-                inputs = [*read.values(), *(graph[f"pairs/{each}"] for each in datasets)]
-                inputs += [graph[f"tokens/{each}"] for each in datasets]
-                # Of the reference what this policy reads: it waits for no other's pairs.
-                inputs += [replace(known[each], covers=read) for each in datasets if each in known]
+                inputs = trained_on(graph, name, policy)
                 graph.add(
                     f"policies/{name}/{policy.name}/seed-{seed}",
                     "train",
@@ -317,16 +313,18 @@ def evaluations(graph: Graph) -> None:
                 named = dict(zip(recipe.trained_values(), candidate.weights, strict=True))
                 place = f"{name}/seed-{seed}/{soup_name(named)}"
                 policy = f"policies/{name}/{candidate.policies[0]}/seed-{seed}"
-                on_line = candidate.is_soup and is_between_two(candidate.weights)
+                made: dict[str, Any] = made_from | {"model": None}
+                inputs = [*pairs]
+                if tokens and candidate.is_soup and is_between_two(candidate.weights):
+                    made, inputs = made | heldout, [*inputs, *tokens]
+                if candidate.asked is not None:
+                    asked = {"asked": candidate.asked.as_json()}
+                    made, inputs = made | asked, [*inputs, *graph.of("union")]
                 graph.add(
                     f"evaluation/{place}",
                     "evaluate",
-                    made_from | {"model": None} | (heldout if tokens and on_line else {}),
-                    inputs=(
-                        *pairs,
-                        *(tokens if on_line else ()),
-                        graph[f"soups/{place}" if candidate.is_soup else policy],
-                    ),
+                    made,
+                    inputs=(*inputs, graph[f"soups/{place}" if candidate.is_soup else policy]),
                     sources=judged_by,
                     method=name,
                     seed=seed,

@@ -86,6 +86,10 @@ ROWS = (
     Stage("union", f"{PRODUCTS}:union", "vcsoup_dist.union.stage:make", "filter", FILTER),
     Stage("tokens", f"{PRODUCTS}:tokens", "vcsoup_dist.tokens.stage:make", "filter", FILTER),
     Stage(
+        "in_context", f"{PRODUCTS}:in_context", "vcsoup_dist.in_context.stage:make", "filter",
+        FILTER,
+    ),
+    Stage(
         "sft", f"{PRODUCTS}:theta_0", f"{TRAINING}:make_theta_0", "sft", REFERENCE, format=2,
         along=("tokens",), logs_steps=True, disk=f"{COST}:training_bytes",
     ),
@@ -95,7 +99,7 @@ ROWS = (
     ),
     Stage(
         "train", f"{PRODUCTS}:policies", f"{TRAINING}:make_policies", "train {value}", TRAIN,
-        format=4, along=("tokens", "sft", "reference"), logs_steps=True,
+        format=4, along=("tokens", "in_context", "sft", "reference"), logs_steps=True,
         disk=f"{COST}:training_bytes",
     ),
     Stage(

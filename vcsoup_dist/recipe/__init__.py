@@ -14,7 +14,14 @@ from vcsoup_dist.recipe.rewards import CallableReward, ClassifierReward, Columns
 from vcsoup_dist.recipe.reweighting import Reweighting
 from vcsoup_dist.recipe.section import FIELD, FUNCTION, IN_WORDS, NAME, RUN_NAME, Section
 from vcsoup_dist.recipe.soup import Soup
-from vcsoup_dist.recipe.training import WITHOUT_REFERENCE, Attention, Objective, Sft, Training
+from vcsoup_dist.recipe.training import (
+    OF_PAIRS,
+    WITHOUT_REFERENCE,
+    Attention,
+    Objective,
+    Sft,
+    Training,
+)
 
 __all__ = [
     "ActorPool",
@@ -32,6 +39,7 @@ __all__ = [
     "Keep",
     "Launch",
     "NAME",
+    "OF_PAIRS",
     "Objective",
     "RUN_NAME",
     "Recipe",

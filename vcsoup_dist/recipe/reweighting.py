@@ -11,7 +11,8 @@ from vcsoup_dist.recipe.section import Section
 
 class Reweighting(Section):
     """The trade-offs lambda of `relabelled`, `loss_weighting`, `scalarised` and `modpo`: a policy
-    is trained for each of them, so the grid is coarser than that of soups."""
+    is trained for each of them, so the grid is coarser than that of soups. `rewards_in_context`
+    asks its one policy for each of them."""
 
     grid: float = Field(0.25, ge=1e-6, le=1)
     """Step of the simplex grid."""

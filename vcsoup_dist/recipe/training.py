@@ -12,6 +12,8 @@ Objective = Literal["dpo", "ipo", "hinge", "robust", "simpo", "sft"]
 Attention = Literal["auto", "flash_attn", "torch_varlen", "segments"]
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
 WITHOUT_REFERENCE: tuple[Objective, ...] = ("simpo", "sft")
+OF_PAIRS = {"beta", "label_smoothing", "simpo_margin", "sft_weight", "pair_weights"}
+"""Settings of losses over pairs, which SFT does not read."""
 
 
 class Training(Section):

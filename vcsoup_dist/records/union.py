@@ -80,6 +80,11 @@ class UnionManifest:
         """Of one value's policy, on average: by them the steps of a trade-off's are counted."""
         return -(-sum(self.usable.values()) // len(self.usable))
 
+    @property
+    def answers_of_all_values(self) -> int:
+        """Of the policies of all values together, before any filter."""
+        return 2 * sum(self.usable.values())
+
     def write(self, folder: Path) -> None:
         """Write manifest.json into the folder of a product."""
         write_record(folder / MANIFEST, self)

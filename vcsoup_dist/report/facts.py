@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from graphlib import TopologicalSorter
 from importlib.metadata import version
 
 from vcsoup_dist import __version__
+from vcsoup_dist.in_context.targets import Target
 from vcsoup_dist.recipe import CallableReward, ClassifierReward, Recipe, Sft
 from vcsoup_dist.recipe.method import MethodOptions
 from vcsoup_dist.recipe.rewards import Reward
@@ -21,9 +22,13 @@ PACKAGES = ("torch", "transformers", "deepspeed", "ray")
 
 
 def facts(
-    recipe: Recipe, workspace: Workspace, product: Product, filters: Sequence[Filters]
+    recipe: Recipe,
+    workspace: Workspace,
+    product: Product,
+    filters: Sequence[Filters],
+    targets: Mapping[str, Target],
 ) -> dict[str, str]:
-    """What was run: term -> fact."""
+    """What was run: term -> fact; targets: by evaluation."""
     rewards = [
         f"{name}: {_reward_text(recipe.judge_of(name))}"
         + (" (took no part in filtering)" if value.judge else "")
@@ -46,6 +51,7 @@ def facts(
             if recipe.methods[name].kind == "vc_soup"
         },
         **_temperatures(workspace, product),
+        **_targets(product, targets),
         "training": f"{recipe.training.objective}, {_range(steps)} steps of "
         f"{recipe.training.pairs_per_step} pairs, learning rate {recipe.training.learning_rate:g}",
         "seeds": ", ".join(map(str, recipe.seeds)),
@@ -55,7 +61,7 @@ def facts(
     }
 
 
-def notes(recipe: Recipe, prompts: Sequence[Prompts]) -> list[str]:
+def notes(recipe: Recipe, prompts: Sequence[Prompts], targets: Mapping[str, Target]) -> list[str]:
     """What a reader must know before trusting the numbers."""
     found = []
     if all(value.judge is None for value in recipe.values.values()):
@@ -65,6 +71,8 @@ def notes(recipe: Recipe, prompts: Sequence[Prompts]) -> list[str]:
         )
     for name, method in recipe.methods.items():
         found += [f"{name}: {line}." for line in method.notes(recipe)]
+    for name, target in targets.items():
+        found += [f"{name}: {fault}." for fault in filter(None, [target.fault()])]
     overlap = sum(len(each.in_training) for each in prompts)
     if overlap:
         found.append(f"{overlap} evaluation prompts occur in training data; see the list below.")
@@ -126,6 +134,17 @@ def _temperatures(workspace: Workspace, product: Product) -> dict[str, str]:
         )
         shown.append(f"{value}: {a}{capped} ({source})")
     return {"temperatures": "; ".join(shown)}
+
+
+def _targets(product: Product, targets: Mapping[str, Target]) -> dict[str, str]:
+    """What the prompts of each method that writes scores into them ask for."""
+    found: dict[str, list[str]] = {}
+    for each in product.inputs_of("evaluate"):
+        if target := targets.get(each.name):
+            weights = ", ".join(f"{weight:g}" for weight in target.asked.weights)
+            lines = found.setdefault(f"scores that {each.method} asks for", [])
+            lines.append(f"λ = ({weights}): {target.text()}")
+    return {term: "; ".join(dict.fromkeys(lines)) for term, lines in found.items()}
 
 
 def _sft_text(recipe: Recipe, workspace: Workspace, product: Product) -> str:

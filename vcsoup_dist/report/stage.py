@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vcsoup_dist.in_context.targets import targets_of
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.records.answers import Answers
 from vcsoup_dist.report.answers import evaluations, prompt_counts, samples
@@ -43,11 +44,12 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
     if summary.edges:
         pictures["edges.png"] = figures.edge_plot(summary)
     prompts = prompt_counts(recipe, workspace, product, answers)
+    targets = targets_of(workspace, product.inputs_of("evaluate"))
     filtered = filters(recipe, workspace, product)
     data = ReportData(
         title=recipe.name,
-        facts=facts(recipe, workspace, product, filtered),
-        notes=notes(recipe, prompts),
+        facts=facts(recipe, workspace, product, filtered, targets),
+        notes=notes(recipe, prompts, targets),
         summary=summary,
         front_plot=pictures["front.png"],
         hypervolume_plot=pictures["hypervolume.png"],

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.forward.template import Unusable, encode_pair
+from vcsoup_dist.forward.template import Encoded, Unusable, encode_pair
 from vcsoup_dist.recipe import Training
 from vcsoup_dist.records.tokens import PairTokens
 
@@ -22,15 +22,19 @@ def pair_in_tokens(
     training: Training,
 ) -> PairTokens:
     """One pair as the trainer reads it; an error of the template costs this pair alone."""
+    truncate = training.overlong == "truncate_prompt"
+    return tokens_or_reason(
+        tokenizer,
+        lambda: encode_pair(tokenizer, prompt, chosen, rejected, training.max_length, truncate),
+    )
+
+
+def tokens_or_reason(
+    tokenizer: Any, encode: Callable[[], tuple[Encoded, Encoded] | Unusable]
+) -> PairTokens:
+    """What `encode` makes of a pair, with the reason where the template does not take it."""
     try:
-        pair = encode_pair(
-            tokenizer,
-            prompt,
-            chosen,
-            rejected,
-            training.max_length,
-            training.overlong == "truncate_prompt",
-        )
+        pair = encode()
     except UserError as error:  # RefusedByTemplate too
         return PairTokens(Unusable.REFUSED, str(error))
     if pair is Unusable.CUT:

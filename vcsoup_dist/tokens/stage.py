@@ -10,11 +10,11 @@ from typing import Any
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.forward.tokenizer import open_tokenizer
-from vcsoup_dist.launch.task_map import runner
+from vcsoup_dist.launch.task_map import Run, runner
 from vcsoup_dist.progress import log, progress
 from vcsoup_dist.recipe import Recipe, Training
 from vcsoup_dist.records.pairs import HELD_OUT, PairSlice, PairsManifest, cut_rows, read_slice
-from vcsoup_dist.records.tokens import TokensManifest, join_parts, write_part
+from vcsoup_dist.records.tokens import PairTokens, TokensManifest, join_parts, write_part
 from vcsoup_dist.tokens.pair_tokens import pair_in_tokens
 from vcsoup_dist.workspace import Product, Workspace
 
@@ -32,10 +32,35 @@ class Part:
     output: Path
 
 
+Encode = Callable[[Iterable[Part]], Iterator[str | None]]
+"""Writes the tokens of parts, here or on other processes: of each, why the chat template refuses
+all of its pairs, or None."""
+
+
 def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
     """Make the products of stage `tokens`: a dataset's pairs under the model's chat template.
 
     UserError where the template takes none of the first pairs.
+    """
+
+    def encoder(product: Product, pairs: Path, run: Run, workers_lock: Path) -> Encode:
+        model = product.sources["model"]
+        encode = functools.partial(encode_part, model.source, model.revision, recipe.training)
+        return functools.partial(run, encode, workers_lock=workers_lock)
+
+    make_token_files(recipe, workspace, products, encoder)
+
+
+def make_token_files(
+    recipe: Recipe,
+    workspace: Workspace,
+    products: Sequence[Product],
+    encoder: Callable[[Product, Path, Run, Path], Encode],
+) -> None:
+    """Make products that are token files of `pairs/<dataset>`, each with the Encode of its own.
+
+    encoder: of a product, its folder of canonical pairs, a map and the lock that the map's
+    processes hold.
     """
     folders = [workspace.need(pairs) for each in products for pairs in each.inputs_of("read")]
     size = sum(file.stat().st_size for folder in folders for file in folder.glob("*.parquet"))
@@ -45,12 +70,7 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
             with workspace.publishing(product, wait=True, keep_scratch=False) as draft:
                 if workspace.is_made(product):
                     continue
-                model = product.sources["model"]
-                encode = functools.partial(
-                    run,
-                    functools.partial(encode_part, model.source, model.revision, recipe.training),
-                    workers_lock=draft.workers_lock,
-                )
+                encode = encoder(product, folder, run, draft.workers_lock)
                 manifest = write_tokens(folder, draft.scratch, draft.output, encode)
                 log.info(
                     "%s: %d pairs to train on, %d held out, %d tokens of answers",
@@ -58,16 +78,10 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
                 )  # fmt: skip
 
 
-def write_tokens(
-    pairs: Path,
-    scratch: Path,
-    output: Path,
-    encode: Callable[[Iterable[Part]], Iterator[str | None]],
-) -> TokensManifest:
+def write_tokens(pairs: Path, scratch: Path, output: Path, encode: Encode) -> TokensManifest:
     """Write the token file of a folder of canonical pairs.
 
     scratch: where parts lie until they are joined; those that a killed run left are kept.
-    encode: a map of `encode_part` over parts, here or on other processes.
     """
     manifest = PairsManifest.read(pairs)
     slices = [
@@ -96,18 +110,24 @@ def write_tokens(
 
 def encode_part(source: str, revision: str | None, training: Training, part: Part) -> str | None:
     """Write a part's tokens; where the chat template refuses every pair, only say why."""
-    tokenizer = _tokenizer(source, revision)
+    tokenizer = cached_tokenizer(source, revision)
     pairs = read_slice(part.pairs)
     tokens = [
         pair_in_tokens(tokenizer, each.prompt, each.chosen, each.rejected, training)
         for each in pairs
     ]
-    if pairs and all(each.reason is not None for each in tokens):
-        return f"pair {pairs[0].id}: {tokens[0].reason}"
-    write_part(part.output, [each.id for each in pairs], tokens)
+    return write_encoded(part.output, [each.id for each in pairs], tokens)
+
+
+def write_encoded(output: Path, ids: Sequence[str], tokens: Sequence[PairTokens]) -> str | None:
+    """Write a part, unless the chat template refuses all of its pairs: then return why."""
+    if ids and all(each.reason is not None for each in tokens):
+        return f"pair {ids[0]}: {tokens[0].reason}"
+    write_part(output, ids, tokens)
     return None
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer(source: str, revision: str | None) -> Any:
+def cached_tokenizer(source: str, revision: str | None) -> Any:
+    """The tokenizer of a model, of which a process opens the last one once."""
     return open_tokenizer(source, revision)

@@ -34,11 +34,15 @@ ROW = np.dtype(
 
 
 def select_all(
-    file: Path, tokens: Sequence[TokenFile], heldout_share: int | None = None
+    file: Path,
+    tokens: Sequence[TokenFile],
+    heldout_share: int | None = None,
+    both_answers: bool = False,
 ) -> Selection:
     """All training pairs of token files; or of each the first `heldout_share` held-out pairs.
 
-    `file` takes the rows.
+    `file` takes the rows. both_answers: each pair twice, once with its rejected answer in place of
+    the chosen one, for an objective that reads that alone.
     """
     groups = []
     for dataset, each in enumerate(tokens):
@@ -50,6 +54,10 @@ def select_all(
         groups.append(group)
     rows = np.concatenate([np.zeros(0, ROW), *groups])
     rows["weight"] = rows["label"] = 1.0
+    if both_answers:
+        others = rows.copy()
+        others["swapped"] = True
+        rows = np.concatenate([rows, others])
     return write_usable(file, tokens, rows)
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from vcsoup_dist.recipe import Recipe, Sft, Training
-
-OF_PAIRS = {"beta", "label_smoothing", "simpo_margin", "sft_weight", "pair_weights"}
-"""Settings of losses over pairs, which do not affect theta_0."""
+from vcsoup_dist.recipe import OF_PAIRS, Recipe, Sft, Training
 
 
 def sft_training(recipe: Recipe) -> Training:

@@ -56,11 +56,13 @@ def _sft_task(training: Training, workspace: Workspace, draft: Draft) -> PolicyT
     return _task(training, workspace, draft, tokens, train, heldout, [], count)
 
 
-def _token_files(workspace: Workspace, product: Product) -> dict[str, TokenFile]:
-    """The token files that a product is made from, by dataset."""
+def _token_files(
+    workspace: Workspace, product: Product, stage: str = "tokens"
+) -> dict[str, TokenFile]:
+    """The token files of a stage that a product is made from, by dataset."""
     return {
         str(each.dataset): TokenFile(workspace.need(each).resolve())
-        for each in product.inputs_of("tokens")
+        for each in product.inputs_of(stage)
     }
 
 
@@ -107,9 +109,26 @@ def make_policies(recipe: Recipe, workspace: Workspace, products: Sequence[Produ
             raise_if_stop_requested(recipe.launch.max_minutes)
         with workspace.publishing(product, keep_scratch=recipe.keep.checkpoints) as draft:
             training = recipe.methods[str(product.method)].training(recipe)
-            make_task = _reweighted_task if product.inputs_of("union") else _preference_task
-            task = make_task(training, workspace, draft)
+            task = _policy_task(training, workspace, draft)
             _launch(recipe, workspace, draft, training, policy=task)
+
+
+def _policy_task(training: Training, workspace: Workspace, draft: Draft) -> PolicyTask:
+    if draft.product.inputs_of("in_context"):
+        return _in_context_task(training, workspace, draft)
+    if draft.product.inputs_of("union"):
+        return _reweighted_task(training, workspace, draft)
+    return _preference_task(training, workspace, draft)
+
+
+def _in_context_task(training: Training, workspace: Workspace, draft: Draft) -> PolicyTask:
+    tokens = list(_token_files(workspace, draft.product, "in_context").values())
+    train = select_all(draft.scratch / TRAIN, tokens, both_answers=True)
+    share = -(-training.heldout_pairs // len(tokens))
+    heldout = select_all(draft.scratch / HELD_OUT, tokens, share, both_answers=True)
+    (union,) = (workspace.need(each) for each in draft.product.inputs_of("union"))
+    count = UnionManifest.read(union).answers_of_all_values
+    return _task(training, workspace, draft, tokens, train, heldout, [], count)
 
 
 def _reweighted_task(training: Training, workspace: Workspace, draft: Draft) -> PolicyTask:

@@ -1,0 +1,1 @@
+"""Rewards in prompts: a policy learns answers with their scores, and is asked for scores."""
