@@ -73,7 +73,7 @@ def reference(
     settings: Settings = None,
     launcher: LauncherOption = None,
 ) -> None:
-    """Compute the log-probs of all pairs under theta_0, once for all policies.
+    """Compute log-probs under theta_0 of the pairs that policies read, once for all policies.
 
     theta_0 is made first where the recipe has `sft`.
     `vcsoup train` does both by itself. A stopped command keeps what it finished.
