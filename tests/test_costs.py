@@ -64,3 +64,10 @@ def test_a_plan_costs_its_steps_and_the_time_of_those_that_were_measured():
     )
     unknown = planned_cost("a", [*own, planned_steps("z", None)], 2, 50.0, measured, 9)
     assert (unknown.steps, unknown.tokens, unknown.seconds) == (None, None, None)
+
+
+def test_an_answer_that_is_trained_on_alone_is_half_a_pair():
+    sft = Training(objective="sft", pairs_per_step=20)
+    one = Steps("policies/a/union", "training", sft, 100, 4, True, True, 100)
+    found = planned_cost("a", [one], 1, 50.0, [], None)
+    assert found.tokens == planned_cost("a", [planned_steps("x", 4)], 1, 50.0, [], None).tokens

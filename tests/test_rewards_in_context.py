@@ -23,6 +23,7 @@ from vcsoup_dist.forward.tokenizer import open_tokenizer
 from vcsoup_dist.identity import Hashes
 from vcsoup_dist.in_context.encoding import check_arrival, scored_pair
 from vcsoup_dist.in_context.prompts import AddedText, added_scores, written_score
+from vcsoup_dist.in_context.stage import PartScores
 from vcsoup_dist.in_context.targets import (
     near_answers,
     score_bounds,
@@ -34,7 +35,9 @@ from vcsoup_dist.preferences.pair import Pair
 from vcsoup_dist.recipe import Evaluation, Recipe, Training
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.records.in_context import ScorePrompt
-from vcsoup_dist.records.union import TRAIN, UnionManifest, union_schema
+from vcsoup_dist.records.pairs import PairsFile, PairSlice, PairsManifest
+from vcsoup_dist.records.union import HELD_OUT, TRAIN, UnionManifest, union_schema
+from vcsoup_dist.tokens.stage import Part
 from vcsoup_dist.workspace import Product
 
 NUMBERS = [written_score(i / 10) for i in range(-60, 61)]
@@ -110,6 +113,44 @@ def test_scores_are_standardised_over_both_answers_of_the_union_alone(tmp_path):
     )
     assert found[:, 0] == pytest.approx([(x - mean["u"]) / std["u"] for x in u])
     assert found[:, 1] == pytest.approx([(x - mean["v"]) / std["v"] for x in v])
+
+
+def test_parts_of_several_files_get_the_scores_of_their_own_pairs(tmp_path):
+    pairs, union, out = tmp_path / "pairs", tmp_path / "union", tmp_path / "out"
+    pairs.mkdir()
+    union.mkdir()
+    files = [PairsFile("train-00000.parquet", 3), PairsFile("train-00001.parquet", 2)]
+    PairsManifest(rows=9, train=5, heldout=2, files=files).write(pairs)
+
+    def row(dataset: str, place: int, once: bool, reward: float) -> dict:
+        of = {"chosen_u": reward, "rejected_u": reward + 100}
+        return {"dataset": dataset, "row": place, "once": once, **of}
+
+    schema = union_schema(["u"])
+    train = [
+        row("u", 0, True, 1),
+        row("u", 2, False, 2),
+        row("u", 4, True, 3),
+        row("v", 1, True, 4),
+    ]
+    pq.write_table(pa.Table.from_pylist(train, schema), union / TRAIN)
+    pq.write_table(pa.Table.from_pylist([row("u", 1, True, 5)], schema), union / HELD_OUT)
+    UnionManifest(["u"], 3, 4, 1, 0, 0, {"u": 1.0}, {"u": 2.0}, {}, {}).write(union)
+    scores = PartScores(pairs, union, "u", ["u"])
+
+    def of(file: str, first: int, rows: int) -> list[float]:
+        found = scores.of(Part(PairSlice(pairs / file, first, rows), out)).scores
+        assert found.shape == (rows, 2, 1)
+        np.testing.assert_equal(
+            found[:, 1] - found[:, 0], np.where(np.isnan(found[:, 0]), np.nan, 50)
+        )
+        return found[:, 0, 0].tolist()
+
+    nan = math.nan
+    np.testing.assert_equal(of("train-00000.parquet", 0, 3), [0, nan, nan])
+    np.testing.assert_equal(of("train-00001.parquet", 0, 2), [nan, 1])
+    np.testing.assert_equal(of("train-00001.parquet", 1, 1), [1])
+    np.testing.assert_equal(of("heldout.parquet", 0, 2), [nan, 2])
 
 
 def test_scores_are_written_with_one_decimal_into_their_placeholders():

@@ -155,7 +155,7 @@ def test_a_damaged_token_file_is_one_line(tmp_path, harm):
     else:
         write(tmp_path / "other", random_parts(0, 5), [])
         file.write_bytes((tmp_path / "other" / TOKENS).read_bytes())
-    with pytest.raises(UserError, match="remove the run's tokens/ folder") as caught:
+    with pytest.raises(UserError, match=f"remove {folder} and run again") as caught:
         TokenFile(folder)
     assert str(file) in str(caught.value) and "\n" not in str(caught.value)
 

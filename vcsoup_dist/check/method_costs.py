@@ -12,7 +12,7 @@ from rich.table import Table
 
 from vcsoup_dist.check.cost import Cost
 from vcsoup_dist.check.steps import Steps
-from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.recipe import Recipe, Training
 from vcsoup_dist.report.costs import logged_steps
 from vcsoup_dist.report.statistics.cost import StepsTaken
 from vcsoup_dist.workspace import Product, Workspace
@@ -79,7 +79,7 @@ def planned_cost(
     steps = None if None in counts else seeds * sum(count for count in counts if count is not None)
     tokens = None
     if steps is not None and tokens_of_pair is not None:
-        pairs = sum((each.steps or 0) * each.training.pairs_per_step for each in own)
+        pairs = sum((each.steps or 0) * _pairs_of_step(each.training) for each in own)
         tokens = round(seeds * pairs * tokens_of_pair)
 
     def scaled(total: float) -> float | None:
@@ -96,6 +96,11 @@ def planned_cost(
         rank_hours=scaled(sum(each.rank_hours for each in measured)),
         disk_bytes=disk_bytes,
     )
+
+
+def _pairs_of_step(training: Training) -> float:
+    """Answers alone are half a pair each."""
+    return training.pairs_per_step / (2 if training.objective == "sft" else 1)
 
 
 def costs_table(found: Sequence[PlannedCost]) -> Table:

@@ -61,7 +61,7 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
         encode = functools.partial(
             encode_scored_part, model.source, model.revision, recipe.training, how
         )
-        scores = _Scores(pairs, union, str(product.dataset), how.values)
+        scores = PartScores(pairs, union, str(product.dataset), how.values)
         return lambda parts: run(encode, map(scores.of, parts), workers_lock=workers_lock)
 
     make_token_files(recipe, workspace, products, encoder)
@@ -81,7 +81,7 @@ def encode_scored_part(
     return write_encoded(part.output, [pair.id for pair, _ in scored], tokens)
 
 
-class _Scores:
+class PartScores:
     """Standardised scores of a dataset's pairs, in their order."""
 
     def __init__(self, pairs: Path, union: Path, dataset: str, values: Sequence[str]) -> None:

@@ -49,7 +49,7 @@ class Target:
         share = self.near / self.answers
         return (
             f"{shown}; {self.near:,} of {self.answers:,} training answers ({share:.1%}) are within "
-            f"{NEAR} on every value"
+            f"{NEAR} deviations on every value"
         )
 
     def fault(self) -> str | None:
@@ -57,7 +57,7 @@ class Target:
         if self.near:
             return None
         return (
-            f"no training answer is within {NEAR} standard deviations of what it asks for on every "
+            f"no training answer is within {NEAR} deviations of what it asks for on every "
             "value, so that the policy never saw such scores; bounds nearer to each other ask for "
             "less"
         )

@@ -147,10 +147,14 @@ class TokenFile:
             self._file: Any = pa.ipc.open_file(pa.memory_map(str(folder / TOKENS)))
             parts = [_Part(self._file.get_batch(i)) for i in range(self._file.num_record_batches)]
         except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(f"{folder / TOKENS}: cannot be read ({error}); {FIX}") from error
+            raise UserError(
+                f"{folder / TOKENS}: cannot be read ({error}); remove {folder} and run again"
+            ) from error
         rows = [len(each.answers) for each in parts]
         if self._file.schema != SCHEMA or rows != self.manifest.parts:
-            raise UserError(f"{folder / TOKENS}: is not what its {MANIFEST} says; {FIX}")
+            raise UserError(
+                f"{folder / TOKENS}: is not what its {MANIFEST} says; remove {folder} and run again"
+            )
         self._parts, self._ends = parts, np.cumsum(rows)
 
     @property

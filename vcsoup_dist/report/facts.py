@@ -42,7 +42,7 @@ def facts(
         **({"theta_0": _sft_text(recipe, workspace, product)} if recipe.sft else {}),
         "judged by": "; ".join(rewards),
         "methods": ", ".join(
-            name + _own_settings(method) for name, method in recipe.methods.items()
+            name + _own_settings(recipe, method) for name, method in recipe.methods.items()
         ),
         **({"soups": _box_text(recipe.soup.box)} if recipe.soup.box else {}),
         **{
@@ -111,10 +111,13 @@ def _reward_text(reward: Reward) -> str:
     return "columns"
 
 
-def _own_settings(method: MethodOptions) -> str:
+def _own_settings(recipe: Recipe, method: MethodOptions) -> str:
     """Where they differ from the recipe's."""
     own = {"learning rate": method.learning_rate, "beta": method.beta}
     shown = [f"{name} {value:g}" for name, value in own.items() if value is not None]
+    training = method.training(recipe)
+    if training.objective != recipe.training.objective:
+        shown.insert(0, f"{training.objective} on {training.pairs_per_step} answers a step")
     return f" ({', '.join(shown)})" if shown else ""
 
 
