@@ -91,10 +91,7 @@ def _reference_tasks(workspace: Workspace, draft: Draft) -> list[ReferenceTask]:
     needed = np.flatnonzero(read & tokens.usable())
     made = workspace.folder(product) if workspace.is_begun(product) else None
     parts = parts_to_compute(draft.output, made, tokens, needed)
-    log.info(
-        "%s: policies read %d of %d pairs; computing those without log-probs",
-        product.name, len(needed), tokens.rows,
-    )  # fmt: skip
+    log.info("%s: policies read %d of its %d pairs", product.name, len(needed), tokens.rows)
     lock = _lock(draft)
     return [ReferenceTask(str(tokens.folder), str(each.resolve()), lock) for each in parts]
 
