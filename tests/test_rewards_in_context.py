@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import statistics
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from conftest import CHAT_TEMPLATE, save_tiny_model, write_model_files, write_pa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vcsoup_dist.check.model import check_model
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.evaluation.generate import generate_answers, load_model
 from vcsoup_dist.evaluation.prompts import Prompt
@@ -339,3 +341,16 @@ def test_what_is_written_remakes_the_policy_and_what_is_asked_the_answers_alone(
     assert changed(template="{v} {u}") == changed(place="system") == everything
     prints = {name: each.fingerprint for name, each in before.items() if "asked" in each.made_from}
     assert len(set(prints.values())) == len(prints) == 5
+
+
+@pytest.mark.models
+def test_check_says_before_the_run_that_scores_do_not_arrive(base, folder, tmp_path):
+    shutil.copytree(base, tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").write_text(DROPS)
+    model, options = str(tmp_path / "base"), {"place": "system", "template": TEMPLATE}
+    plan = planned(folder, options, model=model)
+    with pytest.raises(UserError, match=r"^methods.ric.place: .*drops the scores"):
+        check_model(loaded(folder, options, model=model), list(plan.values()), {"train"})
+    options["place"] = "end"
+    plan = planned(folder, options, model=model)
+    check_model(loaded(folder, options, model=model), list(plan.values()), {"train"})
