@@ -44,7 +44,7 @@ class RewardsInContext(Method):
         return bounds
 
     def training(self, recipe: Recipe) -> Training:
-        """SFT with both answers of so many pairs a step, for the steps of all values' policies."""
+        """SFT on as many answers a step as pairs have, for the steps of all values' policies."""
         common = super().training(recipe)
         steps = None if common.steps is None else common.steps * len(recipe.trained_values())
         own = {"objective": "sft", "pairs_per_step": 2 * common.pairs_per_step, "steps": steps}
