@@ -58,6 +58,8 @@ def run(job_file: Path) -> bool:
     for lock in locks:
         share_until_exit(Path(lock))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    # The gradient of a pair that is learnt may be subnormal, on which a CPU is many times as slow.
+    torch.set_flush_denormal(True)
     # The same bits every time; on a GPU attention's backward pass has no such kernel.
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
