@@ -35,7 +35,7 @@ TIE, NO_WEIGHT = "tie of the weighted values", "weight 0"
 class UnionPairs:
     """P pairs of the union's files, a row group."""
 
-    dataset: Array
+    dataset: NDArray[np.str_]
     """[P] names."""
     row: NDArray[np.uint32]
     """[P] in the dataset's training, or held-out, pairs."""

@@ -135,7 +135,7 @@ class Drift(NamedTuple):
     """The loss at h = 0, which the objective and its settings alone decide."""
 
 
-class Targets(NamedTuple):
+class LossTargets(NamedTuple):
     """p [P], m [P] and w of `objectives.PairLogps`."""
 
     label: torch.Tensor | float = 1.0
@@ -143,15 +143,15 @@ class Targets(NamedTuple):
     divisor: float = 1.0
 
 
-def _targets(pairs: Sequence[Example]) -> Targets:
+def _targets(pairs: Sequence[Example]) -> LossTargets:
     label, margin = (
         torch.tensor([getattr(each, name) for each in pairs], dtype=torch.float64)
         for name in ("label", "margin")
     )
-    return Targets(label, margin, pairs[0].divisor)
+    return LossTargets(label, margin, pairs[0].divisor)
 
 
-PREFERENCES = Targets()
+PREFERENCES = LossTargets()
 """Of pairs whose chosen answer is to be preferred."""
 
 
@@ -160,7 +160,7 @@ def drifts(
     reference: torch.Tensor,
     lengths: Sequence[int],
     training: Training,
-    targets: Targets = PREFERENCES,
+    targets: LossTargets = PREFERENCES,
 ) -> list[Drift]:
     """Of P pairs; policy, reference: float64 log-probs [A] of chosen and rejected in turn, of
     which `lengths` [2 P] has the numbers of tokens."""
