@@ -12,13 +12,24 @@
 
 declare -A ray_steps=() # process of srun -> node
 
+# end_ray PROCESS: ask it every second, since it may lose a TERM while it starts; does not wait.
+end_ray() {
+    (while kill "$1" 2>/dev/null; do sleep 1; done) &
+}
+
 # ray_node ROLE CLIENT_PORT: one Ray node, a `head` or a `worker`, until TERM or USR1 asks it to end.
 ray_node() {
-    local base=${TMPDIR:-/tmp} asked='' ray code options name
+    local base=${TMPDIR:-/tmp} asked='' ray='' code options name
     [[ ${#base} -le 18 ]] || base=/tmp # Ray's sockets are below it, and their paths have 107 at most
-    folder=$(mktemp -d "$base/vcsoup-ray-XXXXXX") # not local: the function ends before the trap
+    # These come to all processes of the step. USR2 is the command's to obey, USR1 ours.
+    trap '' USR2
+    # Set once: bash loses a request that comes while it sets a trap. Slurm may kill us a few seconds
+    # after its TERM, so the folder goes first.
+    folder='' # not local: the function ends before the traps
     trap 'rm -rf "$folder"' EXIT
-    trap exit TERM USR1
+    trap '[[ $asked ]] || { asked=yes; rm -rf "$folder"; [[ ! $ray ]] || end_ray "$ray"; }' TERM USR1
+    folder=$(trap '' TERM USR1 && mktemp -d "$base/vcsoup-ray-XXXXXX")
+    [[ $folder ]] || exit 1
     # Ray opens its folder to all users, and this one around it is closed.
     options=(
         --block --temp-dir="$folder/ray" --node-name="$SLURMD_NODENAME"
@@ -36,25 +47,24 @@ ray_node() {
         )
     else
         options+=(--address="$RAY_ADDRESS")
-        until (: <"/dev/tcp/${RAY_ADDRESS/://}") 2>/dev/null; do sleep 0.5; done
+        until [[ $asked ]] || (: <"/dev/tcp/${RAY_ADDRESS/://}") 2>/dev/null; do sleep 0.5; done
     fi
     # Libraries in an actor would take it for a rank of this step.
     for name in $(compgen -e); do
         [[ ! $name =~ ^(SLURM|SRUN|PMI|PMIX)_ ]] || unset "$name"
     done
-    # These come to all processes of the step. USR2 is the command's to obey, USR1 ours.
-    trap '' USR1 USR2
     export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # its actors have ended, or are to end now
-    ray start "${options[@]}" &
+    [[ ! $asked ]] || exit 0
+    (trap '' USR1 && exec ray start "${options[@]}") &
     ray=$!
-    # Slurm may kill us a few seconds after its TERM, so the folder goes first. While Ray starts it may
-    # lose a TERM, so it gets one every second.
-    trap 'asked=yes; rm -rf "$folder"; (while kill "$ray" 2>/dev/null; do sleep 1; done) &' TERM USR1
-    while
-        code=0
-        wait "$ray" || code=$?
-        kill -0 "$ray" 2>/dev/null # then it was the trap that ended the wait
-    do :; done
+    [[ ! $asked ]] || end_ray "$ray"
+    # A request that comes just before a `wait` is seen when that ends, so none is for long.
+    while kill -0 "$ray" 2>/dev/null; do
+        sleep 1 &
+        wait "$!" || true
+    done
+    code=0
+    wait "$ray" || code=$?
     if [[ $asked ]]; then
         echo "== $(date +%FT%T) Ray on $SLURMD_NODENAME ended as it was asked to"
     else
@@ -111,7 +121,7 @@ start_ray() {
     for node in "${nodes[@]}"; do
         "${step[@]}" --nodelist="$node" ${gpus[$node]:+"${gpus[$node]}"} \
             --output="$(log_of "ray-$node")" --open-mode=append \
-            bash -c "$(declare -f ray_node); ray_node $role $client" </dev/null &
+            bash -c "$(declare -f ray_node end_ray); ray_node $role $client" </dev/null &
         ray_steps[$!]=$node
         role='worker'
     done
@@ -155,8 +165,9 @@ stop_ray() {
     local i pids=("${!ray_steps[@]}")
     [[ ${#pids[@]} -gt 0 ]] || return 0
     ray_steps=()
-    kill -USR1 "${pids[@]}" 2>/dev/null || true # srun hands it on
     for ((i = 0; i < 200; i++)); do
+        # srun hands it on. Again after two seconds: a node that has only just started may lose it.
+        ((i % 20)) || kill -USR1 "${pids[@]}" 2>/dev/null || true
         kill -0 "${pids[@]}" 2>/dev/null || return 0
         sleep 0.1
     done

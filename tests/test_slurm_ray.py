@@ -52,6 +52,7 @@ class RayJobs:
 
     def __init__(self, jobs: Jobs, temporary: Path) -> None:
         self.jobs, self.folder, self.temporary = jobs, jobs.folder, temporary
+        self.submitted: list[str] = []
         self.mark = f"VCSOUP_TEST_JOBS={uuid.uuid4()}"
         (self.folder / "gated.py").write_text(GATED)
         for name, scoring in SCORING.items():
@@ -63,12 +64,23 @@ class RayJobs:
         self, root: Path, script: str | Path, *arguments: str, options: list[str], **variables: str
     ) -> str:
         ours = {"TMPDIR": str(self.temporary), **dict([self.mark.split("=")])}
-        return self.jobs.submit(root, script, *arguments, options=options, **ours, **variables)
+        number = self.jobs.submit(root, script, *arguments, options=options, **ours, **variables)
+        self.submitted.append(number)
+        return number
 
     def score(self, name: str, *options: str, recipe: str = "gated.yaml", **variables: str) -> str:
         """A job of score.sh on both nodes into the run directory of that name."""
         root = self.folder / name
         return self.submit(root, "score.sh", recipe, options=[*WHOLE, *options], **variables)
+
+    def cancel(self) -> None:
+        """Those that a failed test left, which hold both nodes, and their folders."""
+        for number in self.submitted:
+            subprocess.run(["scancel", "--quiet", number], check=True)
+            wait_for_end(number)
+        self.submitted.clear()
+        for folder in self.temporary.glob("vcsoup-ray-*"):
+            shutil.rmtree(folder)
 
     def is_scored(self, name: str) -> bool:
         """Whether a run directory has the bytes that this machine made without Slurm."""
@@ -118,6 +130,12 @@ def jobs(slurm_jobs) -> Iterator[RayJobs]:
     temporary = tempfile.mkdtemp(prefix="rt-", dir="/tmp")  # short, for Ray's sockets
     yield RayJobs(slurm_jobs, Path(temporary))
     shutil.rmtree(temporary)
+
+
+@pytest.fixture(autouse=True)
+def leave_no_job(jobs: RayJobs) -> Iterator[None]:
+    yield
+    jobs.cancel()
 
 
 class Gate:

@@ -9,15 +9,18 @@ Exit code 2 and one line where that fails.
 from __future__ import annotations
 
 import logging
+import random
 import socket
 import sys
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 from vcsoup_dist.errors import UserError
 
 PATIENCE = 600.0  # seconds for all nodes to join: a container's image may have to be fetched
 BETWEEN = 0.5  # seconds between two looks
+EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def head_address(peer: str) -> tuple[str, int]:
@@ -28,11 +31,26 @@ def head_address(peer: str) -> tuple[str, int]:
             route.connect((peer, 9))  # sends nothing
         except OSError as error:
             raise UserError(f"no way to {peer}, another node of the job: {error}") from error
-        probes = [stack.enter_context(socket.socket()) for _ in range(2)]
-        for probe in probes:
-            probe.bind(("", 0))
-        port, other = (int(probe.getsockname()[1]) for probe in probes)
+        port, other = (_listen_somewhere(stack) for _ in range(2))
         return f"{route.getsockname()[0]}:{port}", other
+
+
+def _listen_somewhere(stack: ExitStack) -> int:
+    """A free port, held until the stack ends.
+
+    It lies below those that the kernel gives to connections: one of them could be taken by another
+    process in the seconds until Ray listens there. Ray's workers have 10002 to 19999.
+    """
+    first = int(EPHEMERAL_PORTS.read_text().split()[0]) if EPHEMERAL_PORTS.exists() else 0
+    below = range(20000, first)
+    for port in [*random.SystemRandom().sample(below, min(100, len(below))), 0]:  # 0: any
+        probe = stack.enter_context(socket.socket())
+        try:
+            probe.bind(("", port))
+        except OSError:
+            continue
+        return int(probe.getsockname()[1])
+    raise UserError("no free port for a Ray head on this node")
 
 
 def wait_for_nodes(address: str, count: int, patience: float = PATIENCE) -> None:
