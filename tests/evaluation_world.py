@@ -69,8 +69,7 @@ def evaluate(
     for name, model in models.items():
         (folder / name).mkdir()
         located = Located(str(model), None, {"config.json": [1, "digest"]})
-        output = folder / name
-        tasks.append(EvaluationTask(f"soup {name}", located, located, output, folder / "lock"))
+        tasks.append(EvaluationTask(f"soup {name}", located, folder / name, folder / "lock"))
     reward = CallableReward(callable=f"judges.py:{judge}")
     judges = [Judge({"long": reward}, Located(str(folder / "judges.py"), None, None))]
     settings = SETTINGS.model_copy(update={"actors": actors})

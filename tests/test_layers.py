@@ -15,7 +15,7 @@ LAYERS = [
     *("cli", "demo", "check", "status", "slurm_jobs", "pipeline", "methods"),
     *("report", "evaluation", "training", "souping", "in_context", "tokens", "union"),
     *("consistency", "scoring", "records"),
-    *("forward", "checkpoints", "preferences", "theta_0", "workspace", "launch", "recipe"),
+    *("forward", "checkpoints", "preferences", "theta_0 turns", "workspace", "launch", "recipe"),
     *(
         "identity",
         "locks",

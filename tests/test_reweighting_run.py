@@ -16,6 +16,7 @@ from command import vcsoup
 from conftest import save_tiny_model, write_pairs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from vcsoup_dist.forward.template import Encoded
 from vcsoup_dist.in_context.prompts import written_score
 from vcsoup_dist.recipe import Training
 from vcsoup_dist.records.answers import Answers
@@ -47,6 +48,7 @@ RECIPE = {
     },
     "training": STEPS | {"gradient_checkpointing": False},
     "reweighting": {"weights": [[0.25, 0.75]]},
+    "soup": {"weights": [[0.25, 0.75]]},
     "evaluation": {
         "prompts": 2, "max_new_tokens": 4, "max_prompt_tokens": 60, "dtype": "fp32",
         "bootstrap": 100,
@@ -54,10 +56,14 @@ RECIPE = {
     "launch": {"ranks": 2},
     "keep": {"checkpoints": True},
 }  # fmt: skip
-RIVALS = ("relabelled", "loss_weighting", "own", "scalarised", "modpo")
-OWN = {"kind": "loss_weighting", "labels": "own"}
-IN_CONTEXT = {"learning_rate": 1e-2, "template": "big {longer} new {polite}"}
-METHODS = {name: {} for name in RIVALS} | {"own": OWN, "rewards_in_context": IN_CONTEXT}
+RIVALS = ("relabelled", "loss_weighting", "own", "scalarised", "modpo", "implicit")
+OPTIONS = {
+    "own": {"kind": "loss_weighting", "labels": "own"},
+    "implicit": {"kind": "modpo", "rewards": "implicit"},
+    "rewards_in_context": {"learning_rate": 1e-2, "template": "big {longer} new {polite}"},
+    "rewarded_soup": {"learning_rate": 0.1, "beta": 0.3},
+}
+METHODS = {name: {} for name in RIVALS} | OPTIONS
 LAMBDA = "longer-0.25_polite-0.75"
 
 
@@ -118,17 +124,50 @@ def test_a_rival_added_to_a_finished_run_makes_its_own_policies_and_ends_in_the_
 def test_reference_log_probs_are_of_the_pairs_that_policies_read_and_no_others(with_all):
     folders = {name: with_all / "tokens" / name for name in ("longer", "polite")}
     tokens = [TokenFile(folder) for folder in folders.values()]
-    read = {
-        (int(row["dataset"]), int(row["row"]))
-        for name in RIVALS
-        for file in ("train", "heldout")
-        for row in np.load(
-            with_all / "work/policies" / name / LAMBDA / "seed-0/scratch" / f"{file}.npy"
-        )
-    }
+    read = rows_read(with_all, *(f"{name}/{LAMBDA}" for name in RIVALS))
     for dataset, (name, file) in enumerate(zip(folders, tokens, strict=True)):
+        alone = {(dataset, row) for _, row in rows_read(with_all, f"rewarded_soup/{name}")}
         rows = Reference(with_all / "reference" / name, file).rows().tolist()
-        assert sorted(rows) == sorted(row for number, row in read if number == dataset)
+        assert sorted(rows) == sorted(row for number, row in read | alone if number == dataset)
+
+
+def rows_read(run: Path, *policies: str) -> set[tuple[int, int]]:
+    """Place of the dataset among a policy's, and row in its token file."""
+    return {
+        (int(row["dataset"]), int(row["row"]))
+        for name in policies
+        for file in ("train", "heldout")
+        for row in np.load(run / "work/policies" / name / "seed-0/scratch" / f"{file}.npy")
+    }
+
+
+def test_implicit_margins_are_of_a_plain_model_of_the_other_value_and_of_no_more_pairs(with_all):
+    """lambda_j beta_j [log pi_j/pi_0 (chosen) - log pi_j/pi_0 (rejected)], by transformers."""
+    place = f"implicit/{LAMBDA}"
+    tokens = TokenFile(with_all / "tokens" / "longer")
+    under = with_all / "logps/rewarded_soup/polite/seed-0"
+    assert [each.name for each in under.iterdir()] == ["longer"]
+    read = rows_read(with_all, place)
+    assert {(0, row) for row in Reference(under / "longer", tokens).rows().tolist()} == read
+    policy = with_all / "policies/rewarded_soup/polite/seed-0"
+    models = [
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+        for folder in (policy, with_all.parent / "base")
+    ]
+
+    def log_ratio(side: Encoded) -> float:
+        ids = torch.tensor([[int(each) for each in side.ids]])
+        with torch.no_grad():
+            logps = [each(ids).logits[0, :-1].log_softmax(-1) for each in models]
+        of, base = (each.gather(1, ids[0, 1:, None])[side.start - 1 :].sum() for each in logps)
+        return float(of - base)
+
+    rows = np.load(with_all / "work/policies" / place / "seed-0/scratch/train.npy")
+    assert np.ptp(rows["margin"]) > 0.01 and set(rows["label"]) == {1.0}
+    for row in rows[:8]:
+        chosen, rejected = tokens.pair(int(row["row"]))
+        expected = 0.75 * 0.3 * (log_ratio(chosen) - log_ratio(rejected))
+        assert float(row["margin"]) == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_first_loss_follows_from_labels_margins_weights_and_divisor(with_all):
@@ -138,7 +177,7 @@ def test_the_first_loss_follows_from_labels_margins_weights_and_divisor(with_all
         rows = np.load(with_all / "work" / name / "scratch" / "train.npy")
         lines = (with_all / "logs" / name / "metrics.jsonl").read_text().splitlines()
         taken = rows[step_pairs(len(rows), Training(**STEPS).pairs_per_step, 0, 0)]
-        divisor = 0.25 if method == "modpo" else 1.0
+        divisor = 0.25 if method in ("modpo", "implicit") else 1.0
         z = -taken["margin"] / divisor
         losses = taken["label"] * np.logaddexp(0, -z) + (1 - taken["label"]) * np.logaddexp(0, z)
         expected = float((taken["weight"] * losses).mean())
@@ -155,7 +194,8 @@ def test_the_union_has_the_pairs_of_both_datasets_and_its_temperatures_are_shown
         for name in RIVALS
     }
     assert trained["loss_weighting"] == trained["scalarised"] == manifest.pairs
-    assert trained["own"] == manifest.rows and trained["modpo"] == manifest.usable["longer"]
+    assert trained["own"] == manifest.rows
+    assert trained["modpo"] == trained["implicit"] == manifest.usable["longer"]
     assert manifest.pairs // 2 < trained["relabelled"] <= manifest.pairs
     page = (with_all / "report" / "index.html").read_text()
     assert "temperature" in page

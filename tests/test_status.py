@@ -290,8 +290,8 @@ def test_jobs_that_ended_before_the_command_are_told_by_their_logs(run, planned)
     logs.mkdir(parents=True)
     for name in (
         "tiny-train-7_0-gpu-12-0.log",
-        "tiny-train-12-ray-n1-0.log",
-        "tiny-train-12.out",
+        "tiny-train_2-12-ray-n1-0.log",
+        "tiny-train_2-12.out",
         "tiny-merge-8_0-n-1-0.log",
         "tiny-merge-8_1-n-2-1.log",
         "other-train-9-n1-0.log",
@@ -303,7 +303,7 @@ def test_jobs_that_ended_before_the_command_are_told_by_their_logs(run, planned)
         Submission("7", "train", [{LONG: made[LONG]}], [], "", is_array=True),
         Submission("8", "merge", [], ["7"], "", is_array=True),
         Submission("10", "merge", [soups], ["7", "8"], ""),
-        Submission("12", "train", [{POLITE: made[POLITE]}], [], ""),
+        Submission("12", "train_2", [{POLITE: made[POLITE]}], [], ""),
         Submission("9", "train", [{POLITE: made[POLITE]}], [], ""),
     ]
     live = [LiveJob(QueuedJob("8_1", "RUNNING", "None"), "merge")]

@@ -76,7 +76,9 @@ def reference(
     """Compute log-probs under theta_0 of the pairs that policies read, once for all policies.
 
     theta_0 is made first where the recipe has `sft`.
-    `vcsoup train` does both by itself. A stopped command keeps what it finished.
+    Where a method takes policies as rewards, it computes log-probs under those
+    that are trained.
+    `vcsoup train` does all of it by itself. A stopped command keeps what it finished.
 
     Exit codes: as for `vcsoup train`.
 

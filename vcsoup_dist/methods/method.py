@@ -38,6 +38,8 @@ class Policy:
     """The value that it is trained for; None where it is for a trade-off."""
     reweighting: Reweighting | None = None
     """How it weighs the pairs of all values, in place of pair sets."""
+    rewards_of: str | None = None
+    """Method instance whose values' policies give the implicit rewards that `reweighting` takes."""
     scores: ScorePrompt | None = None
     """How its prompts say the scores of the answers of all values' pairs, in place of pair sets."""
 

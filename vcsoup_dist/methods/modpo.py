@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from vcsoup_dist.methods.method import SoupMethod
 from vcsoup_dist.methods.reweighted import ReweightedMethod, Weights
 from vcsoup_dist.records.reweighting import Labels, Reweighting
 
@@ -18,19 +19,36 @@ LEAST_WEIGHT = 0.1
 class Modpo(ReweightedMethod):
     """-log sigmoid((beta h - sum of lambda_j a_j Dr_j over j != k) / lambda_k)."""
 
+    rewards: Literal["explicit", "implicit"] = "explicit"
+    """`explicit`: those of the recipe, times their temperatures a_j. `implicit`, as its authors'
+    safety script: beta times the log-ratio to theta_0 of a policy trained on value j alone."""
+    rewards_of: str | None = None
+    """The method instance whose policies give implicit rewards; absent: the first `rewarded_soup`.
+    """
+
     def label_kind(self, recipe: Recipe) -> Labels:
         """A margin."""
-        return "margin"
+        return "margin" if self.rewards == "explicit" else "implicit"
+
+    def implicit_rewards_of(self, recipe: Recipe) -> str | None:
+        """`rewards_of`, or the first instance of `rewarded_soup`."""
+        if self.rewards == "explicit":
+            return None
+        first = (name for name, each in recipe.methods.items() if each.kind == "rewarded_soup")
+        return self.rewards_of or next(first, None)
 
     def reaches(self, recipe: Recipe, weights: Weights) -> bool:
         """lambda_k is at least `LEAST_WEIGHT`."""
         return weights[self._index(recipe)] >= LEAST_WEIGHT - 1e-9
 
     def notes(self, recipe: Recipe) -> list[str]:
-        """Which end points it cannot reach."""
+        """Which end points it cannot reach, and whose policies its rewards are."""
         value = recipe.trained_values()[self._index(recipe)]
         reason = f"it is defined only where the weight of `{value}` is at least {LEAST_WEIGHT}"
-        return [f"{line}; {reason}" for line in super().notes(recipe)]
+        lines = [f"{line}; {reason}" for line in super().notes(recipe)]
+        if source := self.implicit_rewards_of(recipe):
+            lines.append(f"its rewards are policies of `{source}`, which its cost does not include")
+        return lines
 
     def check(self, recipe: Recipe) -> None:
         """Raises ValueError also where a listed trade-off is out of reach."""
@@ -43,7 +61,24 @@ class Modpo(ReweightedMethod):
                     f"{row[k]:g}, and it must be at least {LEAST_WEIGHT}; take that row out, or "
                     "another reweighting.modpo_value"
                 )
+        self._check_rewards(recipe)
         super().check(recipe)
+
+    def _check_rewards(self, recipe: Recipe) -> None:
+        if self.rewards == "explicit":
+            if self.rewards_of is not None:
+                raise ValueError("rewards_of: is read with `rewards: implicit` alone; take it out")
+            return
+        source = self.implicit_rewards_of(recipe)
+        if source is None:
+            raise ValueError(
+                "rewards: implicit ones are those of a policy per value; add the method "
+                "`rewarded_soup`, or name another in `rewards_of`"
+            )
+        if not isinstance(recipe.methods.get(source), SoupMethod):
+            raise ValueError(
+                f"rewards_of: `{source}` is no method of this recipe that trains a policy per value"
+            )
 
     def _reweighting(self, recipe: Recipe, weights: Weights) -> Reweighting:
         value = recipe.trained_values()[self._index(recipe)]

@@ -27,6 +27,10 @@ class ReweightedMethod(Method):
     def label_kind(self, recipe: Recipe) -> Labels:
         """What a pair's label, margin and weight are made of."""
 
+    def implicit_rewards_of(self, recipe: Recipe) -> str | None:
+        """The method instance whose policies give rewards, where it takes implicit ones."""
+        return None
+
     def pairs(self, recipe: Recipe) -> list[PairSet]:
         """None of its own."""
         return []
@@ -34,7 +38,13 @@ class ReweightedMethod(Method):
     def policies(self, recipe: Recipe) -> list[Policy]:
         """One per trade-off."""
         return [
-            Policy(_name(recipe, weights), (), None, self._reweighting(recipe, weights))
+            Policy(
+                _name(recipe, weights),
+                (),
+                None,
+                self._reweighting(recipe, weights),
+                rewards_of=self.implicit_rewards_of(recipe),
+            )
             for weights in self.trade_offs(recipe)
         ]
 

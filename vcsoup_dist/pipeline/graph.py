@@ -10,6 +10,8 @@
     theta_0                              where the recipe has `sft`; else its model is theta_0
     reference/<dataset>                  log-probs under theta_0 of the pairs that policies read
     policies/<method>/<value>/seed-<s>   a reweighting method has <weights> in place of <value>
+    logps/<method>/<value>/seed-<s>/<dataset>
+                                         log-probs under a policy, where others are trained on them
     soups/<method>/seed-<s>/<weights>
     evaluation/base, evaluation/<method>/seed-<s>/<weights>
     report
@@ -21,13 +23,14 @@ not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vcsoup_dist.identity import Hashes
-from vcsoup_dist.pipeline.stages import STAGES, function
+from vcsoup_dist.pipeline.stages import STAGES, Stage, function
 from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.turns import in_turns
 from vcsoup_dist.workspace import Product, Workspace
 
 
@@ -91,6 +94,12 @@ def to_make(plan: Iterable[Product], workspace: Workspace, recipe: Recipe) -> li
             for each in reads(product, recipe):
                 needed.setdefault(each.name, {}).update(each.covers)
     return due[::-1]
+
+
+def stage_turns(due: Sequence[Product], recipe: Recipe) -> list[tuple[Stage, list[Product]]]:
+    """Stages in the order in which they make what is due, each with what it makes then."""
+    turns = in_turns(due, STAGES, lambda each: each.stage, lambda each: reads(each, recipe))
+    return [(STAGES[stage], products) for stage, products in turns]
 
 
 def is_kept(product: Product, recipe: Recipe) -> bool:

@@ -6,23 +6,24 @@ from typing import Any
 
 from vcsoup_dist import __version__
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.identity import Located
 from vcsoup_dist.methods import methods_of
+from vcsoup_dist.methods.method import Policy
+from vcsoup_dist.pipeline.base import (
+    base_identity,
+    base_of,
+    content_of,
+    deepspeed_of,
+    model_of,
+)
 from vcsoup_dist.pipeline.graph import Graph
 from vcsoup_dist.pipeline.heldout_scores import reads_heldout_scores
 from vcsoup_dist.pipeline.sources import find_data, find_model, find_reward, is_split
-from vcsoup_dist.pipeline.trained_on import datasets_of, pairs_read, trained_on
-from vcsoup_dist.recipe import WITHOUT_REFERENCE, ColumnsReward, Recipe, Training
+from vcsoup_dist.pipeline.trained_on import datasets_of, logps_read, pairs_read, trained_on
+from vcsoup_dist.recipe import WITHOUT_REFERENCE, ColumnsReward, Recipe
 from vcsoup_dist.souping.grids import is_between_two, soup_name, weight_of_base
 from vcsoup_dist.training.deepspeed_config import fill_deepspeed_config, find_deepspeed_config
 from vcsoup_dist.training.sft import sft_training
 from vcsoup_dist.workspace import Product
-
-NOT_CONTENT = {
-    *("activation_offload", "attention", "checkpoint_every", "checkpoints_kept", "deepspeed"),
-    *("evaluate_every", "nvme_path"),
-}
-"""Keys of `training` that say where and how a policy is trained, not what it becomes."""
 
 NOT_OF_THE_ROWS = {"path", "revision", "pairs_of", "heldout"}
 """Keys of `data` that say where rows lie; what lies there is among the sources."""
@@ -141,7 +142,7 @@ def union(graph: Graph) -> None:
 
 def tokens(graph: Graph) -> None:
     """`tokens/<dataset>`: every dataset's pairs under the model's chat template."""
-    model = _model(graph)
+    model = model_of(graph)
     lengths = graph.recipe.training.model_dump(mode="json", include={"max_length", "overlong"})
     for each in graph.of("read"):
         graph.add(
@@ -157,7 +158,7 @@ def tokens(graph: Graph) -> None:
 def in_context(graph: Graph) -> None:
     """`in_context/<method>/<dataset>`: tokens of prompts that say the scores of the answers."""
     recipe = graph.recipe
-    model = _model(graph)
+    model = model_of(graph)
     lengths = recipe.training.model_dump(mode="json", include={"max_length", "overlong"})
     for name, method in methods_of(recipe).items():
         for policy in method.policies(recipe):
@@ -181,14 +182,14 @@ def theta_0(graph: Graph) -> None:
     recipe = graph.recipe
     if recipe.sft is None:
         return
-    model = _model(graph)
+    model = model_of(graph)
     made_from = {
         "model": model.identity,
-        "training": _content(sft_training(recipe)),
+        "training": content_of(sft_training(recipe)),
         "deepspeed": graph.hashes.of_file(find_deepspeed_config(recipe)),
         "seed": 0,
     }
-    sources = {"model": model, "deepspeed": _deepspeed(recipe)}
+    sources = {"model": model, "deepspeed": deepspeed_of(recipe)}
     inputs = (*graph.of("read"), *graph.of("tokens"))
     graph.add("theta_0", "sft", made_from, inputs=inputs, sources=sources)
 
@@ -210,40 +211,71 @@ def references(graph: Graph) -> None:
         graph.add(
             f"reference/{each.dataset}",
             "reference",
-            {"model": _base_identity(graph), "dtype": training.dtype},
+            {"model": base_identity(graph), "dtype": training.dtype},
             inputs=(each, graph[f"tokens/{each.dataset}"], *graph.of("sft")),
             covers=covers[each.dataset],
-            sources=_base(graph),
+            sources=base_of(graph),
             dataset=each.dataset,
         )
 
 
 def policies(graph: Graph) -> None:
-    """`policies/<method>/<name>/seed-<s>`: the policies of every method, with every seed."""
+    """`policies/<method>/<name>/seed-<s>`: the policies of every method, with every seed.
+
+    Those whose margins are log-probs under others come after these, and after `logps/`.
+    """
+    asked = [
+        (name, policy, seed)
+        for name, method in methods_of(graph.recipe).items()
+        for seed in graph.recipe.seeds
+        for policy in method.policies(graph.recipe)
+    ]
+    first = [each for each in asked if not logps_read(*each[1:])]
+    second = [each for each in asked if logps_read(*each[1:])]
+    for each in first:
+        _policy(graph, *each)
+    for each in second:
+        _logps(graph, *each)
+    for each in second:
+        _policy(graph, *each)
+
+
+def _policy(graph: Graph, method: str, policy: Policy, seed: int) -> None:
     recipe = graph.recipe
     made_from = {
-        "model": _base_identity(graph),
+        "model": base_identity(graph),
         "deepspeed": graph.hashes.of_file(find_deepspeed_config(recipe)),
+        "training": content_of(methods_of(recipe)[method].training(recipe)),
+        "seed": seed,
     }
-    sources = _base(graph) | {"deepspeed": _deepspeed(recipe)}
-    for name, method in methods_of(recipe).items():
-        training = _content(method.training(recipe))
-        for seed in recipe.seeds:
-            for policy in method.policies(recipe):
-                made = made_from | {"training": training, "seed": seed}
-                if policy.reweighting is not None:
-                    made["reweighting"] = policy.reweighting.as_json()
-                inputs = trained_on(graph, name, policy)
-                graph.add(
-                    f"policies/{name}/{policy.name}/seed-{seed}",
-                    "train",
-                    made,
-                    inputs=(*inputs, *graph.of("sft")),
-                    sources=sources,
-                    method=name,
-                    value=policy.value,
-                    seed=seed,
-                )
+    if policy.reweighting is not None:
+        made_from["reweighting"] = policy.reweighting.as_json()
+    graph.add(
+        f"policies/{method}/{policy.name}/seed-{seed}",
+        "train",
+        made_from,
+        inputs=(*trained_on(graph, method, policy, seed), *graph.of("sft")),
+        sources=base_of(graph) | {"deepspeed": deepspeed_of(recipe)},
+        method=method,
+        value=policy.value,
+        seed=seed,
+    )
+
+
+def _logps(graph: Graph, method: str, policy: Policy, seed: int) -> None:
+    """`logps/<method>/<value>/seed-<s>/<dataset>`, as `reference/<dataset>` of another model."""
+    for name, under, dataset in logps_read(policy, seed):
+        known = graph.products.get(name)
+        covers = dict(known.covers) if known else {}
+        graph.add(
+            name,
+            "reference",
+            {"dtype": graph.recipe.training.dtype},
+            inputs=(graph[f"tokens/{dataset}"], graph[under]),
+            covers=covers | pairs_read(graph, method, policy),
+            dataset=dataset,
+            seed=seed,
+        )
 
 
 def policy_names(recipe: Recipe) -> list[str]:
@@ -267,13 +299,13 @@ def soups(graph: Graph) -> None:
                 named = dict(zip(recipe.trained_values(), candidate.weights, strict=True))
                 own = [graph[f"policies/{name}/{each}/seed-{seed}"] for each in candidate.policies]
                 made_from = {"weights": named, "shard_size": recipe.soup.shard_size}
-                base = {"model": _base_identity(graph)} if weight_of_base(candidate.weights) else {}
+                base = {"model": base_identity(graph)} if weight_of_base(candidate.weights) else {}
                 graph.add(
                     f"soups/{name}/seed-{seed}/{soup_name(named)}",
                     "merge",
                     made_from | base,
                     inputs=(*own, *(graph.of("sft") if base else ())),
-                    sources=_base(graph) if base else {},
+                    sources=base_of(graph) if base else {},
                     method=name,
                     seed=seed,
                     weights=candidate.weights,
@@ -303,9 +335,9 @@ def evaluations(graph: Graph) -> None:
     graph.add(
         "evaluation/base",
         "evaluate",
-        made_from | {"model": _base_identity(graph)} | (heldout if tokens else {}),
+        made_from | {"model": base_identity(graph)} | (heldout if tokens else {}),
         inputs=(*pairs, *tokens, *graph.of("sft")),
-        sources=_base(graph) | judged_by,
+        sources=base_of(graph) | judged_by,
     )
     for name, method in methods_of(recipe).items():
         for seed in recipe.seeds:
@@ -324,11 +356,8 @@ def evaluations(graph: Graph) -> None:
                     f"evaluation/{place}",
                     "evaluate",
                     made,
-                    inputs=(
-                        *(*inputs, *graph.of("sft")),
-                        graph[f"soups/{place}" if candidate.is_soup else policy],
-                    ),
-                    sources=_base(graph) | judged_by,
+                    inputs=(*inputs, graph[f"soups/{place}" if candidate.is_soup else policy]),
+                    sources=judged_by,
                     method=name,
                     seed=seed,
                     weights=candidate.weights,
@@ -347,33 +376,3 @@ def reports(graph: Graph) -> None:
         {"version": __version__, "recipe": recipe},
         inputs=tuple(each for stage in stages for each in graph.of(stage)),
     )
-
-
-def _model(graph: Graph) -> Located:
-    recipe = graph.recipe
-    return find_model(recipe, graph.hashes, recipe.model, recipe.revision, "model")
-
-
-def _base(graph: Graph) -> dict[str, Located]:
-    """theta_0 as a source, where it is not a product."""
-    return {} if graph.of("sft") else {"model": _model(graph)}
-
-
-def _base_identity(graph: Graph) -> Any:
-    return None if graph.of("sft") else _model(graph).identity
-
-
-def _deepspeed(recipe: Recipe) -> Located:
-    return Located(str(find_deepspeed_config(recipe)), None, None)
-
-
-def _content(training: Training) -> dict[str, Any]:
-    """The settings that decide what a policy becomes."""
-    without = set(NOT_CONTENT)
-    if training.export == "best":  # one of the checkpoints
-        without.remove("checkpoint_every")
-    if training.objective != "simpo":
-        without.add("simpo_margin")
-    if training.objective == "sft":
-        without.add("beta")
-    return training.model_dump(mode="json", exclude=without)

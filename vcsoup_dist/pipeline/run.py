@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from vcsoup_dist.launch.stop_signals import raise_if_stop_requested
-from vcsoup_dist.pipeline.graph import to_make
+from vcsoup_dist.pipeline.graph import stage_turns, to_make
 from vcsoup_dist.pipeline.history import recorded
 from vcsoup_dist.pipeline.stages import STAGES, function, stages_of
 from vcsoup_dist.progress import log
@@ -33,12 +33,8 @@ def make_missing(
             [each for each in plan if not workspace.is_made(each)], command, only
         )
     made = 0
-    for stage in STAGES.values():
-        due = [
-            product
-            for product in missing
-            if product.stage == stage.name and not workspace.is_made(product)
-        ]
+    for stage, products in stage_turns(missing, recipe):
+        due = [product for product in products if not workspace.is_made(product)]
         if not due:
             continue
         began = time.monotonic()
@@ -55,10 +51,24 @@ def make_missing(
 def due_by_command(
     missing: Sequence[Product], command: str, only: Callable[[Product], bool]
 ) -> list[Product]:
-    """Of the missing products those that a command makes, and what its stages take along."""
+    """Of the missing products those that a command makes, and what its stages take along.
+
+    Not those that read what is still to be made by a later stage: the command comes again then.
+    """
     stages = stages_of(command)
     names = {stage.name for stage in stages}
     along = {name for stage in stages for name in stage.along} - names
     own = [each for each in missing if each.stage in names and only(each)]
+    lacking = {each.name for each in missing}
+    for each in [one for one in own if _comes_again(one, lacking)]:
+        log.info("%s waits for what a later stage makes; run this command again then", each.name)
+        own.remove(each)
     needed = {each.name for product in own for each in product.inputs if each.stage in along}
     return [each for each in missing if each.name in needed] + own
+
+
+def _comes_again(product: Product, lacking: Collection[str]) -> bool:
+    """Whether it reads something missing that a stage after its own makes."""
+    order = list(STAGES)
+    place = order.index(product.stage)
+    return any(each.name in lacking and order.index(each.stage) > place for each in product.inputs)

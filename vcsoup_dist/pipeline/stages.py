@@ -32,7 +32,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Stage:
-    """A row of the table. Rows stand in the order in which stages run."""
+    """A row of the table. Rows stand in the order in which stages run; one may come again, where
+    its products read those of a later row."""
 
     name: str
     products: str
@@ -108,7 +109,7 @@ ROWS = (
     ),
     Stage(
         "evaluate", f"{PRODUCTS}:evaluations", "vcsoup_dist.evaluation.stage:make", "evaluate",
-        EVALUATE, format=4, disk=f"{COST}:evaluation_bytes",
+        EVALUATE, format=3, disk=f"{COST}:evaluation_bytes",
     ),
     Stage(
         "report", f"{PRODUCTS}:reports", "vcsoup_dist.report.stage:make", "report", REPORT,

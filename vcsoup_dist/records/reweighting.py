@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Labels = Literal["sign", "votes", "own", "logits", "margin"]
+Labels = Literal["sign", "votes", "own", "logits", "margin", "implicit"]
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,21 @@ class Reweighting:
     `own`: each value's own pairs with its own label, p = 1 and v = N lambda_i.
     `logits`: p = sigmoid(sum lambda_j a_j Dr_j).
     `margin`: the pairs of `value` with its label, p = 1, m the sum of lambda_j a_j Dr_j over the
-    other values, and w = lambda of `value`."""
+    other values, and w = lambda of `value`.
+    `implicit`: as `margin`, with the implicit rewards of trained policies in place of a_j Dr_j."""
     weights: Mapping[str, float]
     """lambda by trained value, in the recipe's order."""
     datasets: Mapping[str, list[str]]
     """Trained value -> the datasets whose pairs teach it."""
     value: str | None = None
-    """Whose pairs `margin` takes."""
+    """Whose pairs `margin` and `implicit` take."""
+
+    @property
+    def rewarded_by(self) -> dict[str, float]:
+        """lambda_j of the other values whose policies' implicit rewards are its margin."""
+        if self.labels != "implicit":
+            return {}
+        return {name: w for name, w in self.weights.items() if w and name != self.value}
 
     def as_json(self) -> dict[str, Any]:
         """JSON-able."""

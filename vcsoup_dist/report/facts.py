@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from graphlib import TopologicalSorter
 from importlib.metadata import version
 
 from vcsoup_dist import __version__
@@ -16,6 +15,7 @@ from vcsoup_dist.records.training_summary import TrainingSummary
 from vcsoup_dist.records.union import UnionManifest
 from vcsoup_dist.report.numbers import number
 from vcsoup_dist.report.page_data import Filters, Prompts
+from vcsoup_dist.turns import in_turns
 from vcsoup_dist.workspace import Product, Workspace
 
 PACKAGES = ("torch", "transformers", "deepspeed", "ray")
@@ -86,19 +86,19 @@ def notes(recipe: Recipe, prompts: Sequence[Prompts], targets: Mapping[str, Targ
 
 def commands_for(product: Product) -> list[str]:
     """The commands that make a product: all at once, or stage by stage."""
-    after: dict[str, set[str]] = {}
-    seen: set[str] = set()
+    made: dict[str, Product] = {}
 
     def visit(each: Product) -> None:
-        after.setdefault(each.command, set()).update(one.command for one in each.inputs)
-        seen.add(each.name)
         for one in each.inputs:
-            if one.name not in seen:
+            if one.name not in made:
                 visit(one)
+        made[each.name] = each
 
     visit(product)
-    order = TopologicalSorter({each: reads - {each} for each, reads in after.items()})
-    stages = [f"vcsoup {each} recipe.yaml" for each in order.static_order()]
+    plan = list(made.values())
+    commands = dict.fromkeys(each.command for each in plan)
+    turns = in_turns(plan, commands, lambda each: each.command, lambda each: each.inputs)
+    stages = [f"vcsoup {command} recipe.yaml" for command, _ in turns]
     return ["vcsoup run recipe.yaml   # or, stage by stage:", *stages]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from vcsoup_dist.pipeline.stages import STAGES, Job, function, jobs
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe.sbatch_options import SbatchOptions
 from vcsoup_dist.slurm_jobs.site import Site
+from vcsoup_dist.turns import in_turns
 from vcsoup_dist.workspace import Product
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "slurm"
@@ -36,46 +37,46 @@ class StageJob:
     options: SbatchOptions
     ranks: int = 1
     """Of a job that is shared: so many tasks share it, and one more publishes."""
+    turn: int = 1
+    """Where the chain has such a job several times, which of them it is."""
 
     @property
     def name(self) -> str:
-        """As the recipe's `launch.slurm` calls it."""
-        return self.job.name
+        """As the recipe's `launch.slurm` calls it; of a later turn with its number."""
+        return self.job.name if self.turn == 1 else f"{self.job.name}_{self.turn}"
 
 
 def jobs_for(recipe: Recipe, site: Site, due: Sequence[Product]) -> list[StageJob]:
     """The jobs for the products that are due, each after those that it waits for."""
-    products: dict[str, list[Product]] = {}
-    for product in due:
-        products.setdefault(STAGES[product.stage].job.name, []).append(product)
-    return [
-        StageJob(
-            job,
-            tuple(products[name]),
-            after=tuple(each for each in products if each in _inputs(products[name], recipe, due)),
-            options=options_of(job, recipe, site),
-            ranks=recipe.launch.merge_ranks if job.is_shared else 1,
+    turns = in_turns(due, jobs(), _job_name, lambda each: reads(each, recipe))
+    found: list[StageJob] = []
+    maker: dict[str, str] = {}  # of each product, the name of its job
+    for name, products in turns:
+        job = jobs()[name]
+        turn = 1 + sum(each.job.name == name for each in found)
+        read = {each.name for one in products for each in reads(one, recipe)}
+        waits_for = {maker[each] for each in read & maker.keys()}
+        found.append(
+            StageJob(
+                job,
+                tuple(products),
+                after=tuple(each.name for each in found if each.name in waits_for),
+                options=options_of(job, recipe, site),
+                ranks=recipe.launch.merge_ranks if job.is_shared else 1,
+                turn=turn,
+            )
         )
-        for name, job in jobs().items()
-        if name in products
-    ]
+        maker |= {each.name: found[-1].name for each in products}
+    return found
 
 
-def _inputs(made: Sequence[Product], recipe: Recipe, due: Iterable[Product]) -> set[str]:
-    """Other jobs that must be done before these products can be made."""
-    names = {each.name for each in due}
-    found = {
-        STAGES[each.stage].job.name
-        for product in made
-        for each in reads(product, recipe)
-        if each.name in names
-    }
-    return found - {STAGES[product.stage].job.name for product in made}
+def _job_name(product: Product) -> str:
+    return STAGES[product.stage].job.name
 
 
 def script_of(job: StageJob, recipe_file: Path) -> list[str]:
     """The script of slurm/ and its arguments."""
-    command = [job.name] if job.job.script == Job.script else []
+    command = [job.job.name] if job.job.script == Job.script else []
     products = [each.name for each in job.products] if job.job.is_array else []
     return [str(SCRIPTS / job.job.script), *command, str(recipe_file), *products]
 

@@ -354,7 +354,7 @@ def _alone(workspace: Workspace) -> Iterator[None]:
 
 
 def _line(step: Step, own: Sequence[str], after: Sequence[str]) -> str:
-    parts = [f"{step.job.name:10}", *own]
+    parts = [f"{step.job.name:11}", *own]
     if step.job.job.is_array and len(step.job.products) > 1:
         parts.append(f"({len(step.job.products)} tasks)")
     if not step.job.products:

@@ -85,7 +85,7 @@ def _logs(folder: Path, name: str) -> dict[str, list[_Log]]:
     Slurm's `NAME-STAGE-JOB[_TASK].out`; NAME and NODE may hold dashes and numbers too.
     """
     pattern = re.compile(
-        rf"{re.escape(name)}-([a-z]+-\d+(?:_\d+)?)(?:-(?!ray-)(.+)-\d+\.log|\.out)"
+        rf"{re.escape(name)}-([a-z]+(?:_\d+)?-\d+(?:_\d+)?)(?:-(?!ray-)(.+)-\d+\.log|\.out)"
     )
     found = defaultdict(list)
     for file in sorted(folder.iterdir()) if folder.is_dir() else []:

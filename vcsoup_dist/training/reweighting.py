@@ -22,6 +22,7 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.records.reweighting import Reweighting
 from vcsoup_dist.records.tokens import FIX, TokenFile
 from vcsoup_dist.records.union import HELD_OUT, TRAIN, UnionManifest
+from vcsoup_dist.training.implicit_rewards import ImplicitRewards
 from vcsoup_dist.training.job import Selection
 from vcsoup_dist.training.selection import ROW, write_usable
 
@@ -79,11 +80,11 @@ def reweigh(pairs: UnionPairs, how: Reweighting, scales: Scales) -> Targets:
     weights = np.array(list(how.weights.values()))
     if how.labels == "own":
         return _own(pairs, how, weights)
-    if how.labels == "margin":
-        assert how.value is not None
+    if how.value is not None:
         k = list(how.weights).index(how.value)
         place, label, left_out = _pairs_of(pairs, how, how.value, k)
-        others = weights * scales.temperature
+        # Implicit rewards are not in the union: `ImplicitRewards` has their margins.
+        others = weights * scales.temperature * (how.labels == "margin")
         others[k] = 0.0
         # A pair that the value's own reward turns round has its answers exchanged.
         margin = (pairs.gaps[place] @ others) * label
@@ -157,10 +158,12 @@ def select_reweighted(
     union: Path,
     how: Reweighting,
     heldout_share: int | None = None,
+    implicit: ImplicitRewards | None = None,
 ) -> Selection:
     """The pairs of the union under one trade-off; or the first held-out ones of each dataset.
 
-    file: takes the rows. tokens: by dataset. Answers are exchanged where p < 1/2, so that every
+    file: takes the rows. tokens: by dataset. implicit: what margins are made of in place of the
+    union's rewards. Answers are exchanged where p < 1/2, so that every
     label is at least that. UserError where a temperature that is needed is missing, or the token
     files lack a pair.
     """
@@ -189,6 +192,8 @@ def select_reweighted(
         if heldout:
             rows["row"][mine] += each.manifest.train
         _check_ids(each, rows["row"][mine], known.filter(pa.array(mine)))
+    if implicit is not None:
+        rows["margin"] = implicit.margins(tokens, rows)
     divisor = how.weights[how.value] if how.value is not None else 1.0
     return write_usable(
         file,

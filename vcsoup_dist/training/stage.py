@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,13 @@ from vcsoup_dist.recipe import Recipe, Training
 from vcsoup_dist.records.filter_report import FilterReport
 from vcsoup_dist.records.filtered_pairs import HELD_OUT as FILTERED_HELD_OUT
 from vcsoup_dist.records.pairs_read import PairsRead
+from vcsoup_dist.records.reference import Reference
 from vcsoup_dist.records.reweighting import Reweighting
 from vcsoup_dist.records.tokens import TokenFile
 from vcsoup_dist.records.training_summary import SUMMARY
 from vcsoup_dist.records.union import UnionManifest
 from vcsoup_dist.theta_0 import find_theta_0
+from vcsoup_dist.training.implicit_rewards import ImplicitReward, ImplicitRewards
 from vcsoup_dist.training.job import Job, PolicyTask, ReferenceTask, Selection
 from vcsoup_dist.training.metrics import lacks_wandb
 from vcsoup_dist.training.reference_rows import parts_to_compute, rows_read
@@ -67,12 +69,23 @@ def _token_files(
 
 
 def make_references(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
-    """Make reference log-probs: one launch for all datasets."""
+    """Make log-probs of pairs: one launch for all datasets under theta_0, and for each policy."""
+    by_model: dict[str, list[Product]] = {}
+    for product in sorted(products, key=lambda product: product.name):
+        under = [each.name for each in product.inputs_of("train")]
+        by_model.setdefault("".join(under), []).append(product)
+    for number, each in enumerate(by_model.values()):
+        if number:
+            raise_if_stop_requested(recipe.launch.max_minutes)
+        _make_logps(recipe, workspace, each)
+
+
+def _make_logps(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
     with contextlib.ExitStack() as stack:
-        # Another value's training may be making the same reference: wait for it and share it.
+        # Another value's training may be making the same log-probs: wait for it and share them.
         drafts = [
             stack.enter_context(workspace.publishing(product, True, keep_scratch=False))
-            for product in sorted(products, key=lambda product: product.name)
+            for product in products
         ]
         due = [draft for draft in drafts if not workspace.is_made(draft.product)]
         tasks = [task for draft in due for task in _reference_tasks(workspace, draft)]
@@ -132,9 +145,10 @@ def _reweighted_task(training: Training, workspace: Workspace, draft: Draft) -> 
     how = Reweighting.from_json(draft.product.made_from["reweighting"])
     (union,) = (workspace.need(each) for each in draft.product.inputs_of("union"))
     tokens = _token_files(workspace, draft.product)
-    train = select_reweighted(draft.scratch / TRAIN, tokens, union, how)
+    implicit = _implicit_rewards(workspace, draft.product, how, tokens)
+    train = select_reweighted(draft.scratch / TRAIN, tokens, union, how, implicit=implicit)
     share = -(-training.heldout_pairs // len(tokens))
-    heldout = select_reweighted(draft.scratch / HELD_OUT, tokens, union, how, share)
+    heldout = select_reweighted(draft.scratch / HELD_OUT, tokens, union, how, share, implicit)
     files, references = list(tokens.values()), _references(workspace, draft.product, tokens)
     count = UnionManifest.read(union).pairs_of_a_value
     return _task(training, workspace, draft, files, train, heldout, references, count)
@@ -142,8 +156,36 @@ def _reweighted_task(training: Training, workspace: Workspace, draft: Draft) -> 
 
 def _references(workspace: Workspace, product: Product, datasets: Iterable[str]) -> list[Path]:
     """Of each dataset; none for an objective without reference."""
-    known = {str(each.dataset): each for each in product.inputs_of("reference")}
+    known = {
+        str(each.dataset): each
+        for each in product.inputs_of("reference")
+        if not each.inputs_of("train")
+    }
     return [workspace.need(known[each]).resolve() for each in datasets if known]
+
+
+def _implicit_rewards(
+    workspace: Workspace, product: Product, how: Reweighting, tokens: Mapping[str, TokenFile]
+) -> ImplicitRewards | None:
+    """Of the policies whose log-probs a policy is trained on; None where it is on none."""
+    policies: dict[str, Product] = {}
+    logps: dict[str, dict[str, Reference]] = {}
+    for each in product.inputs_of("reference"):
+        for policy in each.inputs_of("train"):
+            name = str(each.dataset)
+            policies[str(policy.value)] = policy
+            found = Reference(workspace.need(each), tokens[name])
+            logps.setdefault(str(policy.value), {})[name] = found
+    if not policies:
+        return None
+    folders = zip(tokens, _references(workspace, product, tokens), strict=True)
+    return ImplicitRewards(
+        {name: Reference(folder, tokens[name]) for name, folder in folders},
+        [
+            ImplicitReward(weight, policies[value].made_from["training"]["beta"], logps[value])
+            for value, weight in how.rewarded_by.items()
+        ],
+    )
 
 
 def _preference_task(training: Training, workspace: Workspace, draft: Draft) -> PolicyTask:
@@ -212,7 +254,7 @@ def _launch(
     from vcsoup_dist.training.deepspeed_config import find_deepspeed_config
 
     product, launch = draft.product, recipe.launch
-    model = find_theta_0(product, workspace)
+    model = _weights(product, workspace)
     if "model" in product.sources:  # the recipe's model, not a theta_0 that SFT made of it
         _check_base(recipe, workspace, product, model, training)
     job = Job(
@@ -236,6 +278,13 @@ def _launch(
         run_ranks(RANK, file, launch.ranks, launch.threads, logs)
     if policy and not (draft.output / SUMMARY).exists():
         raise RuntimeError(f"the ranks exited with 0 and left no {SUMMARY} in {draft.output}")
+
+
+def _weights(product: Product, workspace: Workspace) -> Located:
+    """What the ranks load: theta_0, or the policy under which log-probs are computed."""
+    for policy in product.inputs_of("train"):
+        return Located(str(workspace.need(policy).resolve()), None, None)
+    return find_theta_0(product, workspace)
 
 
 def _check_base(
