@@ -20,7 +20,7 @@ from vcsoup_dist.report.plots.front_panel import short_name
 from vcsoup_dist.report.statistics import fronts
 from vcsoup_dist.report.statistics.evaluated import Evaluated
 from vcsoup_dist.report.statistics.intervals import bootstrap_mean
-from vcsoup_dist.report.statistics.summarise import pick_for, summarise
+from vcsoup_dist.report.statistics.summarise import summarise
 from vcsoup_dist.report.tables import as_csv
 
 # Few distinct numbers, so that ties and duplicates are common.
@@ -318,16 +318,6 @@ def test_soups_beyond_the_simplex_are_in_the_volume_and_in_no_inner_product(by_h
     policies = [row.policy for row in summary.rows if row.method == "a"]
     assert policies == ["harmless", None, "helpful", None]
     assert [short_name(row) for row in summary.rows if row.method == "c"] == ["1/0.5"]
-
-
-def test_a_pick_follows_the_preference(by_hand):
-    summary = summarise(by_hand, resamples=100, confidence=0.95)
-    picked = {w: summary.rows[pick_for(summary, lam(w))].weights for w in (0.0, 0.55, 1.0)}
-    assert picked == {0.0: lam(0.0), 0.55: lam(0.5), 1.0: lam(1.0)}
-    assert pick_for(summary, {"harmless": 2}) == pick_for(summary, lam(0.0))
-    for wrong in ({"funny": 1.0}, {"helpful": -1.0}, {"helpful": 0.0}, {}):
-        with pytest.raises(UserError):
-            pick_for(summary, wrong)
 
 
 def test_the_order_of_evaluations_changes_only_the_order_of_methods(by_hand):

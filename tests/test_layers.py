@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "vcsoup_dist"
 
 LAYERS = [
-    *("cli", "demo", "check", "status", "slurm_jobs", "pipeline", "methods"),
+    *("cli", "demo", "check", "status", "slurm_jobs", "pick", "pipeline", "methods"),
     *("report", "evaluation", "training", "souping", "in_context", "tokens", "union"),
     *("consistency", "scoring", "records"),
     *("forward", "checkpoints", "preferences", "theta_0 turns", "workspace", "launch", "recipe"),

@@ -35,7 +35,7 @@ _WEIGHTS = re.compile(
     r"|pickle|distcp|engine|pdparams|ot|zip|tar|gz|parquet|arrow)(\..*)?|.*\.index\.json"
 )
 _OTHERS = re.compile(
-    r"readme.*|manifest\.json|product\.json|trainer_.*|training_.*|.*_results\.json|.*\.log"
+    r"readme.*|manifest\.json|product\.json|trainer_.*|training\.json|training_.*|.*_results\.json|.*\.log"
     r"|.*log\.jsonl?|log_history.*|events\.out\..*|optimizer.*|scheduler.*|rng_state.*|scaler.*"
     r"|latest|zero_to_fp32\.py|adapter_config\.json|quantize_config\.json|hf_quant_config\.json"
     r"|mergekit_config\.ya?ml|.*\.(out|err|tmp|lock|partial)",

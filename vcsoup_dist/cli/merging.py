@@ -194,7 +194,12 @@ def _merge_recipe(recipe_file: Path, given: MergeArguments, named: set[str]) -> 
     """
     if others := named - OF_RECIPES - {"--policies"}:
         names = ", ".join(sorted(others))
-        raise UserError(f"{recipe_file}: the recipe itself defines its soups; leave out {names}")
+        pick = f"; `vcsoup pick {recipe_file} --weights W,W` writes one more" * (
+            "--weights" in others
+        )
+        raise UserError(
+            f"{recipe_file}: the recipe itself defines its soups; leave out {names}{pick}"
+        )
     shares, rank, world_size = named - {"--policies", "--run-dir"}, given.rank, given.world_size
     if not shares:
         make_products(recipe_file, given.run_dir, "merge")

@@ -36,7 +36,10 @@ def filter_pairs(
 
     Example: vcsoup filter recipe.yaml
     """
-    make_products(recipe, run_dir, "filter", address=address, settings=settings)
+    from vcsoup_dist.pipeline.result import show_filter_pages
+
+    workspace = make_products(recipe, run_dir, "filter", address=address, settings=settings)
+    show_filter_pages(workspace)
 
 
 def sft(

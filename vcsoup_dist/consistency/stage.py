@@ -47,6 +47,7 @@ from vcsoup_dist.records.filter_report import (
     CORRELATION,
     GAPS,
     HISTOGRAM,
+    PAGE,
     FilterReport,
     HeldOut,
     PairCounts,
@@ -59,7 +60,6 @@ from vcsoup_dist.workspace import Draft, Product, Workspace
 
 log = logging.getLogger("vcsoup")
 
-PAGE = "report.md"
 ON_CLUSTER = 1 << 29
 """From this many bytes of pairs to read, Ray tasks gain more than the start of Ray takes."""
 

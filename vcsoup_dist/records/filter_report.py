@@ -11,6 +11,8 @@ from vcsoup_dist.records.keep_rule import KeepRule
 from vcsoup_dist.records.pairs import PairsFile
 
 REPORT = "report.json"
+PAGE = "report.md"
+"""The same as a page."""
 HISTOGRAM, GAPS, CORRELATION = "histogram.png", "gaps.png", "correlation.png"
 """The plots of the same folder."""
 

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from vcsoup_dist.report.method_styles import method_styles
 from vcsoup_dist.report.numbers import decimals_for, fixed, number
 from vcsoup_dist.report.page_data import ReportData
+from vcsoup_dist.report.pick_command import pick_command
 
 SECTIONS = {
     "front": "Front",
@@ -43,6 +44,7 @@ def render(data: ReportData) -> str:
             name: each for name, each in SECTIONS.items() if name != "answers" or data.samples
         },
         styles=method_styles(summary),
+        pick_command=pick_command("recipe.yaml", summary),
         confidence=f"{100 * summary.confidence:g} %",
         decimals={value: decimals_for(span) for value, span in spans.items()},
         best_means={v: max(row.cells[v].mean for row in summary.rows) for v in summary.values},

@@ -19,6 +19,7 @@ from rich.table import Table
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.pipeline.graph import to_make
 from vcsoup_dist.pipeline.history import Execution, read_history, time_taken
+from vcsoup_dist.pipeline.result import show_next
 from vcsoup_dist.pipeline.stages import STAGES
 from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe
@@ -88,6 +89,8 @@ def show_status(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) -
             each.stage, state, _products_text(each), escape(_jobs_text(each)), _time_text(each, now)
         )
     console.print(table)
+    if all(each.state in ("done", "not needed") for each in stages):
+        show_next(workspace)
     for each in stages:
         for line in _progress(each, workspace):
             console.print(line, markup=False, highlight=False, soft_wrap=True)

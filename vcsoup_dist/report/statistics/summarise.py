@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vcsoup_dist.errors import UserError
 from vcsoup_dist.records.summary import Cell, MethodSummary, Row, Scale, Summary
 from vcsoup_dist.report.statistics import fronts
 from vcsoup_dist.report.statistics.connectivity import find_edges
@@ -50,21 +49,6 @@ def summarise(evaluated: Sequence[Evaluated], *, resamples: int, confidence: flo
         balanced=fronts.balanced(_scaled(rows)),
         edges=tuple(find_edges(evaluated, shared.axes, resamples, confidence)),
     )
-
-
-def pick_for(summary: Summary, preference: Mapping[str, float]) -> int:
-    """Index of the row with the largest inner product of `preference` with its scaled values.
-
-    A value that the preference does not name weighs 0. UserError for an unknown value, a negative
-    weight, or nothing but zeros.
-    """
-    for value in preference:
-        if value not in summary.values:
-            raise UserError(f"no value is called `{value}`; there are {', '.join(summary.values)}")
-    if not all(0 <= w < np.inf for w in preference.values()) or not any(preference.values()):
-        raise UserError(f"a preference has weights >= 0, not all of them 0; got {dict(preference)}")
-    wanted = [preference.get(value, 0.0) for value in summary.values]
-    return fronts.pick(_scaled(summary.rows), wanted)
 
 
 def _rows(

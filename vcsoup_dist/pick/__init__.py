@@ -1,0 +1,1 @@
+"""One model of a run to be used: which, in a folder of its own, with a card."""
