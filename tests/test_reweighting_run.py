@@ -5,6 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
+import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +16,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from command import vcsoup
+from command import VCSOUP, vcsoup
 from conftest import save_tiny_model, write_pairs
+from fork_server import server
+from training_world import wait_for
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from vcsoup_dist.forward.template import Encoded
 from vcsoup_dist.in_context.prompts import written_score
 from vcsoup_dist.recipe import Training
 from vcsoup_dist.records.answers import Answers
-from vcsoup_dist.records.reference import Reference
+from vcsoup_dist.records.reference import PartManifest, Reference
 from vcsoup_dist.records.tokens import TokenFile
 from vcsoup_dist.records.training_summary import TrainingSummary
 from vcsoup_dist.records.union import UnionManifest
@@ -76,11 +82,13 @@ def run(tmp_path_factory, ray_address) -> Path:
         write_pairs(folder / f"{name}.jsonl", 50, seed)
     write(folder, {"modpo": {}})
     vcsoup("run", "recipe.yaml", "-d", "run", folder=folder, RAY_ADDRESS=ray_address)
+    shutil.copytree(folder / "run", folder / "first")
     return folder / "run"
 
 
-def write(folder: Path, methods: dict) -> None:
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"methods": methods}))
+def write(folder: Path, methods: dict, name: str = "recipe", **training: object) -> None:
+    content = RECIPE | {"methods": methods, "training": RECIPE["training"] | training}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
 
 
 @pytest.fixture(scope="module")
@@ -284,3 +292,80 @@ def training_scores(run: Path) -> list[dict[str, float]]:
                 prompt = pair["prompt"][0]["content"]
                 found += [known[prompt, pair[side]] for side in ("chosen", "rejected")]
     return found
+
+
+def kill_when(condition: Callable[[], bool], *arguments: str, folder: Path) -> None:
+    """Start a command and kill it, with which its ranks die, as soon as the condition holds."""
+    with open(folder / "killed.log", "ab") as log:
+        files = [0, log.fileno(), log.fileno()]
+        command = [VCSOUP, *arguments]
+        child = server().start("run", command, folder=folder, environment=os.environ, files=files)
+    try:
+        wait_for(condition)
+    finally:
+        child.kill()
+    assert child.returncode == -signal.SIGKILL
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    files = [each for each in folder.rglob("*") if each.is_file()]
+    return {str(each.relative_to(folder)): each.read_bytes() for each in files}
+
+
+@pytest.mark.kills
+def test_a_policy_that_is_killed_in_mid_trade_off_ends_with_the_same_bytes(run):
+    folder, name = run.parent, f"policies/modpo/{LAMBDA}/seed-0"
+    write(folder, {"modpo": {}}, "long", steps=16, checkpoint_every=1)
+    for copy in ("calm", "killed"):
+        shutil.copytree(folder / "first", folder / copy)
+    command = ("train", name, "long.yaml", "-d")
+    vcsoup(*command, "calm", folder=folder)
+    steps = folder / "killed/work" / name / "scratch"
+    short_policy = bytes_of(folder / "killed" / name)
+
+    def is_in_the_middle() -> bool:
+        done = [int(each.parent.name.removeprefix("step-")) for each in steps.glob("*/COMPLETE")]
+        return max(done, default=0) in range(3, 16)
+
+    kill_when(is_in_the_middle, *command, "killed", folder=folder)
+    assert bytes_of(folder / "killed" / name) == short_policy
+    assert "resumed after step" in vcsoup(*command, "killed", folder=folder)
+    found = bytes_of(folder / "killed" / name)
+    assert found == bytes_of(folder / "calm" / name) != short_policy
+
+
+@pytest.mark.kills
+def test_a_kill_while_reference_log_probs_are_extended_costs_no_bytes_that_were_there(run):
+    """Small batches, so that they are written many pairs after others."""
+    folder, extended = run.parent, ("longer", "polite")
+    start, killed, calm = (folder / name for name in ("start", "cut", "whole"))
+    shutil.copytree(folder / "first", start)
+    shutil.rmtree(start / "reference")
+    write(folder, {"vc_soup": {}}, "few", tokens_per_batch=32)
+    write(folder, {"vc_soup": {}, "rewarded_soup": {}}, "more", tokens_per_batch=32)
+    for stage in ("filter", "reference"):
+        vcsoup(stage, "few.yaml", "-d", "start", folder=folder)
+    vcsoup("filter", "more.yaml", "-d", "start", folder=folder)
+    for copy in (killed, calm):
+        shutil.copytree(start, copy)
+    there = reference_files(killed)
+
+    def begun() -> list[PartManifest]:
+        return [
+            PartManifest.read(each.parent)
+            for each in killed.glob("work/reference/*/output/part-*/manifest.json")
+        ]
+
+    command = ("reference", "more.yaml", "-d")
+    kill_when(lambda: any(each.pairs for each in begun()), *command, "cut", folder=folder)
+    assert reference_files(killed) == there
+    folders = [each.parent for each in killed.glob("work/reference/*/output/part-*/rows.npy")]
+    written = [(PartManifest.read(each).pairs, len(np.load(each / "rows.npy"))) for each in folders]
+    assert any(pairs for pairs, _ in written) and any(pairs < of for pairs, of in written)
+    for name in ("cut", "whole"):
+        vcsoup(*command, name, folder=folder)
+    assert reference_files(killed).items() > there.items()
+    for dataset in extended:
+        found = bytes_of(killed / "reference" / dataset)
+        assert "part-00001/logps.npy" in found
+        assert found == bytes_of(calm / "reference" / dataset)
