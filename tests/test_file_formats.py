@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vcsoup_dist.records import answers, heldout_logps, pairs, scores, tokens
+from vcsoup_dist.records.answer_figures import AnswerFigures
 from vcsoup_dist.records.filter_report import FilterReport
 from vcsoup_dist.records.filtered_pairs import filtered_schema
 from vcsoup_dist.records.reference import DTYPE, ROW, PartManifest
@@ -89,6 +90,7 @@ KEYS = {
     tokens.TokensManifest: (1, "train heldout parts answer_tokens digest"),
     PartManifest: (3, "tokens answer_tokens pairs"),
     TrainingSummary: (1, "steps pairs pairs_left_out passes last_step heldout"),
+    AnswerFigures: (1, "rows effects is_kl"),
     Summary: (
         2,
         "values axes prompts resamples confidence scale rows methods front balanced edges",

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vcsoup_dist.records.answer_figures import AnswerFigures, CandidateAnswers, LengthEffect
 from vcsoup_dist.records.filter_report import FilterReport, PairCounts, RuleComparison, RuleCount
 from vcsoup_dist.records.keep_rule import KeepRule
 from vcsoup_dist.records.summary import Curvature, Drop, LossCurve, Summary
@@ -128,12 +129,26 @@ def filter_report(kept: dict[str, int], sign: str = "--", rule: str = "c >= 0.35
     )  # fmt: skip
 
 
+def figures_of(summary: Summary) -> AnswerFigures:
+    rows = tuple(
+        CandidateAnswers(
+            row.method, row.weights, row.names, 20.5, 0.25, 0.0, 1.5, None,
+            {value: cell.mean for value, cell in row.cells.items()},
+            dict.fromkeys(summary.values, None),
+        )
+        for row in summary.rows
+    )  # fmt: skip
+    effects = {value: LengthEffect(None, None, None, None, 0.5) for value in summary.values}
+    return AnswerFigures(rows, effects, is_kl=False)
+
+
 def report_of(summary: Summary) -> ReportData:
     return ReportData(
         title="a run",
         facts={"Base model": "small-model"},
         notes=["Judged by the filter's own rewards."],
         summary=summary,
+        figures=figures_of(summary),
         front_plot=DOT,
         hypervolume_plot=DOT,
         edge_plot=DOT,

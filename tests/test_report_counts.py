@@ -17,6 +17,7 @@ from vcsoup_dist.identity import Hashes
 from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe.load import load_recipe
+from vcsoup_dist.records.answer_figures import AnswerFigures
 from vcsoup_dist.records.answers import Answers
 from vcsoup_dist.records.summary import Summary
 from vcsoup_dist.records.training_summary import PairMetrics, TrainingSummary
@@ -180,12 +181,14 @@ def test_the_stage_writes_all_its_files_from_what_the_stages_before_it_left(run:
     report_stage.make(run.recipe, run.workspace, [run.report])
     folder = run.workspace.need(run.report)
     assert {file.name for file in folder.iterdir()} == {
-        "front.png", "hypervolume.png", "index.html", "product.json", "summary.json", "table.csv",
-        "table.txt",
+        "answers.csv", "answers.json", "front.png", "hypervolume.png", "index.html",
+        "product.json", "summary.json", "table.csv", "table.txt",
     }  # fmt: skip
     rows = Summary.read(folder).rows
     assert [row.method for row in rows] == [None, "rewarded_soup", "strict"]
     assert [row.cells["kind"].mean for row in rows] == [0.0, 1.0, 2.0]
+    figures = AnswerFigures.read(folder)
+    assert [row.log_ratio for row in figures.rows] == [1, 1, 1] and figures.is_kl
     page = (folder / "index.html").read_text()
     for shown in ("filter of strict", "consistency ≥ 0.3", "answer of", "7 steps of"):
         assert shown in page

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from vcsoup_dist.records.answer_figures import MANY, REPEATS
 from vcsoup_dist.report.method_styles import method_styles
 from vcsoup_dist.report.numbers import decimals_for, fixed, number
 from vcsoup_dist.report.page_data import ReportData
@@ -16,6 +17,7 @@ from vcsoup_dist.report.pick_command import pick_command
 SECTIONS = {
     "front": "Front",
     "soups": "Soups",
+    "lengths": "Length, repetition, distance from θ₀",
     "hypervolume": "Hypervolume",
     "cost": "Cost",
     "connectivity": "Between two policies",
@@ -45,6 +47,8 @@ def render(data: ReportData) -> str:
         },
         styles=method_styles(summary),
         pick_command=pick_command("recipe.yaml", summary),
+        repeats=REPEATS,
+        many=MANY,
         confidence=f"{100 * summary.confidence:g} %",
         decimals={value: decimals_for(span) for value, span in spans.items()},
         best_means={v: max(row.cells[v].mean for row in summary.rows) for v in summary.values},

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from vcsoup_dist.records.answer_figures import AnswerFigures
 from vcsoup_dist.records.filter_report import FilterReport
 from vcsoup_dist.records.summary import Summary
 from vcsoup_dist.report.statistics.cost import MethodCost
@@ -131,6 +132,7 @@ class ReportData:
     notes: Sequence[str]
     """Sentences that a reader must know before trusting the numbers; may be empty."""
     summary: Summary
+    figures: AnswerFigures
     front_plot: bytes
     """PNG of `figures.front_plot`."""
     hypervolume_plot: bytes

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from vcsoup_dist.in_context.targets import targets_of
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.records.answers import Answers
+from vcsoup_dist.report.answer_figures import answer_figures, answer_warnings
+from vcsoup_dist.report.answer_tables import answers_as_csv, answers_as_text
 from vcsoup_dist.report.answers import evaluations, prompt_counts, samples
 from vcsoup_dist.report.costs import costs
 from vcsoup_dist.report.counts import (
@@ -24,7 +26,7 @@ from vcsoup_dist.workspace import Product, Workspace
 
 
 def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> None:
-    """Write `report/`: index.html, the plots, table.txt, table.csv and summary.json."""
+    """Write `report/`: index.html, the plots, and tables as text, CSV and JSON."""
     from vcsoup_dist.report.page import render
     from vcsoup_dist.report.plots import figures
 
@@ -37,6 +39,7 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
         resamples=recipe.evaluation.bootstrap,
         confidence=recipe.evaluation.confidence,
     )
+    figures_of_answers = answer_figures(summary, answers)
     pictures = {
         "front.png": figures.front_plot(summary),
         "hypervolume.png": figures.hypervolume_plot(summary),
@@ -49,8 +52,9 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
     data = ReportData(
         title=recipe.name,
         facts=facts(recipe, workspace, product, filtered, targets),
-        notes=notes(recipe, prompts, targets),
+        notes=notes(recipe, prompts, targets) + answer_warnings(summary, figures_of_answers),
         summary=summary,
+        figures=figures_of_answers,
         front_plot=pictures["front.png"],
         hypervolume_plot=pictures["hypervolume.png"],
         edge_plot=pictures.get("edges.png"),
@@ -69,5 +73,8 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
             (draft.output / name).write_bytes(png)
         (draft.output / "index.html").write_text(render(data), encoding="utf-8")
         (draft.output / "table.csv").write_text(as_csv(summary))
-        (draft.output / "table.txt").write_text(as_text(summary))
+        text = as_text(summary) + "\n" + answers_as_text(summary, figures_of_answers)
+        (draft.output / "table.txt").write_text(text)
+        (draft.output / "answers.csv").write_text(answers_as_csv(summary, figures_of_answers))
         summary.write(draft.output)
+        figures_of_answers.write(draft.output)
