@@ -69,7 +69,8 @@ def evaluate(
     for name, model in models.items():
         (folder / name).mkdir()
         located = Located(str(model), None, {"config.json": [1, "digest"]})
-        tasks.append(EvaluationTask(f"soup {name}", located, folder / name, folder / "lock"))
+        output = folder / name
+        tasks.append(EvaluationTask(f"soup {name}", located, located, output, folder / "lock"))
     reward = CallableReward(callable=f"judges.py:{judge}")
     judges = [Judge({"long": reward}, Located(str(folder / "judges.py"), None, None))]
     settings = SETTINGS.model_copy(update={"actors": actors})

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -131,6 +132,14 @@ def test_answers_are_the_same_bytes_and_no_soup_is_on_disk(folder, on_shared_ray
     ]
     assert len(answers) == 11  # of theta_0, and of five soups of each method
     assert len({tuple(each) for each in answers}) == 11
+    ratios = {
+        file.parent.name: pc.subtract(table["logp"], table["logp_theta_0"]).to_pylist()
+        for file in virtual.root.rglob("answers.parquet")
+        for table in [pq.read_table(file)]
+    }
+    # theta_0 is itself; all others are compared with it, also after it took their place.
+    assert set(ratios.pop("base")) == {0.0}
+    assert all(0.0 not in each for each in ratios.values())
     logps = [HeldoutLogps.read(file.parent) for file in virtual.root.rglob(HELDOUT_LOGPS)]
     assert len(logps) == 7  # of theta_0, and of those on the line between the two policies
     assert {each.logps.shape for each in logps} == {(3, 2)}

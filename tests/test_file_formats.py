@@ -60,11 +60,12 @@ COLUMNS = {
         heldout_logps.SCHEMA,
         {"id": "string", "dataset": "string", "chosen": "double", "rejected": "double"},
     ),
-    "answers, version 1": (
+    "answers, version 2": (
         answers.SCHEMA,
         {
             "prompt_id": "string", "dataset": "string", "prompt": MESSAGES, "answer": "string",
-            "tokens": "int64", "finished": "bool",
+            "tokens": "int64", "finished": "bool", "repeated": "double", "logp": "double",
+            "logp_theta_0": "double", "drawn_from_model": "bool",
         },
     ),
 }  # fmt: skip
@@ -111,7 +112,7 @@ def test_records_of_a_version_have_these_keys(kind, expected):
 
 
 def test_versions_and_numbers_that_no_schema_holds():
-    assert answers.VERSION == heldout_logps.VERSION == 1
+    assert (answers.VERSION, heldout_logps.VERSION) == (2, 1)
     assert DTYPE.str == "<f4"
     assert ROW.descr == [("row", "<u4"), ("cost", "<u4"), ("answers", "<i8")]
 

@@ -127,9 +127,7 @@ def test_with_a_warm_up_all_that_starts_from_theta_0_is_made_from_it_alone(folde
     assert names(list(theta_0.inputs)) == {"pairs/long", "tokens/long"}
     starting = {p.stage for p in plan if theta_0 in p.inputs}
     assert starting == {"reference", "train", "evaluate", "report"}
-    assert [p.name for p in plan if p.stage == "evaluate" and theta_0 in p.inputs] == [
-        "evaluation/base"
-    ]
+    assert all(theta_0 in p.inputs for p in plan if p.stage == "evaluate")
     assert [p.name for p in plan if "model" in p.sources] == ["tokens/long", "theta_0"]
     assert {p.stage for p in plan if p.fingerprint in before} == {
         *("read", "score", "filter", "tokens")

@@ -174,6 +174,10 @@ def test_the_stage_writes_all_its_files_from_what_the_stages_before_it_left(run:
             texts=[f"answer of {product.name}"] * len(prompts),
             tokens=[3] * len(prompts),
             finished=[True] * len(prompts),
+            repeated=[0.0] * len(prompts),
+            logp=[-2.0] * len(prompts),
+            logp_theta_0=[-3.0] * len(prompts),
+            drawn_from_model=[True] * len(prompts),
             rewards={value: np.full(len(prompts), each) for value, each in rewards.items()},
         )
         with run.workspace.publishing(product) as draft:

@@ -251,6 +251,8 @@ def test_a_model_answers_the_scored_prompts_and_the_answers_name_the_plain_ones(
     )
     assert [answer.text for answer in found] == [answer.text for answer in expected]
     without = generate_answers(model, tokenizer, plain, settings)
+    assert [answer.plain for answer in found] == [answer.asked for answer in without]
+    assert all(len(answer.asked) > len(answer.plain) for answer in found)
     assert [answer.text for answer in found] != [answer.text for answer in without]
     narrow = settings.model_copy(update={"max_new_tokens": 4096 - most})
     with pytest.raises(UserError, match="with the scores in it, .* are 4 more than the 4096"):

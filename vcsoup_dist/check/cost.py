@@ -152,14 +152,15 @@ def merge_bytes(recipe: Recipe, due: Sequence[Product], model: int) -> tuple[int
 
 
 def evaluation_bytes(recipe: Recipe, due: Sequence[Product], model: int) -> tuple[int, int]:
-    """The same of evaluations: theta_0, a candidate, or what a soup not written is the sum of."""
+    """The same of evaluations: a candidate, or what a soup not written is the sum of; and theta_0,
+    under which its answers are compared."""
     models = 0
     for evaluation in due:
         found = [each.stage for each in reads(evaluation, recipe)]
         candidates = found.count("merge") + found.count("train")
         is_virtual = "merge" not in found
         of_base = sum(has_base(soup) for soup in evaluation.inputs_of("merge") if is_virtual)
-        models += candidates + of_base or 1
+        models += candidates + of_base + 1
     return models * model, 0
 
 

@@ -16,6 +16,16 @@ from vcsoup_dist.in_context.prompts import AddedText
 from vcsoup_dist.recipe import Evaluation
 from vcsoup_dist.training.base_checks.lengths import check_answer_lengths, context_length
 
+PLAIN: dict[str, tuple[object, ...]] = {
+    **dict.fromkeys(("repetition_penalty", "typical_p", "guidance_scale", "num_beams"), (None, 1)),
+    **dict.fromkeys(("min_p", "top_h", "epsilon_cutoff", "eta_cutoff"), (None, 0)),
+    **dict.fromkeys(("no_repeat_ngram_size", "min_length", "min_new_tokens"), (None, 0)),
+    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens"), (None, [])),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "sequence_bias"), (None,)),
+    "exponential_decay_length_penalty": (None,),
+}
+"""Keys of a generation config that change the probabilities of tokens -> what does not."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -23,10 +33,19 @@ class Answer:
 
     prompt: Prompt
     text: str
-    tokens: int
+    ids: Sequence[int]
     """Generated tokens, the end token included."""
     finished: bool
     """Whether it ended by itself, within the limit."""
+    asked: Sequence[int]
+    """The prompt's tokens as the model read them."""
+    plain: Sequence[int]
+    """The same without what was added to the prompt for this model."""
+
+    @property
+    def tokens(self) -> int:
+        """Generated tokens, the end token included."""
+        return len(self.ids)
 
 
 def load_model(source: str, revision: str | None, dtype: str, device: str) -> tuple[Any, Any]:
@@ -69,6 +88,7 @@ def generate_answers(
             encode_prompt(tokenizer, prompts[0].messages)
         raise UserError("evaluation.max_prompt_tokens: every held-out prompt is longer")
     fitting.sort(key=lambda i: (len(encoded[i]), i))
+    plain = list(encoded)
     if added is not None:
         for i in fitting:
             encoded[i] = encode_prompt(tokenizer, added.to(prompts[i].messages))
@@ -80,8 +100,18 @@ def generate_answers(
         outputs = _generate(model, tokenizer, [encoded[i] for i in batch], settings)
         for i, (ids, finished) in zip(batch, outputs, strict=True):
             text = tokenizer.decode(ids, skip_special_tokens=True).strip()
-            answers[i] = Answer(prompts[i], text, len(ids), finished)
+            answers[i] = Answer(prompts[i], text, ids, finished, encoded[i], plain[i])
     return [answers[i] for i in sorted(answers)]
+
+
+def draws_from_model(model: Any, settings: Evaluation) -> bool:
+    """Whether `generate_answers` draws every token from the model's own probabilities.
+
+    That is at temperature 1 and top_p 1, and where the model's generation config changes none.
+    """
+    config = model.generation_config
+    changed = [name for name, plain in PLAIN.items() if getattr(config, name, None) not in plain]
+    return settings.temperature == 1 and settings.top_p == 1 and not changed
 
 
 def _check_room(context: int | None, longest: int, settings: Evaluation) -> None:

@@ -65,12 +65,18 @@ def answer_logp(model: Any, encoded: Encoded) -> float:
 
     UserError for an output head that is not a linear layer.
     """
-    head = model.get_output_embeddings()
-    if not isinstance(head, torch.nn.Linear):
-        raise UserError(f"{type(model).__name__}: its output head is not a linear layer")
+    head = output_head(model)
     ids = torch.as_tensor(np.asarray(encoded.ids), dtype=torch.int64, device=model.device)
     hidden = model.base_model(input_ids=ids[None], use_cache=False).last_hidden_state[0]
     before = hidden[encoded.start - 1 : -1].to(head.weight.device)
     targets = ids[encoded.start :].to(head.weight.device)
     logps = token_logps(before, head.weight, head.bias, targets, head_transform(model.config))
     return float(logps.double().sum())
+
+
+def output_head(model: Any) -> torch.nn.Linear:
+    """The head of a causal model; UserError where it is not a linear layer."""
+    head = model.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear):
+        raise UserError(f"{type(model).__name__}: its output head is not a linear layer")
+    return head

@@ -14,7 +14,6 @@ from vcsoup_dist.in_context.targets import Target, targets_of
 from vcsoup_dist.progress import log, progress
 from vcsoup_dist.recipe import ColumnsReward, Recipe
 from vcsoup_dist.records.answers import has_answers
-from vcsoup_dist.souping.passes import has_base
 from vcsoup_dist.theta_0 import find_theta_0
 from vcsoup_dist.workspace import Product, Workspace
 
@@ -89,7 +88,13 @@ def _due_tasks(
             added = _asked_for(product, target) if target else None
             tasks.append(
                 EvaluationTask(
-                    product.name, model, draft.output, draft.workers_lock, with_pairs, added
+                    product.name,
+                    model,
+                    find_theta_0(product, workspace),
+                    draft.output,
+                    draft.workers_lock,
+                    with_pairs,
+                    added,
                 )
             )
     return tasks
@@ -116,5 +121,4 @@ def _model_of(product: Product, recipe: Recipe, workspace: Workspace) -> Located
         return Located(str(workspace.need(soups[0])), None, None)
     soup = soups[0]
     policies = tuple(workspace.need(each) for each in soup.inputs_of("train"))
-    base = find_theta_0(soup, workspace) if has_base(soup) else None
-    return VirtualSoup(policies, soup.weights or (), base)
+    return VirtualSoup(policies, soup.weights or ())

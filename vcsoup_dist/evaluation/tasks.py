@@ -15,8 +15,6 @@ class VirtualSoup:
 
     policies: tuple[Path, ...]
     weights: tuple[float, ...]
-    base: Located | None = None
-    """theta_0, where the weights do not sum to 1."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +23,8 @@ class EvaluationTask:
 
     name: str
     model: Located | VirtualSoup
+    theta_0: Located
+    """Which the model's answers are compared under; equal to `model` where that is it."""
     output: Path
     """Folder to write the answers into."""
     workers_lock: Path

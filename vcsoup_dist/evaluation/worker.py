@@ -10,11 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vcsoup_dist.evaluation.generate import Answer, generate_answers, load_model
+from vcsoup_dist.evaluation.answer_logps import answer_logps
+from vcsoup_dist.evaluation.generate import (
+    Answer,
+    draws_from_model,
+    generate_answers,
+    load_model,
+)
 from vcsoup_dist.evaluation.heldout_pairs import HeldoutPair, heldout_logps
 from vcsoup_dist.evaluation.judges import Judge
 from vcsoup_dist.evaluation.prompts import Prompt
+from vcsoup_dist.evaluation.repetition import repeated_share
 from vcsoup_dist.evaluation.tasks import AnswerCounts, EvaluationTask, VirtualSoup
+from vcsoup_dist.forward.template import Encoded
 from vcsoup_dist.identity import Located
 from vcsoup_dist.launch.worker import PoolWorker
 from vcsoup_dist.locks import share_until_exit
@@ -22,8 +30,11 @@ from vcsoup_dist.recipe import Evaluation
 from vcsoup_dist.records.answers import Answers
 from vcsoup_dist.scoring.load_reward import load_reward
 from vcsoup_dist.scoring.rewards import Reward, score_all
-from vcsoup_dist.souping.virtual import load_soup, reweight
+from vcsoup_dist.souping.virtual import LiveSoup, load_soup
 from vcsoup_dist.theta_0 import local_folder
+
+Logps = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""[P] each, under the model and under theta_0."""
 
 
 class EvaluationWorker(PoolWorker):
@@ -47,8 +58,8 @@ class EvaluationWorker(PoolWorker):
         self.device = "cuda" if gpu else "cpu"
         self.rewards: list[Reward] = []
         # Of the last virtual soup: the next one often is another of the same policies.
-        self.policies: tuple[Path, ...] | None = None
-        self.base: Located | None = None
+        self.soup: LiveSoup | None = None
+        self.policies: tuple[Path, ...] = ()
         self.model: Any = None
         self.tokenizer: Any = None
 
@@ -71,26 +82,26 @@ class EvaluationWorker(PoolWorker):
     def run(self, task: EvaluationTask, following: EvaluationTask | None) -> AnswerCounts:
         """Write the model's answers and their rewards."""
         share_until_exit(task.workers_lock)
-        self._load_model(task.model)
+        self._load_model(task)
         answers = generate_answers(
             self.model, self.tokenizer, self.prompts, self.settings, task.added
         )
         if task.with_pairs:
             heldout_logps(self.model, self.pairs).write(task.output)
-        if self.policies is None:
+        logps = self._logps(task, answers)
+        from_model = draws_from_model(self.model, self.settings)
+        if self.soup is None:
             self.model = None  # frees memory for the rewards
-        record(answers, self._score(task.name, answers)).write(task.output)
+        rewards = self._score(task.name, answers)
+        record(answers, rewards, logps, from_model).write(task.output)
         return AnswerCounts(len(answers), sum(not answer.finished for answer in answers))
 
-    def _load_model(self, model: Located | VirtualSoup) -> None:
-        if (
-            isinstance(model, VirtualSoup)
-            and model.policies == self.policies
-            and model.base in (None, self.base)
-        ):
-            reweight(self.model, model.weights)
+    def _load_model(self, task: EvaluationTask) -> None:
+        model = task.model
+        if isinstance(model, VirtualSoup) and self.soup and model.policies == self.policies:
+            self.soup.reweight(model.weights)
             return
-        self.policies = self.model = None  # one model at a time
+        self.soup = self.model = None  # one model at a time
         if isinstance(model, VirtualSoup):
             first = Located(str(model.policies[0]), None, None)  # whose files a soup would have
         else:
@@ -98,9 +109,25 @@ class EvaluationWorker(PoolWorker):
         loaded = load_model(first.source, first.revision, self.settings.dtype, self.device)
         self.model, self.tokenizer = loaded
         if isinstance(model, VirtualSoup):
-            base = local_folder(model.base) if model.base else None
-            load_soup(self.model, model.policies, model.weights, base)
-            self.policies, self.base = model.policies, model.base
+            self.policies = model.policies
+            base = local_folder(task.theta_0)
+            self.soup = load_soup(self.model, model.policies, model.weights, base)
+
+    def _logps(self, task: EvaluationTask, answers: Sequence[Answer]) -> Logps:
+        """Of the answers, under the model that gave them and under theta_0.
+
+        theta_0's weights then take the model's place: a second model may not have room.
+        """
+        own = answer_logps(self.model, [_encoded(each.asked, each.ids) for each in answers])
+        if task.model == task.theta_0:
+            return own, own
+        if self.soup is not None:
+            self.soup.reweight([0] * len(self.policies))
+        else:
+            assert isinstance(task.model, Located)
+            load_soup(self.model, [task.model.source], [0], local_folder(task.theta_0))
+        plain = [_encoded(each.plain, each.ids) for each in answers]
+        return own, answer_logps(self.model, plain)
 
     def _score(self, name: str, answers: Sequence[Answer]) -> dict[str, NDArray[np.float64]]:
         """Value -> rewards [P] of a model's answers."""
@@ -113,8 +140,14 @@ class EvaluationWorker(PoolWorker):
         return scores
 
 
-def record(answers: Sequence[Answer], rewards: dict[str, NDArray[np.float64]]) -> Answers:
+def record(
+    answers: Sequence[Answer],
+    rewards: dict[str, NDArray[np.float64]],
+    logps: Logps,
+    drawn_from_model: bool,
+) -> Answers:
     """Answers as they are written; rewards: value -> [P]."""
+    own, theta_0 = logps
     return Answers(
         prompt_ids=[answer.prompt.id for answer in answers],
         datasets=[answer.prompt.dataset for answer in answers],
@@ -122,5 +155,13 @@ def record(answers: Sequence[Answer], rewards: dict[str, NDArray[np.float64]]) -
         texts=[answer.text for answer in answers],
         tokens=[answer.tokens for answer in answers],
         finished=[answer.finished for answer in answers],
+        repeated=[repeated_share(answer.ids) for answer in answers],
+        logp=own.tolist(),
+        logp_theta_0=theta_0.tolist(),
+        drawn_from_model=[drawn_from_model] * len(answers),
         rewards=rewards,
     )
+
+
+def _encoded(prompt: Sequence[int], answer: Sequence[int]) -> Encoded:
+    return Encoded([*prompt, *answer], len(prompt))

@@ -356,8 +356,11 @@ def evaluations(graph: Graph) -> None:
                     f"evaluation/{place}",
                     "evaluate",
                     made,
-                    inputs=(*inputs, graph[f"soups/{place}" if candidate.is_soup else policy]),
-                    sources=judged_by,
+                    inputs=(
+                        *(*inputs, *graph.of("sft")),
+                        graph[f"soups/{place}" if candidate.is_soup else policy],
+                    ),
+                    sources=base_of(graph) | judged_by,
                     method=name,
                     seed=seed,
                     weights=candidate.weights,

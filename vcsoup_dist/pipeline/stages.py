@@ -109,7 +109,7 @@ ROWS = (
     ),
     Stage(
         "evaluate", f"{PRODUCTS}:evaluations", "vcsoup_dist.evaluation.stage:make", "evaluate",
-        EVALUATE, format=3, disk=f"{COST}:evaluation_bytes",
+        EVALUATE, format=4, disk=f"{COST}:evaluation_bytes",
     ),
     Stage(
         "report", f"{PRODUCTS}:reports", "vcsoup_dist.report.stage:make", "report", REPORT,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from vcsoup_dist.files import write_atomically
 from vcsoup_dist.records.parquet_version import check_version, version_in, with_version
 
 ANSWERS = "answers.parquet"
-VERSION = 1
+VERSION = 2
 REWARD = "reward_"  # and the value: a column of its rewards
 
 SCHEMA = pa.schema(
@@ -26,6 +27,10 @@ SCHEMA = pa.schema(
         ("answer", pa.string()),
         ("tokens", pa.int64()),
         ("finished", pa.bool_()),
+        ("repeated", pa.float64()),
+        ("logp", pa.float64()),
+        ("logp_theta_0", pa.float64()),
+        ("drawn_from_model", pa.bool_()),
     ]
 )
 
@@ -45,6 +50,15 @@ class Answers:
     """Generated tokens, the end token included."""
     finished: list[bool]
     """Whether an answer ended by itself, within the limit."""
+    repeated: list[float]
+    """Share of an answer that was said before in it: `evaluation.repetition`."""
+    logp: list[float]
+    """log pi(y|x) of each answer under the model that gave it, at temperature 1, in nats."""
+    logp_theta_0: list[float]
+    """The same under theta_0, which reads the prompt without scores that were added to it."""
+    drawn_from_model: list[bool]
+    """Whether every token was drawn from pi itself: temperature 1, top_p 1, no penalties. Then
+    the mean of logp - logp_theta_0 estimates KL(pi || theta_0)."""
     rewards: Mapping[str, NDArray[np.float64]]
     """Value -> [P], larger being better."""
 
@@ -52,7 +66,8 @@ class Answers:
         """Write answers.parquet atomically."""
         columns = [
             *(self.prompt_ids, self.datasets, self.prompts),
-            *(self.texts, self.tokens, self.finished),
+            *(self.texts, self.tokens, self.finished, self.repeated),
+            *(self.logp, self.logp_theta_0, self.drawn_from_model),
         ]
         table = pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
         for value, rewards in self.rewards.items():
@@ -71,10 +86,8 @@ class Answers:
             for name in table.column_names
             if name.startswith(REWARD)
         }
-        ids, datasets, prompts, texts, tokens, finished = (
-            table[name].to_pylist() for name in SCHEMA.names
-        )
-        return cls(ids, datasets, prompts, texts, tokens, finished, rewards)
+        columns: list[Any] = [table[name].to_pylist() for name in SCHEMA.names]
+        return cls(*[*columns, rewards])
 
 
 def has_answers(folder: Path) -> bool:
