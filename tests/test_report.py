@@ -152,6 +152,7 @@ def report_of(summary: Summary) -> ReportData:
         front_plot=DOT,
         hypervolume_plot=DOT,
         edge_plot=DOT,
+        curve_plot=DOT,
         costs=[MethodCost("vc_soup", 2, 240, 1234567, 62.5, 0.5, 0.0, 3_000_000),
                MethodCost("random", 2, 238, None, None, None, None, 1_500_000)],
         pairs=[PairsRead("helpful", 12345, 11000, 1000, 300, 38, {"empty response": 5, "odd": 2},

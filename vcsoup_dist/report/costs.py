@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from vcsoup_dist.records.step_metrics import METRICS, StepMetrics
@@ -30,16 +29,16 @@ def costs(workspace: Workspace, product: Product) -> list[MethodCost]:
 
 def logged_steps(workspace: Workspace, policy: Product) -> StepsTaken | None:
     """What a policy's log of steps says; None where there is none, or it is not whole."""
-    file = workspace.root / "logs" / policy.name / METRICS
+    return steps_taken(step_log(workspace, policy))
+
+
+def step_log(workspace: Workspace, policy: Product) -> list[StepMetrics]:
+    """The steps in a policy's log; none where it is gone."""
     try:
-        lines = file.read_text().splitlines()
+        lines = (workspace.root / "logs" / policy.name / METRICS).read_text().splitlines()
     except FileNotFoundError:
-        return None
-    return steps_taken(list(_parsed(lines)))
-
-
-def _parsed(lines: Iterable[str]) -> Iterable[StepMetrics]:
-    return (each for line in lines if (each := StepMetrics.from_line(line)))
+        return []
+    return [each for line in lines if (each := StepMetrics.from_line(line))]
 
 
 def _size(folder: Path) -> int:

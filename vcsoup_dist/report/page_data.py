@@ -139,6 +139,8 @@ class ReportData:
     """PNG of `figures.hypervolume_plot`."""
     edge_plot: bytes | None
     """PNG of `figures.edge_plot`; None where the summary has no edges."""
+    curve_plot: bytes | None
+    """PNG of `curve_plot.curve_plot`; None where no policy has a log of its steps."""
     costs: Sequence[MethodCost]
     pairs: Sequence[PairsRead]
     scores: Sequence[PairsScored]

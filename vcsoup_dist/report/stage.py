@@ -17,6 +17,7 @@ from vcsoup_dist.report.counts import (
     pairs_scored,
     trained,
 )
+from vcsoup_dist.report.curves import curves
 from vcsoup_dist.report.facts import commands_for, facts, notes
 from vcsoup_dist.report.heldout import heldout_losses
 from vcsoup_dist.report.page_data import ReportData
@@ -29,6 +30,7 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
     """Write `report/`: index.html, the plots, and tables as text, CSV and JSON."""
     from vcsoup_dist.report.page import render
     from vcsoup_dist.report.plots import figures
+    from vcsoup_dist.report.plots.curve_plot import curve_plot
 
     (product,) = products
     answers = {
@@ -44,6 +46,8 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
         "front.png": figures.front_plot(summary),
         "hypervolume.png": figures.hypervolume_plot(summary),
     }
+    if found := curves(workspace, product):
+        pictures["curves.png"] = curve_plot(found)
     if summary.edges:
         pictures["edges.png"] = figures.edge_plot(summary)
     prompts = prompt_counts(recipe, workspace, product, answers)
@@ -58,6 +62,7 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
         front_plot=pictures["front.png"],
         hypervolume_plot=pictures["hypervolume.png"],
         edge_plot=pictures.get("edges.png"),
+        curve_plot=pictures.get("curves.png"),
         costs=costs(workspace, product),
         pairs=[pairs_read(workspace, each) for each in product.inputs_of("read")],
         scores=pairs_scored(workspace, product),

@@ -48,20 +48,20 @@ def front_plot(summary: Summary) -> bytes:
     with plot_style(STYLE):
         height = 4.9 if len(pairs) == 1 else 0.5 + 2.6 * lines
         height = height if pairs[0][1] is not None else 1.5 + 0.35 * len(summary.methods)
-        figure, grid = _figure(lines, columns, height)
+        figure, grid = new_figure(lines, columns, height)
         _legend(figure, summary)
         for axes, (x, y) in zip(grid.flat, pairs, strict=False):
             draw_front(axes, summary, x, y, alone=len(pairs) == 1)
         for axes in grid.flat[len(pairs) :]:
             axes.set_visible(False)
-        return _png(figure)
+        return png_of(figure)
 
 
 def hypervolume_plot(summary: Summary) -> bytes:
     """One bar per method: its hypervolume of scaled values, with each seed's as a dot."""
     methods, styles = summary.methods, method_styles(summary)
     with plot_style(STYLE):
-        figure, grid = _figure(1, 1, 0.75 + 0.42 * len(methods))
+        figure, grid = new_figure(1, 1, 0.75 + 0.42 * len(methods))
         axes = grid[0, 0]
         for place, method in enumerate(methods):
             colour = styles[method.method].colour
@@ -79,7 +79,7 @@ def hypervolume_plot(summary: Summary) -> bytes:
         axes.margins(x=0.22)
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
-        return _png(figure)
+        return png_of(figure)
 
 
 def edge_plot(summary: Summary) -> bytes:
@@ -95,7 +95,7 @@ def edge_plot(summary: Summary) -> bytes:
     styles = method_styles(summary)
     with plot_style(STYLE):
         columns = len(summary.values)
-        figure, grid = _figure(len(pairs), columns, 0.7 + 2.2 * len(pairs))
+        figure, grid = new_figure(len(pairs), columns, 0.7 + 2.2 * len(pairs))
         for edge in summary.edges:
             style = styles[edge.method]
             panels = grid[pairs.index((edge.start, edge.end))]
@@ -121,7 +121,7 @@ def edge_plot(summary: Summary) -> bytes:
         ]
         handles.append(Line2D([], [], color=INK, ls="--", lw=1, label="straight line"))
         _above(figure, handles)
-        return _png(figure)
+        return png_of(figure)
 
 
 def _legend(figure: Figure, summary: Summary) -> None:
@@ -143,13 +143,15 @@ def _above(figure: Figure, handles: Sequence[Line2D]) -> None:
                   ncols=len(handles) if letters < 112 else 3)  # fmt: skip
 
 
-def _figure(lines: int, columns: int, height: float) -> tuple[Figure, np.ndarray]:
+def new_figure(lines: int, columns: int, height: float) -> tuple[Figure, np.ndarray]:
+    """A figure as wide as the page, `height` inches high, and its axes [lines, columns]."""
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(lines, columns, squeeze=False)
 
 
-def _png(figure: Figure) -> bytes:
+def png_of(figure: Figure) -> bytes:
+    """The figure's bytes."""
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
     return out.getvalue()
