@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -276,6 +277,22 @@ def test_a_trade_off_is_a_prompt_and_all_models_answer_the_same_plain_ones(with_
     )
     page = (with_all / "report" / "index.html").read_text()
     assert f"λ = (0.25, 0.75): {shown}; {near} of {len(scores)} training answers" in page
+
+
+def test_a_picked_policy_of_scores_in_prompts_comes_with_the_text_that_asks_for_them(with_all):
+    arguments = ("--candidate", f"rewards_in_context/{LAMBDA}", "--out", "picked")
+    said = vcsoup("pick", "run", *arguments, folder=with_all.parent)
+    page = (with_all / "report" / "index.html").read_text()
+    asked = re.search(r"λ = \(0.25, 0.75\): longer (\S+), polite (\S+);", page)
+    assert asked is not None
+    added = f"big {asked[1]} new {asked[2]}"
+    assert f"prompt: add to the last user message, after an empty line: {added}\n" in said
+    card = (with_all.parent / "picked" / "README.md").read_text()
+    assert f"```text\n{added}\n```" in card
+    model = AutoModelForCausalLM.from_pretrained(with_all.parent / "picked").state_dict()
+    policy = with_all / "policies" / "rewards_in_context" / "union" / "seed-0"
+    for name, tensor in AutoModelForCausalLM.from_pretrained(policy).state_dict().items():
+        assert torch.equal(model[name], tensor), name
 
 
 def training_scores(run: Path) -> list[dict[str, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Callable
@@ -164,6 +165,20 @@ def test_run_again_there_is_nothing_to_do(undisturbed):
     before = undisturbed.products()
     assert "nothing to do" in undisturbed.finish().splitlines()[-12:].__str__()
     assert undisturbed.products() == before
+
+
+def test_a_finished_run_names_the_command_that_picks_a_model_and_it_does(undisturbed):
+    root = undisturbed.root
+    said = [undisturbed.finish(), vcsoup("status", root, folder=undisturbed.folder)]
+    (named,) = {re.search(r"^use a model: vcsoup (pick .*)$", each, re.M)[1] for each in said}
+    assert all(f"report: {root}/report/index.html" in each for each in said)
+    picked = vcsoup(*named.split(), folder=undisturbed.folder)
+    assert len(list(root.glob("picked/vc_soup/seed-0/*/README.md"))) == 1, picked
+    page = (root / "report" / "index.html").read_text()
+    assert "<code>vcsoup pick recipe.yaml --balanced" in page
+    shutil.rmtree(root / "picked")
+    pages = vcsoup("filter", "recipe.yaml", "-d", root, folder=undisturbed.folder).splitlines()[-2:]
+    assert [Path(each.removeprefix("page: ")).is_file() for each in pages] == [True, True]
 
 
 KILLED_AT = {

@@ -7,7 +7,6 @@ from pathlib import Path
 from rich.console import Console
 
 from vcsoup_dist.pipeline.plan_file import read_plan
-from vcsoup_dist.records.filter_report import PAGE
 from vcsoup_dist.records.summary import Summary
 from vcsoup_dist.report.pick_command import pick_command
 from vcsoup_dist.report.tables import headline
@@ -33,6 +32,8 @@ def show_next(workspace: Workspace) -> None:
 
 def show_filter_pages(workspace: Workspace) -> None:
     """Where the pages of the filtered sets are that the last command planned."""
+    from vcsoup_dist.records.filter_report import PAGE  # numpy, which `status` does without
+
     for product in read_plan(workspace.root) or ():
         page: Path = workspace.folder(product) / PAGE
         if product.stage == "filter" and page.exists():
