@@ -7,7 +7,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from vcsoup_dist.pick.base_card import BaseModel
 from vcsoup_dist.pick.choose import Choice
 from vcsoup_dist.recipe import Recipe
-from vcsoup_dist.records.summary import Row, Summary
+from vcsoup_dist.records.summary import Cell, Row, Summary
 
 
 def front_matter(
@@ -51,11 +51,16 @@ def _results(recipe: Recipe, row: Row, summary: Summary) -> list[EvalResult]:
             metric_name=f"mean reward of {value}",
             metric_value=round(cell.mean, 6),
             metric_args={
-                "confidence": summary.confidence,
-                "low": round(cell.low, 6),
-                "high": round(cell.high, 6),
+                **_interval(cell, summary.confidence),
                 **({"theta_0": round(start.cells[value].mean, 6)} if start else {}),
             },
         )
         for value, cell in row.cells.items()
     ]
+
+
+def _interval(cell: Cell, confidence: float) -> dict[str, float]:
+    """Nothing where one prompt gives none."""
+    if cell.low is None or cell.high is None:
+        return {}
+    return {"confidence": confidence, "low": round(cell.low, 6), "high": round(cell.high, 6)}

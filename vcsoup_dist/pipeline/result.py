@@ -8,13 +8,13 @@ from rich.console import Console
 
 from vcsoup_dist.pipeline.plan_file import read_plan
 from vcsoup_dist.records.summary import Summary
+from vcsoup_dist.report.headline import headline
 from vcsoup_dist.report.pick_command import pick_command
-from vcsoup_dist.report.tables import headline
 from vcsoup_dist.workspace import Workspace
 
 
 def show_result(workspace: Workspace) -> None:
-    """The table, the hypervolumes, where the report is, and how to use a model."""
+    """The table, the headline, where the report is, and how to use a model."""
     folder = workspace.root / "report"
     console = Console()
     print((folder / "table.txt").read_text().rstrip())

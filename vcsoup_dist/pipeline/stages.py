@@ -113,7 +113,7 @@ ROWS = (
     ),
     Stage(
         "report", f"{PRODUCTS}:reports", "vcsoup_dist.report.stage:make", "report", REPORT,
-        format=6,
+        format=7,
     ),
 )  # fmt: skip
 

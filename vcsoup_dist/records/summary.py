@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -12,17 +13,33 @@ SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)
+class AgainstStart:
+    """A model against theta_0 in one value, on the same prompts; bounds are None for one prompt."""
+
+    difference: float
+    """Of the means, in the reward's units; positive where the model is better."""
+    low: float | None
+    high: float | None
+    win_rate: float
+    """Share of the prompts whose answer has the larger reward, ties half; mean over the seeds."""
+    win_low: float | None
+    win_high: float | None
+
+
+@dataclass(frozen=True)
 class Cell:
     """One row's reward of one value, in the reward's units, averaged over prompts and seeds."""
 
     mean: float
-    low: float
-    """Bootstrap interval over the prompts, of the mean over the seeds."""
-    high: float
+    low: float | None
+    """Interval over prompts and, where there are several, seeds; None for one prompt."""
+    high: float | None
     seed_spread: float | None
     """Standard deviation (n - 1) of the seeds' means; None for one seed."""
     scaled: float
-    """The mean on `Summary.scale`, 0 to 1."""
+    """The mean on `Summary.scale`: below 0 or above 1 where it lies beyond what spans it."""
+    against_start: AgainstStart | None
+    """None for theta_0 itself, and where it was not evaluated."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +62,13 @@ class Row:
     @property
     def policy(self) -> str | None:
         """The value of the policy that it is, by its weights; None for a sum of several."""
-        parts = {axis: weight for axis, weight in (self.weights or {}).items() if weight}
-        return next(iter(parts)) if list(parts.values()) == [1] else None
+        return policy_of(self.weights)
+
+
+def policy_of(weights: Mapping[str, float] | None) -> str | None:
+    """The value that has a weight of 1 where all others have none."""
+    parts = {axis: weight for axis, weight in (weights or {}).items() if weight}
+    return next(iter(parts)) if list(parts.values()) == [1] else None
 
 
 @dataclass(frozen=True)
@@ -58,7 +80,12 @@ class MethodSummary:
     front: tuple[int, ...]
     balanced: int
     hypervolume: float
-    """Of scaled values above `Scale.reference_scaled`, mean over the seeds."""
+    """Of scaled values above `Scale.reference_scaled`, mean over the seeds, as measured."""
+    hypervolume_bias: float
+    """How much too large it is for being a maximum, by the bootstrap."""
+    hypervolume_low: float | None
+    """Interval of the hypervolume less its bias; None for one prompt."""
+    hypervolume_high: float | None
     hypervolume_spread: float | None
     """Standard deviation (n - 1) over the seeds; None for one seed."""
     hypervolume_by_seed: dict[int, float]
@@ -70,8 +97,39 @@ class MethodSummary:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """Two methods' hypervolumes at equal numbers of candidates, each less its bias."""
+
+    first: str
+    """The one with the larger hypervolume."""
+    second: str
+    difference: float
+    low: float | None
+    """Of the interval that holds for all pairs together; None for one prompt."""
+    high: float | None
+
+    @property
+    def differs(self) -> bool:
+        """Whether the first is ahead, beyond the errors of prompts and of several seeds."""
+        return self.low is not None and self.low > 0
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """All methods at equal numbers of candidates, and all pairs of them."""
+
+    candidates: int
+    """Of each seed of each method."""
+    like: str
+    """The method with the fewest, whose weights the others' nearest candidates are taken for."""
+    hypervolumes: dict[str, float]
+    """Of each method at that number, less its bias; the largest first."""
+    pairs: tuple[Comparison, ...]
+
+
+@dataclass(frozen=True)
 class Scale:
-    """How values are made comparable: min-max over every evaluation, theta_0 and seeds alike."""
+    """How values are made comparable: min-max over theta_0 and one method's policies, by seed."""
 
     low: dict[str, float]
     """What becomes 0, in the reward's units."""
@@ -81,6 +139,10 @@ class Scale:
     """Hypervolume's reference point in the rewards' units."""
     reference_scaled: dict[str, float]
     """The reference point for scaled values."""
+    method: str | None
+    """Whose single-value policies span it, with theta_0; None where only theta_0 was evaluated."""
+    policies_only: bool
+    """False where no method has all policies, so that all candidates of `method` span it."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +215,7 @@ class Edge:
 class Summary:
     """All rows of a run, compared."""
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
 
     values: tuple[str, ...]
     axes: tuple[str, ...]
@@ -169,6 +231,10 @@ class Summary:
     """Of all rows, theta_0 included."""
     balanced: int
     """Among all rows, theta_0 included."""
+    balanced_against_start: dict[str, AgainstStart]
+    """By value, with intervals that hold for all values together; empty where it is theta_0."""
+    comparisons: Comparisons | None
+    """None without methods."""
     edges: tuple[Edge, ...]
 
     def write(self, folder: Path) -> None:

@@ -76,11 +76,6 @@ def notes(recipe: Recipe, prompts: Sequence[Prompts], targets: Mapping[str, Targ
     overlap = sum(len(each.in_training) for each in prompts)
     if overlap:
         found.append(f"{overlap} evaluation prompts occur in training data; see the list below.")
-    if len(recipe.seeds) == 1:
-        found.append(
-            "There is one seed. The intervals are over prompts; they do not show how much another "
-            "training run would differ."
-        )
     return found
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vcsoup_dist.records.answer_figures import MANY, REPEATS
+from vcsoup_dist.report.headline import headline
 from vcsoup_dist.report.method_styles import method_styles
 from vcsoup_dist.report.numbers import decimals_for, fixed, number
 from vcsoup_dist.report.page_data import ReportData
@@ -19,6 +20,7 @@ SECTIONS = {
     "soups": "Soups",
     "lengths": "Length, repetition, distance from θ₀",
     "hypervolume": "Hypervolume",
+    "start": "Against θ₀",
     "cost": "Cost",
     "connectivity": "Between two policies",
     "data": "Data",
@@ -45,6 +47,7 @@ def render(data: ReportData) -> str:
         sections={
             name: each for name, each in SECTIONS.items() if name != "answers" or data.samples
         },
+        headline=headline(summary),
         styles=method_styles(summary),
         pick_command=pick_command("recipe.yaml", summary),
         repeats=REPEATS,

@@ -20,6 +20,7 @@ from vcsoup_dist.report.counts import (
 from vcsoup_dist.report.curves import curves
 from vcsoup_dist.report.facts import commands_for, facts, notes
 from vcsoup_dist.report.heldout import heldout_losses
+from vcsoup_dist.report.limits import limits
 from vcsoup_dist.report.page_data import ReportData
 from vcsoup_dist.report.statistics.summarise import summarise
 from vcsoup_dist.report.tables import as_csv, as_text
@@ -56,7 +57,11 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
     data = ReportData(
         title=recipe.name,
         facts=facts(recipe, workspace, product, filtered, targets),
-        notes=notes(recipe, prompts, targets) + answer_warnings(summary, figures_of_answers),
+        notes=[
+            *limits(summary, recipe.methods),
+            *notes(recipe, prompts, targets),
+            *answer_warnings(summary, figures_of_answers),
+        ],
         summary=summary,
         figures=figures_of_answers,
         front_plot=pictures["front.png"],

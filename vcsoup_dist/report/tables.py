@@ -1,19 +1,27 @@
-"""A summary as text: CSV to compute with, a table and a few lines for the terminal."""
+"""A summary as text: CSV to compute with, and a table."""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 
-from vcsoup_dist.records.summary import Row, Summary
+from vcsoup_dist.records.summary import Cell, Row, Summary
+
+AGAINST_START = {
+    "difference": "difference", "difference_low": "low", "difference_high": "high",
+    "win_rate": "win_rate", "win_rate_low": "win_low", "win_rate_high": "win_high",
+}  # fmt: skip
+"""Column -> field of what says how a row stands to theta_0."""
 
 
 def as_csv(summary: Summary) -> str:
     """One line per row of the summary; numbers in full, empty where there is none.
 
     Columns: method (empty for theta_0), seeds, weight_<axis>, and for each value <value>,
-    <value>_low, <value>_high, <value>_seed_spread, <value>_scaled; then on_front,
-    on_method_front and balanced as 0 or 1.
+    <value>_low, <value>_high, <value>_seed_spread, <value>_scaled, and against theta_0
+    <value>_difference and <value>_win_rate with _low and _high; then on_front, on_method_front and
+    balanced as 0 or 1.
     """
     per_value = ("mean", "low", "high", "seed_spread", "scaled")
     out = io.StringIO()
@@ -21,7 +29,7 @@ def as_csv(summary: Summary) -> str:
     writer.writerow([
         "method", "seeds", *(f"weight_{axis}" for axis in summary.axes),
         *(value if part == "mean" else f"{value}_{part}"
-          for value in summary.values for part in per_value),
+          for value in summary.values for part in (*per_value, *AGAINST_START)),
         "on_front", "on_method_front", "balanced",
     ])  # fmt: skip
     for index, row in enumerate(summary.rows):
@@ -29,7 +37,8 @@ def as_csv(summary: Summary) -> str:
         writer.writerow([
             row.method, " ".join(map(str, row.seeds)),
             *(weights.get(axis) for axis in summary.axes),
-            *(getattr(row.cells[value], part) for value in summary.values for part in per_value),
+            *(each for value in summary.values
+              for each in _numbers(row.cells[value], per_value)),
             int(row.on_front), int(row.on_method_front), int(index == summary.balanced),
         ])  # fmt: skip
     return out.getvalue()
@@ -46,7 +55,7 @@ def as_text(summary: Summary) -> str:
         table.add_column(value, justify="right")
     table.add_column("")
     for index, row in enumerate(summary.rows):
-        cells = [f"{c.mean:.3f} [{c.low:.3f}, {c.high:.3f}]" for c in row.cells.values()]
+        cells = [_with_interval(cell) for cell in row.cells.values()]
         badges = [
             "front" if row.on_front else "",
             "front of its method" if row.on_method_front and not row.on_front else "",
@@ -60,18 +69,17 @@ def as_text(summary: Summary) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
-def headline(summary: Summary) -> list[str]:
-    """The result in a few lines for the terminal."""
-    lines = [
-        f"hypervolume of {each.method}: {each.hypervolume:.4f}"
-        + (f" ± {each.hypervolume_spread:.4f} over seeds" if each.hypervolume_spread else "")
-        for each in summary.methods
-    ]
-    reference = ", ".join(f"{value} {x:.4g}" for value, x in summary.scale.reference.items())
-    lines.append(f"(of values scaled to 0..1 over all rows; reference point: {reference})")
-    best = summary.rows[summary.balanced]
-    lines.append(f"most balanced: {soup_label(best)}")
-    return lines
+def _numbers(cell: Cell, parts: Sequence[str]) -> list[float | None]:
+    """A cell's columns: its own parts, then those against theta_0."""
+    start = cell.against_start
+    against = [start and getattr(start, part) for part in AGAINST_START.values()]
+    return [getattr(cell, part) for part in parts] + against
+
+
+def _with_interval(cell: Cell) -> str:
+    if cell.low is None or cell.high is None:
+        return f"{cell.mean:.3f}"
+    return f"{cell.mean:.3f} [{cell.low:.3f}, {cell.high:.3f}]"
 
 
 def soup_label(row: Row) -> str:

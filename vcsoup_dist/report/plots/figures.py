@@ -58,25 +58,29 @@ def front_plot(summary: Summary) -> bytes:
 
 
 def hypervolume_plot(summary: Summary) -> bytes:
-    """One bar per method: its hypervolume of scaled values, with each seed's as a dot."""
+    """One bar per method: its hypervolume less its bias, with its interval; a dot per seed."""
     methods, styles = summary.methods, method_styles(summary)
     with plot_style(STYLE):
         figure, grid = new_figure(1, 1, 0.75 + 0.42 * len(methods))
         axes = grid[0, 0]
         for place, method in enumerate(methods):
             colour = styles[method.method].colour
-            axes.barh(place, method.hypervolume, height=0.62, color=colour, alpha=0.85)
+            corrected = method.hypervolume - method.hypervolume_bias
+            axes.barh(place, corrected, height=0.62, color=colour, alpha=0.85)
             seeds = list(method.hypervolume_by_seed.values())
             if len(seeds) > 1:
                 axes.plot(seeds, [place] * len(seeds), "o", ms=4.5, mfc="white", mec=INK, mew=0.9)
-            spread = method.hypervolume_spread
-            text = f"{method.hypervolume:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
-            axes.annotate(text, (max([method.hypervolume, *seeds]), place), (7, 0), va="center",
+            text, ends = f"{corrected:.3f}", [corrected, *seeds]
+            low, high = method.hypervolume_low, method.hypervolume_high
+            if low is not None and high is not None:
+                axes.plot([low, high], [place, place], color=INK, lw=1.2)
+                text, ends = f"{text} [{low:.3f}, {high:.3f}]", [*ends, high]
+            axes.annotate(text, (max(ends), place), (7, 0), va="center",
                           textcoords="offset points", fontweight="bold")  # fmt: skip
         axes.set_yticks(range(len(methods)), [method.method for method in methods])
         axes.invert_yaxis()
         axes.set_xlabel("hypervolume of the scaled values above the reference point")
-        axes.margins(x=0.22)
+        axes.margins(x=0.3)
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         return png_of(figure)

@@ -87,10 +87,12 @@ def _draw_marker(
 
 
 def _whisker(row: Row, value: str | None) -> list[list[float]] | None:
-    """Its lengths below and above the mean."""
+    """Its lengths below and above the mean, where it has an interval."""
     if value is None:
         return None
     cell = row.cells[value]
+    if cell.low is None or cell.high is None:
+        return None
     return [[max(0.0, cell.mean - cell.low)], [max(0.0, cell.high - cell.mean)]]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.records.summary import policy_of
 
 Weights = tuple[float, ...]
 
@@ -32,6 +33,11 @@ class Evaluated:
     """Whether it is the sum of its method's policies with `weights`, or trained for them."""
     losses: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
     """Value -> DPO loss of each held-out pair of its own data, where it was measured."""
+
+    @property
+    def policy(self) -> str | None:
+        """The value that has all of the weight; None for theta_0 and a mixture."""
+        return policy_of(self.weights)
 
     def mean(self, value: str) -> float:
         """Mean reward over the prompts, summed in double precision."""

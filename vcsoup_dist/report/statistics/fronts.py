@@ -57,14 +57,15 @@ def bounds(points: ArrayLike) -> tuple[Array, Array]:
 
 
 def normalise(points: ArrayLike, low: ArrayLike, high: ArrayLike) -> Array:
-    """[S, N]: `low` becomes 0 and `high` 1 in each value.
+    """[S, N]: `low` becomes 0 and `high` 1 in each value; other points lie beyond.
 
-    A value with low = high distinguishes no soups: it becomes 1 for all, and so is never a
-    soup's worst.
+    A value with low = high becomes 1 there, so that it is not a soup's worst, and keeps its units.
     """
     checked, low, high = _checked(points), np.asarray(low, float), np.asarray(high, float)
     span = _span(low, high)
-    return np.where(span > 0, (checked - low) / np.where(span > 0, span, 1.0), 1.0)
+    off = checked - low
+    off = np.where(np.abs(off) > ROUNDING * np.abs(low), off, 0.0)
+    return np.where(span > 0, off / np.where(span > 0, span, 1.0), 1.0 + off)
 
 
 def mean_inner_product(points_normalised: ArrayLike, weights: ArrayLike) -> float:

@@ -1,0 +1,34 @@
+"""What a summary's figures cannot say, as sentences for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from vcsoup_dist.records.summary import Summary
+from vcsoup_dist.report.headline import FEW_SEEDS, listed
+
+
+def limits(summary: Summary, methods: Iterable[str]) -> list[str]:
+    """Of few prompts, few or unequal seeds, and methods of a recipe that have no candidate."""
+    found = []
+    seeds = {each.method: len(each.hypervolume_by_seed) for each in summary.methods}
+    if missing := [name for name in methods if name not in seeds]:
+        found.append(f"No candidate of {listed(missing)} was evaluated: no figure is about it.")
+    if summary.prompts == 1:
+        found.append("One prompt was answered: there are no intervals, and nothing differs.")
+    if single := [name for name, count in seeds.items() if count == 1]:
+        found.append(
+            f"There is one seed of {listed(single)}. The intervals are over prompts; they do not "
+            "show how much another training run would differ."
+        )
+    if few := [f"{name} ({count})" for name, count in seeds.items() if 1 < count < FEW_SEEDS]:
+        found.append(
+            f"Few seeds make a weak claim: {listed(few)}. How much training runs differ is itself "
+            f"known badly below {FEW_SEEDS}, and the intervals are wide for it."
+        )
+    if len(set(seeds.values())) > 1:
+        found.append(
+            "Methods have unequal numbers of seeds: each counts as the mean of its own, and the "
+            "one with fewer makes the intervals wide."
+        )
+    return found
