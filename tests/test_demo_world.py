@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vcsoup_dist.demo import language, pairs, rewards, tokenizer, world
+from vcsoup_dist.in_context.prompts import written_score
 
 seeds = st.integers(0, 2**32)
 sides = st.booleans()
@@ -164,6 +165,14 @@ def test_tokenizer_gives_text_back_and_its_template_frames_the_turns() -> None:
         assert len(whole) <= tokenizer.MAX_LENGTH
     assert made.bos_token_id is None
     assert made.pad_token_id != made.eos_token_id
+
+
+def test_the_tokenizer_tells_scores_in_prompts_apart() -> None:
+    made = tokenizer.build_tokenizer()
+    texts = [written_score(each / 10) for each in range(-40, 41)]
+    ids = [tuple(made(text)["input_ids"]) for text in texts]
+    assert len(set(ids)) == len(texts)
+    assert not any(made.unk_token_id in each for each in ids)
 
 
 def test_a_saved_tokenizer_loads_as_it_was(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from transformers import PreTrainedTokenizerFast
 from vcsoup_dist.demo.language import vocabulary
 
 PAD, END, USER, ASSISTANT, UNKNOWN = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|unk|>"
+NUMBERS = ("-", *"0123456789")
+"""No text of the world has any: prompts that say rewards do."""
 MAX_LENGTH = 256  # tokens
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -23,7 +25,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
     Decoding puts one space between tokens, so text of the language comes back as it was.
     """
-    tokens = [PAD, END, USER, ASSISTANT, UNKNOWN, *vocabulary()]
+    tokens = [PAD, END, USER, ASSISTANT, UNKNOWN, *vocabulary(), *NUMBERS]
     ids = {token: id for id, token in enumerate(tokens)}
     backend = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
