@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from paused_merge import PAUSING, kill, paused
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes
+from vcsoup_dist.pick.base_card import BaseModel
+from vcsoup_dist.pick.card import CardFacts, card_text
 from vcsoup_dist.pick.choose import Wish, choose
 from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.recipe.load import load_recipe
@@ -144,6 +147,8 @@ def test_the_card_is_one_that_the_hub_reads(world) -> None:
     assert result.metric_value == pytest.approx(0.6)
     assert result.metric_args["low"] < 0.6 < result.metric_args["high"]
     assert result.metric_args["theta_0"] == pytest.approx(0.2)
+    assert "| 0.600 [0.521, 0.679] | 0.200 | 0.400 [0.400, 0.400] | 100 % |" in card.text
+    assert "It is one of 4 evaluated candidates" in card.text
     assert "25 % of its answers did not end" in card.text
     assert "seeds 0, 1; this model is that of\nseed 0" in card.text
     assert str(world.folder) not in str(card)
@@ -164,6 +169,19 @@ def test_a_model_of_the_hub_and_its_data_have_their_ids_in_the_card(tmp_path, mo
     data = ModelCard(text).data
     assert data.base_model == "meta-llama/Llama-3" and data.datasets == ["Anthropic/hh-rlhf"]
     assert data.license is None and data.eval_results is None
+
+
+def test_one_prompt_gives_figures_without_intervals(world) -> None:
+    recipe = load_recipe(world.folder / "recipe.yaml")
+    one = [
+        replace(each, rewards={value: found[:1] for value, found in each.rewards.items()})
+        for each in world.evaluated()
+    ]
+    summary = summarise(one, resamples=100, confidence=0.95)
+    choice = choose(recipe, Wish(balanced=True), summary)
+    text = card_text(recipe, choice, CardFacts(BaseModel(None, "base"), [], None, summary))
+    assert "| 0.500 | 0.100 | 0.400 | 100 % |" in text and "One prompt was answered" in text
+    assert set(ModelCard(text).data.eval_results[0].metric_args) == {"theta_0"}
 
 
 def test_a_soup_that_was_not_evaluated_has_no_figures(world) -> None:

@@ -34,7 +34,7 @@ class PickArguments:
         typer.Option(
             metavar="VALUE=W,...",
             help="The evaluated candidate with the largest sum of W times the value's reward, "
-            "scaled to 0..1 over the run.",
+            "on the report's scale.",
         ),
     ] = None
     candidate: Annotated[

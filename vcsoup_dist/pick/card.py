@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -16,6 +16,7 @@ from vcsoup_dist.pick.choose import Choice, candidate_label
 from vcsoup_dist.pick.front_matter import front_matter, hub_datasets
 from vcsoup_dist.recipe import CallableReward, ClassifierReward, Recipe
 from vcsoup_dist.records.summary import Summary
+from vcsoup_dist.report.limits import limits
 from vcsoup_dist.report.numbers import decimals_for, fixed, number
 
 SHOWN = {"consistency", "methods", "sft", "training"}
@@ -65,14 +66,24 @@ def card_text(recipe: Recipe, choice: Choice, facts: CardFacts) -> str:
         judged_by_own=all(value.judge is None for value in recipe.values.values()),
         decimals=_decimals(summary) if summary else {},
         max_new_tokens=recipe.evaluation.max_new_tokens,
-        seeds=len(recipe.seeds),
-        notes=methods_of(recipe)[choice.method].notes(recipe),
+        candidates=sum(row.method is not None for row in summary.rows) if summary else 0,
+        limits=_limits(recipe, choice, summary),
         box=recipe.soup.box,
         version=__version__,
         recipe=recipe.name,
         kind=recipe.methods[choice.method].kind,
         settings=_settings(recipe, choice),
     )
+
+
+def _limits(recipe: Recipe, choice: Choice, summary: Summary | None) -> list[str]:
+    """What the method, and the numbers of its prompts and seeds, do not let a reader conclude."""
+    notes = methods_of(recipe)[choice.method].notes(recipe)
+    found = [f"{note[0].upper()}{note[1:]}." for note in notes]
+    if summary is None or choice.row is None:
+        return found
+    own = tuple(each for each in summary.methods if each.method == choice.method)
+    return found + limits(replace(summary, methods=own), [])
 
 
 def _decimals(summary: Summary) -> dict[str, int]:
