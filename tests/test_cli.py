@@ -81,6 +81,7 @@ COMMANDS = [
     "evaluate",
     "report",
     "run",
+    "compare",
     "clean",
     "demo",
 ]

@@ -231,7 +231,8 @@ def equal_volumes(count: int, draw: int = 0, resamples: int = 4000) -> dict[str,
 @pytest.mark.parametrize(("count", "studentised"), [(2, 2.772), (3, 3.314), (4, 3.633), (6, 4.030)])
 def test_all_pairs_together_have_tukeys_quantile(count, studentised):
     """Tables of the studentised range with infinite degrees of freedom, 95 %."""
-    of_one = confidence_of_one(list(equal_volumes(count).values()), 0.95)
+    volumes = equal_volumes(count)
+    of_one = confidence_of_one(volumes, list(itertools.combinations(volumes, 2)), 0.95)
     assert (1 - of_one) / 2 == pytest.approx(tail(studentised / math.sqrt(2)), rel=0.12)
 
 

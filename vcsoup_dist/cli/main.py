@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from vcsoup_dist import __version__
-from vcsoup_dist.cli import merging, picking, runs, slurm, stages
+from vcsoup_dist.cli import comparing, merging, picking, runs, slurm, stages
 from vcsoup_dist.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted, UserError
 from vcsoup_dist.import_paths import import_last
 from vcsoup_dist.launch.stop_signals import STOP_SIGNALS, detach_lost_terminal, not_ignored
@@ -39,6 +39,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "verify": merging.verify,
     "evaluate": stages.evaluate,
     "report": stages.report,
+    "compare": comparing.compare,
     "pick": picking.pick,
     "run": stages.run,
     "submit": slurm.submit,

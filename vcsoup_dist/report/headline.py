@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vcsoup_dist.records.summary import AgainstStart, Comparison, Comparisons, Row, Summary
+from vcsoup_dist.records.summary import AgainstStart, Comparison, Comparisons, Summary
 from vcsoup_dist.report.numbers import decimals_for, number
+from vcsoup_dist.report.tables import mixture
 
 SIGNS = 3  # decimals of a hypervolume
 FEW_SEEDS = 8  # below it, how much training runs differ is known badly
@@ -14,12 +15,6 @@ FEW_SEEDS = 8  # below it, how much training runs differ is known badly
 def headline(summary: Summary) -> list[str]:
     """Who is ahead in hypervolume, what the balanced candidate is, and how it stands to theta_0."""
     return [*_hypervolumes(summary), _balanced(summary)]
-
-
-def mixture(row: Row, form: str) -> str:
-    """A row's weights, `0.5 helpful + 0.5 harmless`; each as `form` says."""
-    parts = [f"{weight:{form}} {value}" for value, weight in (row.weights or {}).items() if weight]
-    return " + ".join(parts) or "nothing"
 
 
 def bracket(low: float | None, high: float | None, decimals: int) -> str:
@@ -102,7 +97,7 @@ def _balanced(summary: Summary) -> str:
             start = number(cell.mean - gain.difference, decimals[value])
             text += f" (θ₀ {start}: {_against(gain, decimals[value])})"
         shown.append(text)
-    name = f"{best.method} at {mixture(best, '.2f')}"
+    name = f"{best.method} at {mixture(best.weights, '.2f')}"
     picked = " It was picked on these prompts, which flatters it." if len(summary.rows) > 2 else ""
     return f"The balanced soup is {name}: {', '.join(shown)}.{picked}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vcsoup_dist.records.summary import Cell, Row, Summary
 
@@ -84,7 +84,10 @@ def _with_interval(cell: Cell) -> str:
 
 def soup_label(row: Row) -> str:
     """A row as a reader should see it."""
-    if row.weights is None:
-        return "theta_0"
-    parts = [f"{weight:.3g} {value}" for value, weight in row.weights.items() if weight]
-    return f"{row.method}: {' + '.join(parts)}"
+    return "theta_0" if row.weights is None else f"{row.method}: {mixture(row.weights, '.3g')}"
+
+
+def mixture(weights: Mapping[str, float] | None, form: str) -> str:
+    """`0.5 helpful + 0.5 harmless`, each weight as `form` says; those of 0 are left out."""
+    parts = [f"{weight:{form}} {value}" for value, weight in (weights or {}).items() if weight]
+    return " + ".join(parts) or "nothing"

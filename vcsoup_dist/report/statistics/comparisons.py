@@ -24,34 +24,41 @@ def compare_all(volumes: Mapping[str, Volumes], confidence: float) -> tuple[Comp
     there is one prompt.
     """
     names = sorted(volumes, key=lambda name: -volumes[name].corrected)  # stable for equal ones
-    pairs = list(combinations(names, 2))
-    if not pairs:
-        return ()
-    of_one = confidence_of_one([volumes[name] for name in names], confidence)
+    return compare_pairs(volumes, list(combinations(names, 2)), confidence)
+
+
+def compare_pairs(
+    volumes: Mapping[str, Volumes], pairs: Sequence[tuple[str, str]], confidence: float
+) -> tuple[Comparison, ...]:
+    """These pairs, whose first has the larger hypervolume; their intervals hold together."""
+    of_one = confidence_of_one(volumes, pairs, confidence)
     return tuple(_compare(volumes, pair, of_one) for pair in pairs)
 
 
-def confidence_of_one(volumes: Sequence[Volumes], confidence: float) -> float:
-    """What each pair's interval must have for all pairs of `volumes` to have `confidence`.
+def confidence_of_one(
+    volumes: Mapping[str, Volumes], pairs: Sequence[tuple[str, str]], confidence: float
+) -> float:
+    """What each pair's interval must have for all pairs to have `confidence` together.
 
     The errors of pairs are correlated: they share methods and prompts. The quantile of the largest
     |error / standard error| is that of normal numbers with the same correlation (single-step max-T;
     Westfall and Young 1993), drawn with one seed.
     """
-    if len(volumes) == 2 or volumes[0].prompts < 2:
+    if len(pairs) < 2 or min(each.prompts for each in volumes.values()) < 2:
         return confidence
-    drawn = np.array([each.drawn.mean(axis=0) for each in volumes])
-    covariance = np.cov(drawn) + np.diag([float(each.errors.seeds) for each in volumes])
-    first, second = np.triu_indices(len(volumes), 1)
-    contrast = np.zeros((len(first), len(volumes)))
-    contrast[np.arange(len(first)), first] = 1
-    contrast[np.arange(len(first)), second] = -1
+    names = list(volumes)
+    drawn = np.array([each.drawn.mean(axis=0) for each in volumes.values()])
+    seeds = [float(each.errors.seeds) for each in volumes.values()]
+    covariance = np.cov(drawn) + np.diag(seeds)
+    contrast = np.zeros((len(pairs), len(names)))
+    for row, (first, second) in zip(contrast, pairs, strict=True):
+        row[names.index(first)], row[names.index(second)] = 1, -1
     variance = np.einsum("km,mn,kn->k", contrast, covariance, contrast)
     differ = variance > 0  # two names of one model never differ
     if not differ.any():
         return confidence
     contrast = contrast[differ] / np.sqrt(variance[differ])[:, None]
-    normal = np.random.default_rng(0).standard_normal((DRAWS, len(volumes)))
+    normal = np.random.default_rng(0).standard_normal((DRAWS, len(names)))
     values, vectors = np.linalg.eigh(covariance)
     root = vectors * np.sqrt(np.maximum(values, 0))
     largest = np.abs(normal @ (contrast @ root).T).max(axis=1)

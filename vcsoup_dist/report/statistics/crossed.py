@@ -74,6 +74,13 @@ def mean_errors(samples: Sequence[ArrayLike]) -> Errors:
     )
 
 
+def independent(first: Errors, second: Errors) -> Errors:
+    """Of the difference of two estimates that share neither prompts nor seeds."""
+    fewest = np.minimum(first.prompt_freedom, second.prompt_freedom)
+    of_seeds = first.of_seeds + second.of_seeds
+    return Errors(first.prompts + second.prompts, fewest, of_seeds)
+
+
 def _of_seeds(samples: Array) -> SeedVariance:
     *_, seeds, prompts = samples.shape
     by_seed = samples.mean(axis=-1)

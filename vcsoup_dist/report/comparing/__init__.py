@@ -1,0 +1,5 @@
+"""`vcsoup compare`: finished runs on one scale.
+
+`finished.py` reads them, `check.py` says whether and how they compare, `compare.py` computes and
+`show.py` prints.
+"""

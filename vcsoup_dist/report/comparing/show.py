@@ -1,0 +1,83 @@
+"""A comparison of runs for the terminal, and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.table import Table
+
+from vcsoup_dist.report.comparing.compare import BalancedValue, RunsCompared
+from vcsoup_dist.report.headline import bracket
+from vcsoup_dist.report.numbers import decimals_for, number
+
+
+def as_json_text(found: RunsCompared) -> str:
+    """All of it, numbers in full."""
+    return json.dumps(asdict(found), indent=1)
+
+
+def show(found: RunsCompared, console: Console | None = None) -> None:
+    """Three tables, and what must be known of them."""
+    console = console or Console()
+    _say(console, _scale(found))
+    for note in found.notes:
+        _say(console, note)
+    if found.methods:
+        _say(console, f"\nhypervolume at {found.candidates} candidates each, like {found.like}")
+        _print(console, ["method", "candidates", "seeds", "hypervolume", "interval"], [
+            [each.name, str(each.candidates), str(each.seeds), number(each.hypervolume, 3),
+             bracket(each.low, each.high, 3).strip()]
+            for each in found.methods
+        ])  # fmt: skip
+    if found.pairs:
+        together = "its interval holds" if len(found.pairs) == 1 else "all intervals hold together"
+        _say(console, f"\ndifferences between runs: {together} with {100 * found.confidence:g} %")
+        _print(console, ["larger", "smaller", "difference", "interval", ""], [
+            [pair.first, pair.second, number(pair.difference, 3),
+             bracket(pair.low, pair.high, 3).strip(),
+             "differ" if pair.differs else "cannot be told apart"]
+            for pair in found.pairs
+        ])  # fmt: skip
+    values = list(found.scale.low)
+    _say(console, f"\nbalanced soups, and their differences to that of {found.runs[0]}: all "
+         f"intervals hold together with {100 * found.confidence:g} %")  # fmt: skip
+    _print(console, ["run", "balanced", *values], [
+        [each.run, each.candidate, *(_value(found, v, cell) for v, cell in each.values.items())]
+        for each in found.balanced
+    ])  # fmt: skip
+
+
+def _scale(found: RunsCompared) -> str:
+    spans = "theta_0" if found.scale.method is None else (
+        f"theta_0 and the {'policies' if found.scale.policies_only else 'candidates'} of "
+        f"{found.scale.method}"
+    )  # fmt: skip
+    counts = set(found.prompts.values())
+    prompts = "; ".join(f"{name}: {count}" for name, count in found.prompts.items())
+    answered = f"{counts.pop()} in each run" if len(counts) == 1 else prompts
+    return f"scale: {spans} in {found.runs[0]}; prompts: {answered}"
+
+
+def _value(found: RunsCompared, value: str, cell: BalancedValue) -> str:
+    decimals = decimals_for(found.scale.high[value] - found.scale.low[value])
+    if cell.difference is None:
+        return number(cell.mean, decimals)
+    sign = "+" if cell.difference > 0 else ""
+    interval = bracket(cell.low, cell.high, decimals)
+    return f"{number(cell.mean, decimals)} ({sign}{number(cell.difference, decimals)}{interval})"
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print(console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for head in heads:
+        table.add_column(head, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, highlight=False, markup=False)
