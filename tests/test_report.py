@@ -38,8 +38,10 @@ from vcsoup_dist.report.page_data import (
     Sample,
     Trained,
 )
+from vcsoup_dist.report.pair_flow import PairFlow
 from vcsoup_dist.report.plots import figures
 from vcsoup_dist.report.plots.labels import Label, place_labels
+from vcsoup_dist.report.stage_times import StageTime
 from vcsoup_dist.report.statistics.cost import MethodCost
 from vcsoup_dist.report.statistics.evaluated import Evaluated
 from vcsoup_dist.report.statistics.summarise import summarise
@@ -162,6 +164,9 @@ def report_of(summary: Summary) -> ReportData:
             "vc_soup": filter_report({"++": 5900, "+-": 100}),
             "random": filter_report({"++": 3300}),
         }, "vc_soup", [Plot("Consistency of helpful", DOT)])],
+        flows=[PairFlow("vc_soup", ("helpful",), 12345, 7, 1338, 10991, 30, {"too long": 5}, 25,
+                        240, 9.6, False)],
+        stage_times=[StageTime("train", 3, 1, 72.25, None)],
         trained=[Trained("vc_soup", "helpful", 1, {"steps": 120, "loss": 0.61234, "stopped": None}),
                  Trained("random", "helpful", 0, {"steps": 119, "KL": 1234.5})],
         prompts=[Prompts("helpful", 64, 3, ["What is seen twice?"]),
@@ -279,6 +284,8 @@ def test_counts_of_every_stage_are_on_the_page(summary):
         "++6,0005,9003,300",
         "−−1,00000",
         "all11,0006,000 (55 %)3,300 (30 %)",
+        "● vc_souphelpful12,34571,33810,991305252409.60",
+        "train3172.2–",
         "● vc_souphelpful11200.6123––",
         "■ randomhelpful0119––1,234",
         "helpful6431",

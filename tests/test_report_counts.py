@@ -28,6 +28,7 @@ from vcsoup_dist.report.counts import (
     pairs_scored,
 )
 from vcsoup_dist.report.page import TEMPLATES
+from vcsoup_dist.report.pair_flow import pair_flows
 from vcsoup_dist.scoring import stage as scoring_stage
 from vcsoup_dist.workspace import Product, Workspace
 
@@ -164,7 +165,8 @@ def test_the_stage_writes_all_its_files_from_what_the_stages_before_it_left(run:
     prompts = choose_prompts(pairs, run.recipe.evaluation.prompts)
     for product in run.report.inputs_of("train"):
         with run.workspace.publishing(product) as draft:
-            TrainingSummary(7, 30, {}, 0.5, PairMetrics(0.25), None).write(draft.output)
+            left_out = {"too long": 3, "without an answer": 2}
+            TrainingSummary(7, 30, left_out, 0.5, PairMetrics(0.25), None).write(draft.output)
     for number, product in enumerate(run.report.inputs_of("evaluate")):
         rewards = {"kind": float(number), "brief": -float(number)}
         answers = Answers(
@@ -182,6 +184,13 @@ def test_the_stage_writes_all_its_files_from_what_the_stages_before_it_left(run:
         )
         with run.workspace.publishing(product) as draft:
             answers.write(draft.output)
+    for each in pair_flows(run.recipe, run.workspace, run.report):
+        (manifest,) = [pairs_read(run.workspace, one) for one in run.report.inputs_of("read")]
+        assert (each.policies, each.steps, each.passes) == (("kind",), 7, 0.5)
+        assert (each.read, each.unusable) == (PAIRS + BAD + SAME, BAD + SAME + UNRATED)
+        assert each.read == each.unusable + each.other + manifest.training
+        assert each.scored == manifest.training
+        assert each.kept == 35 == each.trained + sum(each.left_out.values())
     report_stage.make(run.recipe, run.workspace, [run.report])
     folder = run.workspace.need(run.report)
     assert {file.name for file in folder.iterdir()} == {

@@ -22,8 +22,9 @@ from vcsoup_dist.errors import Preempted, UserError
 from vcsoup_dist.identity import Hashes
 from vcsoup_dist.launch.slurm_queue import QueuedJob
 from vcsoup_dist.pipeline.graph import make_plan
-from vcsoup_dist.pipeline.history import FOLDER, Execution, read_history, recorded, time_taken
+from vcsoup_dist.pipeline.history import recorded
 from vcsoup_dist.recipe.load import load_recipe
+from vcsoup_dist.records.history import FOLDER, Execution, read_history, time_taken
 from vcsoup_dist.slurm_jobs.submissions import LiveJob, Submission
 from vcsoup_dist.status.show import duration, look, show_status
 from vcsoup_dist.workspace import Workspace
@@ -346,6 +347,22 @@ def test_a_record_without_an_end_runs_as_long_as_its_process_lives(tmp_path):
         process.wait()
         (execution,) = read_history(tmp_path)
         assert execution.was_killed
+
+
+@pytest.mark.processes
+def test_a_stage_that_reads_the_history_is_still_seen_to_run(tmp_path):
+    with recorded(tmp_path, "filter", [], gpus=0.5):
+        pass
+    with recorded(tmp_path, "report", []):
+        (execution,) = read_history(tmp_path, during="report")
+        assert (execution.stage, execution.gpus, execution.outcome) == ("filter", 0.5, "done")
+        other = (
+            "import sys; from pathlib import Path; from vcsoup_dist.records.history import *\n"
+            "print(*(each.running for each in read_history(Path(sys.argv[1]))))"
+        )
+        command = [sys.executable, "-c", other, tmp_path]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        assert said.split() == ["False", "True"]
 
 
 @pytest.mark.parametrize(

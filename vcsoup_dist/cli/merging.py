@@ -223,7 +223,7 @@ def _merge_shares(
     if not missing:
         log.info("nothing to do: %s is up to date", workspace.root)
         return
-    with recorded(workspace.root, "merge", missing):
+    with recorded(workspace.root, "merge", missing, gpus=0):
         if rank is None:
             publish_shares(recipe, workspace, missing, world_size)
         else:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 
 from vcsoup_dist.launch.stop_signals import raise_if_stop_requested
+from vcsoup_dist.pipeline.gpus import gpus_asked
 from vcsoup_dist.pipeline.graph import stage_turns, to_make
 from vcsoup_dist.pipeline.history import recorded
 from vcsoup_dist.pipeline.stages import STAGES, function, stages_of
@@ -39,7 +40,7 @@ def make_missing(
             continue
         began = time.monotonic()
         log.info("== %s: %d to make", stage.name, len(due))
-        with recorded(workspace.root, stage.name, due):
+        with recorded(workspace.root, stage.name, due, gpus_asked(recipe, stage)):
             # A stage with nothing to do is not even imported.
             function(stage.make)(recipe, workspace, due)
         made += len(due)

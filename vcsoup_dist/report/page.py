@@ -25,6 +25,7 @@ SECTIONS = {
     "connectivity": "Between two policies",
     "data": "Data",
     "consistency": "Consistency",
+    "flow": "From file to gradient",
     "training": "Training",
     "prompts": "Evaluation prompts",
     "answers": "Answers",

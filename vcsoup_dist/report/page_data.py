@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from vcsoup_dist.records.answer_figures import AnswerFigures
 from vcsoup_dist.records.filter_report import FilterReport
 from vcsoup_dist.records.summary import Summary
+from vcsoup_dist.report.pair_flow import PairFlow
+from vcsoup_dist.report.stage_times import StageTime
 from vcsoup_dist.report.statistics.cost import MethodCost
 
 
@@ -145,6 +147,9 @@ class ReportData:
     pairs: Sequence[PairsRead]
     scores: Sequence[PairsScored]
     filters: Sequence[Filters]
+    flows: Sequence[PairFlow]
+    stage_times: Sequence[StageTime]
+    """Of the stages before the report."""
     trained: Sequence[Trained]
     prompts: Sequence[Prompts]
     samples: Sequence[Sample]

@@ -22,6 +22,8 @@ from vcsoup_dist.report.facts import commands_for, facts, notes
 from vcsoup_dist.report.heldout import heldout_losses
 from vcsoup_dist.report.limits import limits
 from vcsoup_dist.report.page_data import ReportData
+from vcsoup_dist.report.pair_flow import pair_flows
+from vcsoup_dist.report.stage_times import stage_times
 from vcsoup_dist.report.statistics.summarise import summarise
 from vcsoup_dist.report.tables import as_csv, as_text
 from vcsoup_dist.workspace import Product, Workspace
@@ -72,6 +74,8 @@ def make(recipe: Recipe, workspace: Workspace, products: Sequence[Product]) -> N
         pairs=[pairs_read(workspace, each) for each in product.inputs_of("read")],
         scores=pairs_scored(workspace, product),
         filters=filtered,
+        flows=pair_flows(recipe, workspace, product),
+        stage_times=stage_times(workspace, product),
         trained=[trained(workspace, each) for each in product.inputs_of("train")],
         prompts=prompts,
         samples=samples(recipe, summary, answers),

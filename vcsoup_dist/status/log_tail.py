@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.pipeline.history import Execution
+from vcsoup_dist.records.history import Execution
 from vcsoup_dist.records.step_metrics import METRICS, StepMetrics
 from vcsoup_dist.training.job import Job
 from vcsoup_dist.training.schedule import count_steps

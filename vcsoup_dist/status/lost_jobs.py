@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vcsoup_dist.pipeline.history import Execution
+from vcsoup_dist.records.history import Execution
 from vcsoup_dist.slurm_jobs.submissions import LiveJob, Submission
 from vcsoup_dist.workspace import Product
 

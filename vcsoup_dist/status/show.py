@@ -18,11 +18,11 @@ from rich.table import Table
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.pipeline.graph import to_make
-from vcsoup_dist.pipeline.history import Execution, read_history, time_taken
 from vcsoup_dist.pipeline.result import show_next
 from vcsoup_dist.pipeline.stages import STAGES
 from vcsoup_dist.progress import log
 from vcsoup_dist.recipe import Recipe
+from vcsoup_dist.records.history import Execution, read_history, time_taken
 from vcsoup_dist.slurm_jobs.submissions import (
     LiveJob,
     Submission,
