@@ -21,11 +21,12 @@ from vcsoup_dist.pick.base_card import BaseModel
 from vcsoup_dist.pick.card import CardFacts, card_text
 from vcsoup_dist.pick.choose import Wish, choose
 from vcsoup_dist.pipeline.graph import make_plan
+from vcsoup_dist.pipeline.plan_file import write_plan
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.records.training_summary import PairMetrics, TrainingSummary
 from vcsoup_dist.report.statistics.evaluated import Evaluated
 from vcsoup_dist.report.statistics.summarise import summarise
-from vcsoup_dist.workspace import Workspace
+from vcsoup_dist.workspace import Product, Workspace
 
 pytestmark = [pytest.mark.models, pytest.mark.processes]
 
@@ -58,8 +59,7 @@ class World:
         (folder / "base" / "LICENSE").write_text("Do as you like.")
         write_pairs(folder / "pairs.jsonl", 5)
         (folder / "rewards.py").write_text(REWARDS)
-        self.write_recipe()
-        workspace, self.plan = self.opened("run")
+        workspace, self.plan = opened(folder, RECIPE)
         for seed, product in enumerate(each for each in self.plan if each.stage == "train"):
             with workspace.publishing(product) as draft:
                 save_tiny_model(draft.output, seed)
@@ -69,14 +69,6 @@ class World:
         shutil.copytree(self.root, folder / "unevaluated")
         with workspace.publishing(self.plan[-1]) as draft:
             summarise(self.evaluated(), resamples=100, confidence=0.95).write(draft.output)
-
-    def write_recipe(self, **changes: object) -> None:
-        (self.folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | changes))
-
-    def opened(self, run: str) -> tuple[Workspace, list]:
-        recipe = load_recipe(self.folder / "recipe.yaml")
-        plan = make_plan(recipe, Hashes(self.folder / "hashes.json"))
-        return Workspace.open(self.folder / run, recipe), plan
 
     def evaluated(self) -> list[Evaluated]:
         """Rewards of six prompts for every evaluation of the plan."""
@@ -95,6 +87,13 @@ class World:
     def pick(self, *arguments: object, run: str = "run", code: int = 0) -> str:
         """`vcsoup pick` of the recipe; what it said."""
         return vcsoup("pick", "recipe.yaml", "-d", run, *arguments, folder=self.folder, code=code)
+
+
+def opened(folder: Path, recipe: dict) -> tuple[Workspace, list[Product]]:
+    """The run directory `run` in a folder, and the plan of a recipe that is written there."""
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    loaded = load_recipe(folder / "recipe.yaml")
+    return Workspace.open(folder / "run", loaded), make_plan(loaded, Hashes(folder / "hashes.json"))
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +253,24 @@ def test_beyond_the_simplex_any_sum_within_the_box_goes(world) -> None:
     for weights, said in (((0.5, 1.2), r"in soup.box, \[0, 1\]"), ((0.0, 0.0), "is theta_0")):
         with pytest.raises(UserError, match=said):
             choose(recipe, Wish(weights=weights), None)
+
+
+def test_a_soup_beyond_the_simplex_is_summed_with_the_theta_0_of_its_policies(
+    world, tmp_path
+) -> None:
+    folder = Path(shutil.copytree(world.folder, tmp_path / "copy"))
+    workspace, plan = opened(folder, RECIPE | {"soup": {"box": [0, 1], "grid": 0.5}})
+    write_plan(workspace.root, plan)  # so the run directory does without the files of the recipe
+    vcsoup("pick", "run", "--weights", "0.5,0.75", "--out", "boxed", folder=folder)
+    policies = [f"run/policies/vc_soup/{value}/seed-0" for value in ("long", "short")]
+    arguments = ("--base", "base", "--weights", "0.5,0.75", "--out", "summed")
+    vcsoup("merge", *policies, *arguments, folder=folder)
+    assert read_all(folder / "boxed") == read_all(folder / "summed")
+    (folder / "pairs.jsonl").unlink()
+    vcsoup("pick", "run", "--candidate", MIDDLE, folder=folder)
+    save_tiny_model(folder / "base", 9)
+    said = vcsoup("pick", "run", "--weights", "0.5,0.25", folder=folder, code=2)
+    assert "is not what the policies were trained from" in said
 
 
 def test_where_theta_0_is_best_nothing_is_picked_in_its_place(world) -> None:
