@@ -17,6 +17,7 @@ from vcsoup_dist.check.steps import (
     farthest_move,
     plan_steps,
     step_warnings,
+    steps_table,
 )
 from vcsoup_dist.identity import Hashes
 from vcsoup_dist.pipeline.graph import make_plan
@@ -144,6 +145,16 @@ def test_without_equal_steps_the_pairs_that_are_left_decide(folder):
     assert world.steps()[0].row()[1:3] == ("at most 21", "at most 6")
     world.made("train", "training.json", trained(pairs=18))
     assert world.steps()[0].row()[1:4] == ("18", "5", "1.11")
+
+
+def test_trade_offs_that_take_the_same_share_a_row(folder):
+    values = dict.fromkeys(("long", "kind"), RECIPE["values"]["long"])
+    found = World(folder, values=values, methods=["rewarded_soup", "relabelled"]).steps()
+    table = steps_table(found)
+    assert list(table.columns[0].cells) == [
+        "rewarded_soup/kind", "rewarded_soup/long", "relabelled, 5 trade-offs",
+    ]  # fmt: skip
+    assert len(found) == 2 + 5
 
 
 def test_theta_0s_sft_has_a_row_of_its_own_settings(folder):

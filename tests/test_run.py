@@ -161,6 +161,13 @@ def test_borrowed_pairs_are_swapped_to_what_the_values_own_reward_prefers(undist
     assert {row["swapped"] for row in rows} == {True, False}
 
 
+def test_prompts_that_do_not_fit_the_model_are_refused_before_anything_is_scored(folder):
+    longest = ("--set", "evaluation.max_prompt_tokens=100000")
+    printed = vcsoup("run", "recipe.yaml", "-d", "refused", *longest, folder=folder, code=2)
+    assert "evaluation.max_prompt_tokens: 100000" in printed
+    assert not list((folder / "refused").glob("pairs/*"))
+
+
 def test_run_again_there_is_nothing_to_do(undisturbed):
     before = undisturbed.products()
     assert "nothing to do" in undisturbed.finish()

@@ -10,7 +10,7 @@ there. In fp32 the change is kept, and is 0.3 % of that weight at most.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.table import Table
@@ -47,6 +47,8 @@ class Steps:
     """What `count_steps` was given."""
     unknown: str = ""
     """Until when."""
+    trade_off_of: str | None = None
+    """The method, where it is for one trade-off."""
 
     def row(self) -> tuple[str, ...]:
         """The cells of its row."""
@@ -109,12 +111,17 @@ def plan_steps(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) ->
 
 
 def steps_table(found: Sequence[Steps]) -> Table:
-    """A row each."""
+    """A row each; one for the trade-offs of a method that take the same."""
     table = Table(title="optimizer steps, of every seed", title_justify="left")
     for column in ("policy", "pairs", "steps", "passes", "learning rate"):
         table.add_column(column, overflow="fold", no_wrap=column == "policy")
+    alike: dict[tuple[str, ...], list[Steps]] = {}
     for each in found:
-        table.add_row(*each.row())
+        name, *cells = each.row()
+        alike.setdefault((each.trade_off_of or name, *cells), []).append(each)
+    for (name, *cells), group in alike.items():
+        shown = group[0].row()[0] if len(group) == 1 else f"{name}, {len(group)} trade-offs"
+        table.add_row(shown, *cells)
     return table
 
 
@@ -155,7 +162,10 @@ def _policy(recipe: Recipe, workspace: Workspace, name: str, seeds: Sequence[Pro
     method = recipe.methods[str(seeds[0].method)]
     training = method.training(recipe)
     settings = "training" if method.learning_rate is None else f"methods.{seeds[0].method}"
-    return _steps(name, settings, training, trained, pairs, unfiltered, counted, unknown)
+    found = _steps(name, settings, training, trained, pairs, unfiltered, counted, unknown)
+    if seeds[0].value is None:
+        return replace(found, trade_off_of=str(seeds[0].method))
+    return found
 
 
 def _steps(

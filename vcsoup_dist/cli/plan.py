@@ -79,9 +79,25 @@ def make_products(
         recipe = recipe.launched_by(launcher.value)
     if address:
         recipe = recipe.on_ray_at(address)
+    if command is None:
+        _check_model_first(recipe, workspace, plan)
     if not make_missing(recipe, workspace, plan, command, only):
         planned = [each.command.partition(" ")[0] for each in plan]
         known = command is None or command in planned
         reason = f"{workspace.root} is up to date" if known else f"no {command} in this recipe"
         log.info("nothing to do: %s", reason)
     return workspace
+
+
+def _check_model_first(recipe: Recipe, workspace: Workspace, plan: Sequence[Product]) -> None:
+    """UserError now, not after the scoring, where the model does not fit the recipe.
+
+    What it warns of is said where the model is loaded.
+    """
+    from vcsoup_dist.pipeline.graph import to_make
+
+    due = {each.stage for each in to_make(plan, workspace, recipe)}
+    if "score" in due:
+        from vcsoup_dist.check.model import check_model
+
+        check_model(recipe, plan, due)

@@ -275,7 +275,7 @@ def _scales(manifest: UnionManifest, how: Reweighting) -> Scales:
                 raise UserError(
                     f"values.{value}: its reward agrees with its held-out pairs no better than "
                     f"chance{agree}, so that it has no temperature; take another reward, check its "
-                    "`sign`, or drop the methods `scalarised` and `modpo`"
+                    "`sign`, or drop the method that sums it with others"
                 )
     a = [manifest.temperatures[value].a for value in values]
     std = [manifest.std[value] for value in values]
