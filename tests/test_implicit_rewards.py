@@ -228,7 +228,7 @@ def test_another_method_may_give_the_rewards_and_the_report_says_which(folder):
     names = {each.name for each in plan}
     assert {f"logps/vc_soup/kind/seed-{seed}/long" for seed in (0, 3)} <= names
     assert recipe.methods["implicit"].notes(recipe) == [
-        "its rewards are policies of `vc_soup`, which its cost does not include"
+        "its rewards are the policies of `vc_soup`; its cost is without theirs"
     ]
 
 

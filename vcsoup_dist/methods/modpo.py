@@ -47,7 +47,7 @@ class Modpo(ReweightedMethod):
         reason = f"it is defined only where the weight of `{value}` is at least {LEAST_WEIGHT}"
         lines = [f"{line}; {reason}" for line in super().notes(recipe)]
         if source := self.implicit_rewards_of(recipe):
-            lines.append(f"its rewards are policies of `{source}`, which its cost does not include")
+            lines.append(f"its rewards are the policies of `{source}`; its cost is without theirs")
         return lines
 
     def check(self, recipe: Recipe) -> None:
