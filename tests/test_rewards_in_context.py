@@ -327,6 +327,18 @@ def test_one_policy_takes_the_steps_and_answers_of_all_values_policies(folder):
     )]  # fmt: skip
 
 
+def test_values_that_borrow_pairs_are_scores_of_the_same_answers_and_seeds_share_their_tokens(
+    folder,
+):
+    values = {"u": VALUE, "w": VALUE | {"data": {"pairs_of": ["u"]}}}
+    plan = planned(folder, values=values, seeds=[0, 3], reweighting={"weights": [[0.4, 0.6]]})
+    assert [name for name in plan if name.startswith("in_context/")] == ["in_context/ric/u"]
+    assert plan["in_context/ric/u"].made_from["scores"]["values"] == ["u", "w"]
+    policies = [plan[f"policies/ric/union/seed-{seed}"] for seed in (0, 3)]
+    assert policies[0].inputs == policies[1].inputs
+    assert policies[0].fingerprint != policies[1].fingerprint
+
+
 def test_what_is_written_remakes_the_policy_and_what_is_asked_the_answers_alone(folder):
     before = planned(folder)
 
