@@ -296,6 +296,18 @@ def test_counts_of_every_stage_are_on_the_page(summary):
     assert "name: a-run" in parsed.section("reproduce")
 
 
+def test_what_a_method_costs_stands_beside_its_hypervolume(summary):
+    rows = Page(render(report_of(summary))).texts("tr")
+    method = next(each for each in summary.methods if each.method == "vc_soup")
+    assert method.hypervolume_low is not None and method.hypervolume_high is not None
+    numbers = [method.hypervolume - method.hypervolume_bias, method.hypervolume_low]
+    shown = "".join(number(each, 3) for each in numbers)
+    shown += f" … {number(method.hypervolume_high, 3)}"
+    assert rows.count(f"● vc_soup22401,234,56762.50.50.003{shown}") == 1
+    gone = replace(report_of(summary), costs=[MethodCost("gone", 1, 2, 3, 4.0, 5.0, 0.0, 6)])
+    assert "gone1234.050.000–" in Page(render(gone)).texts("tr")
+
+
 def test_reference_point_and_scale_are_on_the_page(summary):
     section = Page(render(report_of(summary))).section("hypervolume")
     low, high = summary.scale.low["helpful"], summary.scale.high["helpful"]
