@@ -93,8 +93,9 @@ KEYS = {
     TrainingSummary: (1, "steps pairs pairs_left_out passes last_step heldout"),
     AnswerFigures: (1, "rows effects is_kl"),
     Summary: (
-        2,
-        "values axes prompts resamples confidence scale rows methods front balanced edges",
+        3,
+        "values axes prompts resamples confidence scale rows methods front balanced "
+        "balanced_against_start comparisons edges",
     ),
 }
 
