@@ -1,6 +1,6 @@
 """What log-probs of its own answers add to the evaluation of a candidate.
 
-    python tools/bench_answer_logps.py --shape 125M --report answer_logps
+    python tools/bench_answer_logps.py --shape 125M --report answer_logps_bf16
 
 Saves two random Llamas, a candidate and theta_0. Then it does what an evaluation worker does with a
 written candidate, piece by piece: load it, answer, compute the log-probs under it, put theta_0 into
