@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import numpy as np
@@ -13,7 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vcsoup_dist.recipe import Objective, Training
-from vcsoup_dist.training.objectives import OBJECTIVES, PairLogps, dpo, robust, step_loss
+from vcsoup_dist.training.objectives import (
+    OBJECTIVES,
+    LossTargets,
+    PairLogps,
+    dpo,
+    robust,
+    step_loss,
+)
+
+SIDES = (
+    *("chosen", "rejected", "reference_chosen", "reference_rejected"),
+    *("chosen_tokens", "rejected_tokens"),
+)
 
 
 @dataclass(frozen=True)
@@ -39,10 +51,12 @@ class Numbers:
         return ratio_chosen - (self.rejected - self.reference_rejected)
 
     def tensors(self) -> PairLogps:
-        values = (getattr(self, field.name) for field in fields(PairLogps))
-        return PairLogps(
-            *(torch.tensor([value], dtype=torch.float64, requires_grad=True) for value in values)
-        )
+        def tensor(value: float) -> torch.Tensor:
+            return torch.tensor([value], dtype=torch.float64, requires_grad=True)
+
+        sides = {name: tensor(getattr(self, name)) for name in SIDES}
+        targets = LossTargets(tensor(self.label), tensor(self.margin), self.divisor)
+        return PairLogps(**sides, targets=targets)
 
     def training(self) -> Training:
         return Training(
@@ -215,6 +229,6 @@ SETTINGS = ("beta", "label_smoothing", "simpo_margin", "divisor")
 def together(numbers: list[Numbers]) -> PairLogps:
     """Pairs of one micro-batch."""
     parts = [each.tensors() for each in numbers]
-    return PairLogps(
-        *(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(PairLogps))
-    )
+    sides = {name: torch.cat([getattr(part, name) for part in parts]) for name in SIDES}
+    label, margin = (torch.cat([part.targets[i] for part in parts]) for i in range(2))
+    return PairLogps(**sides, targets=LossTargets(label, margin, parts[0].targets.divisor))

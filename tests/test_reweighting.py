@@ -15,7 +15,7 @@ from vcsoup_dist.errors import UserError
 from vcsoup_dist.recipe import Training
 from vcsoup_dist.records.reweighting import Reweighting
 from vcsoup_dist.records.union import Temperature, UnionManifest
-from vcsoup_dist.training.objectives import PairLogps, dpo
+from vcsoup_dist.training.objectives import LossTargets, PairLogps, dpo
 from vcsoup_dist.training.reweighting import (
     NO_WEIGHT,
     TIE,
@@ -107,7 +107,8 @@ def test_a_value_without_pairs_of_its_own_labels_those_that_it_borrows():
 
 def loss(h: torch.Tensor, beta: float, **targets: object) -> torch.Tensor:
     zero = torch.zeros_like(h)
-    return dpo(PairLogps(h, zero, zero, zero, zero, zero, **targets), Training(beta=beta))  # type: ignore[arg-type]
+    aims = LossTargets(**targets)
+    return dpo(PairLogps(h, zero, zero, zero, zero, zero, aims), Training(beta=beta))  # type: ignore[arg-type]
 
 
 @given(st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=4), st.floats(-30, 30), st.data())
@@ -139,7 +140,7 @@ def test_the_optimum_of_scalarised_is_the_weighted_sum_of_rewards():
         policy = logits.log_softmax(0)
         sides = (policy[first], policy[second], reference[first], reference[second])
         ones = torch.ones(6, dtype=torch.float64)
-        total = dpo(PairLogps(*sides, ones, ones, label=p), Training(beta=beta)).sum()
+        total = dpo(PairLogps(*sides, ones, ones, LossTargets(p)), Training(beta=beta)).sum()
         total.backward()
         return total
 

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
+import torch
 
 from vcsoup_dist.forward.answers import pair_tokens
+from vcsoup_dist.forward.packing import to_device
 from vcsoup_dist.forward.template import Encoded
 from vcsoup_dist.records.reference import Logps, Reference
 from vcsoup_dist.records.tokens import TokenFile
 from vcsoup_dist.training.job import PolicyTask, Selection
+from vcsoup_dist.training.objectives import PREFERENCES, LossTargets
 
 NO_ANSWER = Encoded([], 0)
 
@@ -32,10 +35,7 @@ class Example:
     reference_chosen: np.ndarray | None = None
     """[chosen.answer_length] fp32 log-probs under theta_0; None without a reference."""
     reference_rejected: np.ndarray | None = None
-    label: float = 1.0
-    """p, m and w of `objectives.PairLogps`."""
-    margin: float = 0.0
-    divisor: float = 1.0
+    targets: LossTargets = PREFERENCES
 
 
 class Examples(Sequence[Example]):
@@ -77,8 +77,17 @@ class Examples(Sequence[Example]):
         if swapped:
             sides, logps = sides[::-1], logps[::-1]
         chosen, rejected = sides if self._of_pairs else (sides[0], NO_ANSWER)
-        targets = (label, margin, self._divisor)
-        return Example(tokens.id(row), chosen, rejected, cost, weight, *logps, *targets)
+        targets = LossTargets(label, margin, self._divisor)
+        return Example(tokens.id(row), chosen, rejected, cost, weight, *logps, targets)
+
+
+def targets_of(pairs: Sequence[Example], device: torch.device | str) -> LossTargets:
+    """Of P pairs of one run."""
+    label, margin = (
+        to_device(np.array([each.targets[i] for each in pairs]), torch.float64, device)
+        for i in range(2)
+    )
+    return LossTargets(label, margin, pairs[0].targets.divisor)
 
 
 def open_examples(task: PolicyTask, of_pairs: bool) -> tuple[Examples, Examples]:

@@ -33,7 +33,7 @@ class Selection:
     refused: str | None
     """The first pair that the chat template refuses, and why."""
     divisor: float = 1.0
-    """w of `objectives.PairLogps`."""
+    """w of `objectives.LossTargets`."""
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import logsigmoid, relu
 
 from vcsoup_dist.recipe import Objective, Training
+
+
+class LossTargets(NamedTuple):
+    """What a loss aims at, of one pair or of P: label and margin are then float64 [P]."""
+
+    label: torch.Tensor | float = 1.0
+    """p: the probability with which y_w is to be preferred."""
+    margin: torch.Tensor | float = 0.0
+    """m: what beta h is to exceed."""
+    divisor: float = 1.0
+    """w > 0: of beta h - m, the same for all pairs of a run."""
+
+
+PREFERENCES = LossTargets()
+"""Of pairs whose chosen answer is to be preferred."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +52,7 @@ class PairLogps:
     """|y_w|."""
     rejected_tokens: torch.Tensor
     """|y_l|."""
-    label: torch.Tensor | float = 1.0
-    """p: the probability with which y_w is to be preferred."""
-    margin: torch.Tensor | float = 0.0
-    """m: what beta h is to exceed."""
-    divisor: float = 1.0
-    """w > 0: of beta h - m, the same for all pairs of a run."""
+    targets: LossTargets = PREFERENCES
 
     @property
     def ratio_chosen(self) -> torch.Tensor:
@@ -61,10 +72,11 @@ def dpo(pairs: PairLogps, training: Training) -> torch.Tensor:
     where eps is `label_smoothing`; reweighting methods give each pair its p and m.
     """
     h = training.beta * (pairs.ratio_chosen - pairs.ratio_rejected)
-    z = (h - pairs.margin) / pairs.divisor
+    p, margin, divisor = pairs.targets
+    z = (h - margin) / divisor
     eps = training.label_smoothing
-    chosen = pairs.label * (1 - eps) + (1 - pairs.label) * eps
-    rejected = pairs.label * eps + (1 - pairs.label) * (1 - eps)
+    chosen = p * (1 - eps) + (1 - p) * eps
+    rejected = p * eps + (1 - p) * (1 - eps)
     return -chosen * logsigmoid(z) - rejected * logsigmoid(-z)
 
 

@@ -27,7 +27,7 @@ ROW = np.dtype(
         ("row", "<u4"),  # in its token file
         ("swapped", "?"),  # whether its answers are chosen and rejected the other way round there
         ("weight", "<f8"),  # v, of its loss
-        ("label", "<f8"),  # p and m of `objectives.PairLogps`
+        ("label", "<f8"),  # p and m of `objectives.LossTargets`
         ("margin", "<f8"),
     ]
 )

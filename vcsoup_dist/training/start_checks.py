@@ -21,8 +21,8 @@ from vcsoup_dist.forward.template import Encoded
 from vcsoup_dist.recipe import WITHOUT_REFERENCE, Training
 from vcsoup_dist.training.batches import micro_batches
 from vcsoup_dist.training.distributed import gather_to_all, local_device
-from vcsoup_dist.training.examples import Example
-from vcsoup_dist.training.objectives import OBJECTIVES, PairLogps
+from vcsoup_dist.training.examples import Example, targets_of
+from vcsoup_dist.training.objectives import OBJECTIVES, PREFERENCES, LossTargets, PairLogps
 from vcsoup_dist.training.runtime import Runtime
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.5}
@@ -109,7 +109,9 @@ def check_start(runtime: Runtime, batch: Sequence[Example]) -> float:
         worst = max(worst, difference if math.isfinite(difference) else math.inf)
         if indices:
             lengths = [each.answer_length for pair in part for each in (pair.chosen, pair.rejected)]
-            mine += drifts(policy.double(), reference.double(), lengths, training, _targets(part))
+            mine += drifts(
+                policy.double(), reference.double(), lengths, training, targets_of(part, "cpu")
+            )
     runtime.watchdog.rest()
     worst = max(gather_to_all(worst))
     if not worst <= TOLERANCE[training.dtype]:
@@ -135,26 +137,6 @@ class Drift(NamedTuple):
     """The loss at h = 0, which the objective and its settings alone decide."""
 
 
-class LossTargets(NamedTuple):
-    """p [P], m [P] and w of `objectives.PairLogps`."""
-
-    label: torch.Tensor | float = 1.0
-    margin: torch.Tensor | float = 0.0
-    divisor: float = 1.0
-
-
-def _targets(pairs: Sequence[Example]) -> LossTargets:
-    label, margin = (
-        torch.tensor([getattr(each, name) for each in pairs], dtype=torch.float64)
-        for name in ("label", "margin")
-    )
-    return LossTargets(label, margin, pairs[0].divisor)
-
-
-PREFERENCES = LossTargets()
-"""Of pairs whose chosen answer is to be preferred."""
-
-
 def drifts(
     policy: torch.Tensor,
     reference: torch.Tensor,
@@ -175,7 +157,7 @@ def drifts(
 
     def losses(logps: torch.Tensor) -> torch.Tensor:
         sides = (logps[even], logps[odd], ref[even], ref[odd], tokens[even], tokens[odd])
-        pairs = PairLogps(*sides, *targets)
+        pairs = PairLogps(*sides, targets)
         return OBJECTIVES[training.objective].loss(pairs, training)
 
     h = (pi - ref)[even] - (pi - ref)[odd]

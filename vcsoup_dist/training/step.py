@@ -17,7 +17,7 @@ from vcsoup_dist.forward.packing import to_device
 from vcsoup_dist.recipe import WITHOUT_REFERENCE, Training
 from vcsoup_dist.training.batches import micro_batches
 from vcsoup_dist.training.distributed import gather_to_all, local_device, sum_over_ranks
-from vcsoup_dist.training.examples import Example
+from vcsoup_dist.training.examples import Example, targets_of
 from vcsoup_dist.training.flops import FlopCounter
 from vcsoup_dist.training.metrics import peak_memory_gib
 from vcsoup_dist.training.objectives import OBJECTIVES, PairLogps, step_loss
@@ -134,9 +134,7 @@ def forward_pairs(
             column([_total(each.reference_rejected) for each in batch]),
             column([each.chosen.answer_length for each in batch]),
             column([each.rejected.answer_length for each in batch]),
-            column([each.label for each in batch]),
-            column([each.margin for each in batch]),
-            batch[0].divisor,
+            targets_of(batch, device),
         ),
         answers,
     )
