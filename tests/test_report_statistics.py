@@ -218,7 +218,7 @@ def test_methods_are_compared_at_as_many_candidates_as_the_one_with_the_fewest()
     assert (compared.candidates, compared.like) == (3, "q")
     same = [one for one in evaluated if one.weights is None or one.weights["a"] in (0, 0.5, 1)]
     assert replace(compared, like="p") == summary_of(same).comparisons
-    whole = {m.method: m.hypervolume - m.hypervolume_bias for m in summary_of(same).methods}
+    whole = {m.method: m.corrected for m in summary_of(same).methods}
     assert compared.hypervolumes == whole
 
 

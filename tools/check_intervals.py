@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ from vcsoup_dist.records.summary import Scale
 from vcsoup_dist.report.statistics.comparisons import compare_all
 from vcsoup_dist.report.statistics.crossed import Errors, mean_errors
 from vcsoup_dist.report.statistics.hypervolumes import hypervolumes
+from vcsoup_dist.report.statistics.students_t import t_quantile
 from vcsoup_dist.report.statistics.volumes import Volumes, prompt_shares, volumes_of
 
 Array = NDArray[np.float64]
@@ -240,6 +242,34 @@ def false_winners(task: tuple[int, float, int]) -> dict[str, float]:
             "winner": named / draws, "any_pair": any_pair / draws}  # fmt: skip
 
 
+def alternatives(draws: int) -> list[dict[str, float | bool]]:
+    """Three intervals for one mean over prompts and seeds, where prompts are skewed too.
+
+    `joined` is the report's; `wider` the wider of a crossed interval and Student's t over seeds;
+    `plain` resamples prompts and seeds together, by its variance in closed form.
+    """
+    draw, found = np.random.default_rng(0), []
+    normal = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    for skewed, prompts, seeds, deviation in product((False, True), PROMPTS, SEEDS, DEVIATIONS):
+        part = draw.exponential if skewed else draw.standard_normal
+        samples = part(size=(draws, 1, prompts)) - (1.0 if skewed else 0.0)
+        samples = samples + ANSWER_PART * draw.standard_normal((draws, seeds, prompts))
+        samples += deviation * draw.standard_normal((draws, seeds, 1))
+        off, errors = np.abs(samples.mean(axis=(1, 2))), mean_errors([samples])
+        shares = {"joined": (off <= errors.half_width(CONFIDENCE)).mean()}
+        if seeds > 1:
+            (of_seeds,) = errors.of_seeds
+            over_seeds = t_quantile((1 + CONFIDENCE) / 2, seeds - 1) * np.sqrt(of_seeds.between)
+            crossed = normal * np.sqrt(errors.prompts + errors.seeds)
+            shares["wider"] = (off <= np.maximum(crossed, over_seeds)).mean()
+            plain = (errors.prompts * (prompts - 1) / prompts + of_seeds.by_prompts
+                     + of_seeds.between * (seeds - 1) / seeds)  # fmt: skip
+            shares["plain"] = (off <= normal * np.sqrt(plain)).mean()
+        found.append({"skewed": skewed, "prompts": prompts, "seeds": seeds, "deviation": deviation,
+                      **{name: float(share) for name, share in shares.items()}})  # fmt: skip
+    return found
+
+
 def show(cells: list[Cell], winners: list[dict[str, float]]) -> None:
     """A Markdown summary."""
     heads = ["candidates", "prompts", "seeds", "deviation", "mean", "difference", "hypervolume",
@@ -288,6 +318,7 @@ def main() -> None:
         )
     content = {
         "confidence": CONFIDENCE, "resamples": RESAMPLES, "seconds": time.monotonic() - began,
+        "means": alternatives(options.draws),
         "cells": [asdict(each) for each in cells], "four_equal_methods": winners,
     }  # fmt: skip
     options.out.write_text(json.dumps(content, indent=1) + "\n")

@@ -95,6 +95,11 @@ class MethodSummary:
     """Of lambda with the scaled values, over the rows whose lambda sums to 1; a value without a
     policy weighs 0. None without such a row."""
 
+    @property
+    def corrected(self) -> float:
+        """The hypervolume less its bias."""
+        return self.hypervolume - self.hypervolume_bias
+
 
 @dataclass(frozen=True)
 class Comparison:

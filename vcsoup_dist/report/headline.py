@@ -32,7 +32,7 @@ def _hypervolumes(summary: Summary) -> list[str]:
         return ["No soup was evaluated, only θ₀."]
     if not summary.comparisons.pairs:
         (only,) = summary.methods
-        corrected = number(only.hypervolume - only.hypervolume_bias, SIGNS)
+        corrected = number(only.corrected, SIGNS)
         interval = bracket(only.hypervolume_low, only.hypervolume_high, SIGNS)
         on_front = f"{len(only.front)} of its {len(only.rows)} candidates are on its front"
         return [f"{only.method} reaches a hypervolume of {corrected}{interval}; {on_front}."]

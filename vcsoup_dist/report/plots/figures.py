@@ -65,12 +65,11 @@ def hypervolume_plot(summary: Summary) -> bytes:
         axes = grid[0, 0]
         for place, method in enumerate(methods):
             colour = styles[method.method].colour
-            corrected = method.hypervolume - method.hypervolume_bias
-            axes.barh(place, corrected, height=0.62, color=colour, alpha=0.85)
+            axes.barh(place, method.corrected, height=0.62, color=colour, alpha=0.85)
             seeds = list(method.hypervolume_by_seed.values())
             if len(seeds) > 1:
                 axes.plot(seeds, [place] * len(seeds), "o", ms=4.5, mfc="white", mec=INK, mew=0.9)
-            text, ends = f"{corrected:.3f}", [corrected, *seeds]
+            text, ends = f"{method.corrected:.3f}", [method.corrected, *seeds]
             low, high = method.hypervolume_low, method.hypervolume_high
             if low is not None and high is not None:
                 axes.plot([low, high], [place, place], color=INK, lw=1.2)
