@@ -272,8 +272,8 @@ def alternatives(draws: int) -> list[dict[str, float | bool]]:
 
 def show(cells: list[Cell], winners: list[dict[str, float]]) -> None:
     """A Markdown summary."""
-    heads = ["candidates", "prompts", "seeds", "deviation", "mean", "difference", "hypervolume",
-             "difference", "found", "bias", "bias left"]  # fmt: skip
+    heads = ["candidates", "prompts", "seeds", "deviation", "mean", "its difference", "hypervolume",
+             "its difference", "found", "bias", "bias left"]  # fmt: skip
     _row(heads)
     _row(["---:"] * len(heads))
     for each in cells:
