@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from vcsoup_dist.evaluation import answer_logps as packed
 from vcsoup_dist.evaluation.answer_logps import answer_logps
 from vcsoup_dist.evaluation.generate import draws_from_model, generate_answers, load_model
+from vcsoup_dist.evaluation.prompts import Prompt
 from vcsoup_dist.evaluation.repetition import repeated_share
 from vcsoup_dist.evaluation.tasks import EvaluationTask, VirtualSoup
 from vcsoup_dist.evaluation.worker import EvaluationWorker
@@ -145,6 +146,31 @@ def test_sampling_is_the_models_own_only_without_anything_that_changes_it(tiny_m
         assert not draws_from_model(model, own), key
         setattr(model.generation_config, key, plain)
     assert draws_from_model(model, own)
+
+
+@pytest.mark.models
+def test_the_mean_log_ratio_of_plain_samples_is_the_kl_divergence(models):
+    """Of answers of one token, whose divergence is a sum over the vocabulary."""
+    import torch
+
+    settings = SETTINGS.model_copy(
+        update={"max_new_tokens": 1, "temperature": 1.0, "top_p": 1.0, "batch": 500}
+    )
+    loaded = [load_model(str(models[name]), None, "fp32", "cpu") for name in ("one", "base")]
+    (policy, tokenizer), (theta_0, _) = loaded
+    for model in (policy, theta_0):  # random heads say almost the same
+        model.get_output_embeddings().weight.data *= 15
+    same = [Prompt(f"{i}", "d", PROMPTS[0].messages) for i in range(3000)]
+    answers = generate_answers(policy, tokenizer, same, settings)
+    encoded = [Encoded([*each.asked, *each.ids], len(each.asked)) for each in answers]
+    ratios = answer_logps(policy, encoded) - answer_logps(theta_0, encoded)
+    with torch.no_grad():
+        ids = torch.tensor([list(answers[0].asked)])
+        own, base = (each(ids).logits[0, -1].double().log_softmax(0) for each in (policy, theta_0))
+    exact = float((own.exp() * (own - base)).sum())
+    error = ratios.std(ddof=1) / np.sqrt(len(ratios))
+    assert draws_from_model(policy, settings) and exact > 8 * error
+    assert abs(ratios.mean() - exact) < 4 * error
 
 
 def test_repetition_of_answers_by_hand():
