@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -145,6 +145,22 @@ def test_without_equal_steps_the_pairs_that_are_left_decide(folder):
     assert world.steps()[0].row()[1:3] == ("at most 21", "at most 6")
     world.made("train", "training.json", trained(pairs=18))
     assert world.steps()[0].row()[1:4] == ("18", "5", "1.11")
+
+
+def test_a_policy_of_several_pair_sets_counts_them_together(folder):
+    """As of a method of one's own."""
+    values = dict.fromkeys(("long", "kind"), RECIPE["values"]["long"])
+    world = World(folder, values=values, training={"pairs_per_step": 4})
+    policies = [each for each in world.plan if each.stage == "train"]
+    both = replace(policies[0], inputs=(*policies[0].inputs, *policies[1].inputs))
+    plan = [*world.plan, replace(both, name="policies/vc_soup/both/seed-0")]
+
+    def row() -> tuple[str, ...]:
+        return plan_steps(world.recipe, world.workspace, plan)[-1].row()
+
+    assert row()[:3] == ("vc_soup/both", "at most 80", "at most 20")
+    world.made("filter", "report.json", filtered(21, usable=33))
+    assert row()[1:3] == ("at most 42", "17")
 
 
 def test_trade_offs_that_take_the_same_share_a_row(folder):

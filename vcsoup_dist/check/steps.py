@@ -142,22 +142,18 @@ def _theta_0(recipe: Recipe, workspace: Workspace, product: Product) -> Steps:
 
 
 def _policy(recipe: Recipe, workspace: Workspace, name: str, seeds: Sequence[Product]) -> Steps:
+    sources = seeds[0].inputs_of("filter") or seeds[0].inputs_of("union")
+    # Both answers of every pair are one each.
+    answers = 2 if seeds[0].inputs_of("in_context") else 1
     pairs, unknown = _read(recipe, workspace, seeds[0])
-    unfiltered, counted = pairs, False
-    (source,) = seeds[0].inputs_of("filter") or seeds[0].inputs_of("union")
-    if seeds[0].inputs_of("in_context"):  # both answers of every pair are one each
-        pairs, unfiltered = (None if each is None else 2 * each for each in (pairs, unfiltered))
-        if workspace.is_made(source):
-            union = UnionManifest.read(workspace.folder(source))
-            pairs, unfiltered, counted = 2 * union.pairs, union.answers_of_all_values, True
-    elif workspace.is_made(source) and source.stage == "union":
-        union = UnionManifest.read(workspace.folder(source))
-        pairs, unfiltered, counted = union.rows, union.pairs_of_a_value, True
-    elif workspace.is_made(source):
-        report = FilterReport.read(workspace.folder(source))
-        pairs, unfiltered, counted = report.counts.kept, report.comparison.usable, True
-    elif source.stage == "union" and pairs is not None:
-        unfiltered = -(-pairs // len(recipe.trained_values()))
+    unfiltered = pairs
+    counted = all(workspace.is_made(each) for each in sources)
+    if counted:
+        pairs, unfiltered = _counted(workspace, sources, answers)
+    elif pairs is not None:
+        divided = sources[0].stage == "union" and answers == 1
+        unfiltered = -(-answers * pairs // (len(recipe.trained_values()) if divided else 1))
+        pairs *= answers
     trained = _trained_pairs(workspace, seeds)
     method = recipe.methods[str(seeds[0].method)]
     training = method.training(recipe)
@@ -166,6 +162,21 @@ def _policy(recipe: Recipe, workspace: Workspace, name: str, seeds: Sequence[Pro
     if seeds[0].value is None:
         return replace(found, trade_off_of=str(seeds[0].method))
     return found
+
+
+def _counted(workspace: Workspace, sources: Sequence[Product], answers: int) -> tuple[int, int]:
+    """Pairs, or answers, that a policy trains on at most, and those that steps are counted by."""
+    folders = [workspace.folder(each) for each in sources]
+    if sources[0].stage == "union":
+        union = UnionManifest.read(folders[0])
+        if answers == 2:
+            return 2 * union.pairs, union.answers_of_all_values
+        return union.rows, union.pairs_of_a_value
+    reports = [FilterReport.read(folder) for folder in folders]
+    return (
+        sum(each.counts.kept for each in reports),
+        sum(each.comparison.usable for each in reports),
+    )
 
 
 def _steps(
