@@ -109,7 +109,8 @@ def costs_table(found: Sequence[PlannedCost]) -> Table:
     hours = "GPU-hours" if on_gpus else "rank-hours on CPUs"
     table = Table(title="cost of training each method, about", title_justify="left")
     for column in ("method", "policies", "steps", "tokens of text", "seconds", hours, "GB"):
-        table.add_column(column, overflow="fold", justify="left" if column == "method" else "right")
+        name = column == "method"
+        table.add_column(column, overflow="fold", no_wrap=name, justify="left" if name else "right")
     for each in found:
         taken = each.gpu_hours if on_gpus else each.rank_hours
         table.add_row(
