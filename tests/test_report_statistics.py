@@ -319,6 +319,12 @@ def test_nothing_but_wins_is_not_certainty():
     assert high == 1 and 0.75 < low < 0.9
 
 
+def test_a_hypervolume_lies_in_its_interval_also_where_few_prompts_say_little():
+    for draw in range(5):
+        for method in summary_of(run_of({"p": 0.0, "q": -4.0}, prompts=4, draw=draw)).methods:
+            assert method.hypervolume_low <= method.corrected <= method.hypervolume_high
+
+
 def test_one_prompt_has_figures_and_no_intervals():
     summary = summary_of(run_of(prompts=1))
     assert all(cell.low is cell.high is None for row in summary.rows for cell in row.cells.values())

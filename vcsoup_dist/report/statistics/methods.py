@@ -126,7 +126,7 @@ def method_summary(
         balanced=indices[fronts.balanced(scaled(own))],
         hypervolume=float(volumes.measured.mean()),
         hypervolume_bias=volumes.bias,
-        hypervolume_low=max(0.0, volumes.corrected - width) if known else None,
+        hypervolume_low=volumes.corrected - width if known else None,
         hypervolume_high=volumes.corrected + width if known else None,
         hypervolume_spread=float(volumes.measured.std(ddof=1)) if len(seeds) > 1 else None,
         hypervolume_by_seed=dict(zip(seeds, map(float, volumes.measured), strict=True)),
