@@ -202,6 +202,13 @@ def test_a_hypervolume_is_told_with_what_noise_adds_to_a_maximum():
     assert abs(corrected - 0.36) < 0.6 * (measured - 0.36)
 
 
+def test_no_hypervolume_is_below_0_however_large_its_bias():
+    noise = Volumes(np.array([0.2]), np.array([[0.9, 1.1, 1.0, 0.8]]), 4)
+    assert noise.corrected == pytest.approx(-0.55)  # as differences use it
+    low, high = noise.interval(0.95)
+    assert noise.shown == low == 0 and high >= 0
+
+
 def test_candidates_are_thinned_to_the_nearest_weights_whatever_they_earn():
     grid = [[w / 10, 1 - w / 10] for w in range(11)]
     assert nearest([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]], grid) == [0, 5, 10]

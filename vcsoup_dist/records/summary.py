@@ -97,8 +97,8 @@ class MethodSummary:
 
     @property
     def corrected(self) -> float:
-        """The hypervolume less its bias."""
-        return self.hypervolume - self.hypervolume_bias
+        """The hypervolume less its bias; 0 where the bias is larger, since no volume is less."""
+        return max(0.0, self.hypervolume - self.hypervolume_bias)
 
 
 @dataclass(frozen=True)

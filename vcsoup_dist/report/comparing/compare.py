@@ -154,15 +154,14 @@ def _volumes(
 def _contestant(
     name: str, seeds: dict[int, Candidates], volumes: Volumes, confidence: float
 ) -> Contestant:
-    width = float(volumes.errors.half_width(confidence))
-    known = bool(np.isfinite(width))
+    low, high = volumes.interval(confidence)
     return Contestant(
         name=name,
         candidates=max(len(each.weights) for each in seeds.values()),
         seeds=len(seeds),
-        hypervolume=volumes.corrected,
-        low=max(0.0, volumes.corrected - width) if known else None,
-        high=volumes.corrected + width if known else None,
+        hypervolume=volumes.shown,
+        low=low,
+        high=high,
     )
 
 

@@ -33,7 +33,7 @@ def show(found: RunsCompared, console: Console | None = None) -> None:
             for each in found.methods
         ])  # fmt: skip
     if found.pairs:
-        together = "its interval holds" if len(found.pairs) == 1 else "all intervals hold together"
+        together = "the interval holds" if len(found.pairs) == 1 else "all intervals hold together"
         _say(console, f"\ndifferences between runs: {together} with {100 * found.confidence:g} %")
         _print(console, ["larger", "smaller", "difference", "interval", ""], [
             [pair.first, pair.second, number(pair.difference, 3),

@@ -77,7 +77,7 @@ def compare_methods(
     return Comparisons(
         candidates=len(first.weights),
         like=like,
-        hypervolumes={method: volumes[method].corrected for method in order},
+        hypervolumes={method: volumes[method].shown for method in order},
         pairs=compare_all(volumes, confidence),
     )
 
@@ -114,8 +114,7 @@ def method_summary(
     indices = [i for i, row in enumerate(rows) if row.method == method]
     own, values = [rows[i] for i in indices], list(scale.low)
     reference = list(scale.reference.values())
-    width = float(volumes.errors.half_width(confidence))
-    known = bool(np.isfinite(width))
+    low, high = volumes.interval(confidence)
     original = [
         fronts.hypervolume(each.rewards.mean(axis=-1), reference) for each in seeds.values()
     ]
@@ -126,8 +125,8 @@ def method_summary(
         balanced=indices[fronts.balanced(scaled(own))],
         hypervolume=float(volumes.measured.mean()),
         hypervolume_bias=volumes.bias,
-        hypervolume_low=volumes.corrected - width if known else None,
-        hypervolume_high=volumes.corrected + width if known else None,
+        hypervolume_low=low,
+        hypervolume_high=high,
         hypervolume_spread=float(volumes.measured.std(ddof=1)) if len(seeds) > 1 else None,
         hypervolume_by_seed=dict(zip(seeds, map(float, volumes.measured), strict=True)),
         hypervolume_original=float(np.mean(original)),

@@ -44,6 +44,18 @@ class Volumes:
         """Of the mean over the seeds."""
         return resampled_errors([self.drawn], [self.measured], self.prompts)
 
+    @property
+    def shown(self) -> float:
+        """`corrected`, or 0 where the bias is larger than what was measured: no volume is less."""
+        return max(0.0, self.corrected)
+
+    def interval(self, confidence: float) -> tuple[float | None, float | None]:
+        """Of the true hypervolume, which is not below 0; None for one prompt."""
+        width = float(self.errors.half_width(confidence))
+        if not np.isfinite(width):
+            return None, None
+        return max(0.0, self.corrected - width), max(0.0, self.corrected + width)
+
     def errors_before(self, other: Volumes) -> Errors:
         """Of the difference to `other`'s mean.
 
