@@ -349,6 +349,8 @@ def test_few_and_unequal_seeds_and_absent_methods_are_said():
     one = said_of({"p": 1, "q": 3})
     assert "There is one seed of p." in one and "Few seeds make a weak claim: q (3)." in one
     assert "unequal numbers of seeds" in one and "No candidate of z was evaluated" in one
+    assert "too narrow for the methods" in one and "intervals wide." not in one
+    assert "fewer makes the intervals wide." in said_of({"p": 2, "q": 3})
     assert "With two seeds" in said_of({"p": 2}) and "4 prompts are few" in " ".join(
         limits(summary_of(run_of(seeds=8, prompts=4)), ["p"])
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from vcsoup_dist.records.summary import Summary
 from vcsoup_dist.report.headline import FEW_SEEDS, listed
@@ -38,9 +38,17 @@ def limits(summary: Summary, methods: Iterable[str]) -> list[str]:
             "With two seeds, intervals of means that are meant for 95 % held the true number in "
             "92 % of simulated runs where training runs differ."
         )
-    if len(set(seeds.values())) > 1:
-        found.append(
-            "Methods have unequal numbers of seeds: each counts as the mean of its own, and the "
-            "one with fewer makes the intervals wide."
-        )
-    return found
+    return found + unequal_seeds(seeds)
+
+
+def unequal_seeds(seeds: Mapping[str, int]) -> list[str]:
+    """What numbers of seeds by method that are not the same do to the intervals."""
+    if len(set(seeds.values())) < 2:
+        return []
+    found = "Methods have unequal numbers of seeds: each counts as the mean of its own, and "
+    if min(seeds.values()) > 1:
+        return [found + "the one with fewer makes the intervals wide."]
+    return [
+        found + "what another training run changes of one with a single seed is in no interval. "
+        "The intervals of its differences are for these policies, and too narrow for the methods."
+    ]
