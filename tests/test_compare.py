@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from command import vcsoup
+from rich.console import Console
 
 from vcsoup_dist.cli.comparing import compare
 from vcsoup_dist.errors import UserError
@@ -19,9 +21,10 @@ from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.records.answers import Answers
 from vcsoup_dist.report.comparing.compare import RunsCompared, compare_runs
 from vcsoup_dist.report.comparing.finished import FinishedRun, read_run, read_runs
+from vcsoup_dist.report.comparing.show import show
 from vcsoup_dist.report.statistics.evaluated import Evaluated
 from vcsoup_dist.report.statistics.summarise import summarise
-from vcsoup_dist.workspace import Workspace
+from vcsoup_dist.workspace import Product, Workspace
 
 REWARDS = "def a(prompt, response): ...\ndef b(prompt, response): ...\ndef c(prompt, response): ..."
 
@@ -48,9 +51,7 @@ def write_run(
         "values": {v: {"data": {"path": "pairs.jsonl"}, "reward": rewards[v]} for v in values},
     } | recipe  # fmt: skip
     (home / "recipe.yaml").write_text(yaml.safe_dump(content))
-    loaded = load_recipe(home / "recipe.yaml")
-    plan = make_plan(loaded, Hashes(folder / "hashes.json"))
-    workspace = Workspace.open(folder / name, loaded)
+    plan, workspace = plan_of(folder, name)
     rng = np.random.default_rng(abs(hash_of(name)))
     hard = {v: np.random.default_rng(ord(v)).standard_normal(1000)[list(prompts)] for v in values}
     found = []
@@ -66,6 +67,20 @@ def write_run(
     with workspace.publishing(plan[-1]) as draft:
         summarise(found, resamples=200, confidence=0.95).write(draft.output)
     return folder / name
+
+
+def plan_of(folder: Path, name: str) -> tuple[list[Product], Workspace]:
+    loaded = load_recipe(folder / f"{name}-recipe" / "recipe.yaml")
+    plan = make_plan(loaded, Hashes(folder / "hashes.json"))
+    return plan, Workspace.open(folder / name, loaded)
+
+
+def edit_recipe(folder: Path, name: str, value: str, judge: str) -> None:
+    """Another judge of a value."""
+    file = folder / f"{name}-recipe" / "recipe.yaml"
+    content = yaml.safe_load(file.read_text())
+    content["values"][value]["judge"] = {"callable": f"rewards.py:{judge}"}
+    file.write_text(yaml.safe_dump(content))
 
 
 def hash_of(name: str) -> int:
@@ -188,6 +203,71 @@ def test_runs_that_are_not_finished_are_refused(folder, tmp_path):
         compared(folder / "small", tmp_path / "run")
     with pytest.raises(UserError, match="given twice"):
         compared(folder / "small", folder / "large" / ".." / "small")
+
+
+@pytest.mark.parametrize("published", ["evaluation/", "evaluation/base", "evaluation/vc_soup/"])
+def test_a_report_that_is_not_of_the_answers_is_refused(folder, tmp_path, published):
+    root = write_run(tmp_path, "run")
+    edit_recipe(tmp_path, "run", value="b", judge="c")
+    plan, workspace = plan_of(tmp_path, "run")
+    for each in (one for one in plan if one.name.startswith(published)):
+        answers = Answers.read(root / each.name)
+        with workspace.publishing(each) as draft:
+            answers.write(draft.output)
+    said = r"run: the report is not of the answers in .*; run `vcsoup report .*run` first"
+    with pytest.raises(UserError, match=said):
+        compared(folder / "small", root)
+
+
+def test_balanced_soups_are_picked_from_equal_numbers_of_candidates(folder, tmp_path):
+    fine = read_run(write_run(tmp_path, "fine", soup={"grid": 0.25}), "fine")
+    lucky = [one for one in fine.evaluated if one.weights == {"a": 0.25, "b": 0.75}]
+    assert len(lucky) == 3
+    for one in lucky:  # thinning leaves it out
+        for rewards in one.rewards.values():
+            rewards += 10
+    found = compare_runs([read_run(folder / "small", "small"), fine])
+    assert [each.picked_from for each in found.balanced] == [4, 4]
+    assert found.balanced[1].candidate == "vc_soup: 0.5 a + 0.5 b"
+    said = shown(found)
+    assert "picked on these prompts, and the intervals do not count that" in said
+    assert "hold together" not in said
+
+
+def test_one_seed_says_that_these_policies_differ(folder, tmp_path):
+    single = compared(folder / "small", write_run(tmp_path, "single", shift=1.0, seeds=[0]))
+    assert single.pairs[0].differs and "these policies differ" in shown(single)
+    several = shown(compared(folder / "small", folder / "large"))
+    assert " differ" in several and "these policies" not in several
+
+
+def test_unequal_numbers_of_seeds_are_said(folder, tmp_path):
+    two = compared(folder / "small", write_run(tmp_path, "two", seeds=[0, 1]))
+    assert "the one with fewer makes the intervals wide" in " ".join(two.notes)
+    one = compared(folder / "small", write_run(tmp_path, "one", seeds=[0]))
+    assert "too narrow for the methods" in " ".join(one.notes)
+    same = compared(folder / "small", folder / "large")
+    assert "unequal" not in " ".join(same.notes)
+
+
+def test_another_start_is_said(folder, tmp_path):
+    def starts(first: Path, second: Path) -> list[str]:
+        notes = compared(first, second).notes
+        return [note for note in notes if "another model" in note]
+
+    made = {rate: write_run(tmp_path, f"at-{rate}", sft={"learning_rate": rate}) for rate in (1, 2)}
+    assert starts(made[1], made[2]) == [
+        "theta_0 of at-2 is made from another model, data or SFT settings than that of at-1."
+    ]
+    assert starts(folder / "small", made[1]) == ["at-1 starts from another model than small."]
+    shutil.copytree(made[1], tmp_path / "copy")
+    assert starts(made[1], tmp_path / "copy") == []
+
+
+def shown(found: RunsCompared) -> str:
+    said = io.StringIO()
+    show(found, Console(file=said, width=200))
+    return said.getvalue()
 
 
 @pytest.mark.processes

@@ -1,5 +1,5 @@
 """`vcsoup compare`: finished runs on one scale.
 
-`finished.py` reads them, `check.py` says whether and how they compare, `compare.py` computes and
-`show.py` prints.
+`finished.py` reads them, `check.py` says whether and how they compare, `compare.py` computes
+hypervolumes and `balanced.py` balanced soups, and `show.py` prints.
 """

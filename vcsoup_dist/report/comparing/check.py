@@ -9,6 +9,7 @@ from typing import Any
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.report.comparing.finished import FinishedRun
 from vcsoup_dist.report.headline import FEW_SEEDS, listed
+from vcsoup_dist.report.limits import unequal_seeds
 
 
 def check_comparable(runs: Sequence[FinishedRun]) -> None:
@@ -46,8 +47,13 @@ def differences(runs: Sequence[FinishedRun]) -> list[str]:
             f"evaluation.{key} is {ours[key]} in {first.name} and {theirs.get(key)} in {run.name}."
             for key in keys
         ]
-        if run.made_from.get("model") != first.made_from.get("model"):
+        if run.made_from["model"] != first.made_from["model"]:
             found.append(f"{run.name} starts from another model than {first.name}.")
+        elif run.sft != first.sft:
+            found.append(
+                f"theta_0 of {run.name} is made from another model, data or SFT settings than that "
+                f"of {first.name}."
+            )
     seeds = {
         f"{method.method} of {run.name}": len(method.hypervolume_by_seed)
         for run in runs
@@ -60,7 +66,7 @@ def differences(runs: Sequence[FinishedRun]) -> list[str]:
         )
     if any(1 < count < FEW_SEEDS for count in seeds.values()):
         found.append(f"Fewer than {FEW_SEEDS} seeds make a weak claim.")
-    return found
+    return found + unequal_seeds(seeds)
 
 
 def _same_reward(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:

@@ -1,26 +1,18 @@
-"""Finished runs on the first one's scale: hypervolumes, and balanced soups."""
+"""Finished runs on the first one's scale: their hypervolumes at equal numbers of candidates."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vcsoup_dist.records.summary import Comparison, Scale
+from vcsoup_dist.report.comparing.balanced import Balanced, balanced_soups
 from vcsoup_dist.report.comparing.check import check_comparable, differences
 from vcsoup_dist.report.comparing.finished import FinishedRun
-from vcsoup_dist.report.statistics import fronts
 from vcsoup_dist.report.statistics.comparisons import compare_pairs
-from vcsoup_dist.report.statistics.crossed import Errors, independent, mean_errors
-from vcsoup_dist.report.statistics.evaluated import Evaluated, Shared, same_soup
+from vcsoup_dist.report.statistics.evaluated import Shared
 from vcsoup_dist.report.statistics.methods import Candidates, candidates_of, thinned
-from vcsoup_dist.report.statistics.rows import samples_of
 from vcsoup_dist.report.statistics.volumes import Volumes, prompt_shares, volumes_of
-from vcsoup_dist.report.tables import mixture
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -36,27 +28,6 @@ class Contestant:
     """Less its bias, on the first run's scale."""
     low: float | None
     high: float | None
-
-
-@dataclass(frozen=True)
-class BalancedValue:
-    """One value of a run's balanced soup, against the first run's."""
-
-    mean: float
-    difference: float | None
-    """None for the first run."""
-    low: float | None
-    """Of intervals that hold for all runs and values together."""
-    high: float | None
-
-
-@dataclass(frozen=True)
-class Balanced:
-    """What is best at its worst value in a run, on the first run's scale."""
-
-    run: str
-    candidate: str
-    values: dict[str, BalancedValue]
 
 
 @dataclass(frozen=True)
@@ -79,6 +50,7 @@ class RunsCompared:
     pairs: tuple[Comparison, ...]
     """Of methods of different runs; all intervals hold together."""
     balanced: tuple[Balanced, ...]
+    """Picked on the prompts that they are compared on, which no interval counts."""
 
 
 def compare_runs(runs: Sequence[FinishedRun]) -> RunsCompared:
@@ -111,7 +83,7 @@ def compare_runs(runs: Sequence[FinishedRun]) -> RunsCompared:
         like=like,
         methods=tuple(_contestant(n, whole[n], volumes[n], first.confidence) for n in order),
         pairs=compare_pairs(volumes, pairs, first.confidence),
-        balanced=tuple(_balanced(found, first.confidence)),
+        balanced=tuple(balanced_soups([_thinned(run, thin) for run in found], first.confidence)),
     )
 
 
@@ -131,6 +103,21 @@ def _in_order(run: FinishedRun, runs: Sequence[FinishedRun]) -> FinishedRun:
             rewards={value: one.rewards[value] for value in shared.values},
         )
         for one in run.evaluated
+    ))  # fmt: skip
+
+
+def _thinned(run: FinishedRun, thin: dict[str, dict[int, Candidates]]) -> FinishedRun:
+    """Without the candidates that thinning left out."""
+    kept = {
+        (method.method, seed, tuple(weights))
+        for method in run.summary.methods
+        for seed, each in thin[f"{run.name}: {method.method}"].items()
+        for weights in each.weights.tolist()
+    }
+    return replace(run, evaluated=tuple(
+        one
+        for one in run.evaluated
+        if one.weights is None or (one.method, one.seed, tuple(one.weights.values())) in kept
     ))  # fmt: skip
 
 
@@ -163,42 +150,3 @@ def _contestant(
         low=low,
         high=high,
     )
-
-
-def _balanced(runs: Sequence[FinishedRun], confidence: float) -> list[Balanced]:
-    scale, values = runs[0].summary.scale, runs[0].summary.values
-    of_one = 1 - (1 - confidence) / (len(values) * (len(runs) - 1))  # Bonferroni's
-    groups = [_best(run, scale) for run in runs]
-    found = []
-    for run, group in zip(runs, groups, strict=True):
-        cells = {}
-        for value in values:
-            ours, theirs = (samples_of(each, value) for each in (group, groups[0]))
-            difference = float(ours.mean() - theirs.mean())
-            width = float(_difference_errors(ours, theirs, run, runs[0]).half_width(of_one))
-            known = run is not runs[0] and bool(np.isfinite(width))
-            cells[value] = BalancedValue(
-                mean=float(ours.mean()),
-                difference=None if run is runs[0] else difference,
-                low=difference - width if known else None,
-                high=difference + width if known else None,
-            )
-        found.append(Balanced(run.name, _label(group[0]), cells))
-    return found
-
-
-def _best(run: FinishedRun, scale: Scale) -> list[Evaluated]:
-    groups = same_soup(run.evaluated, _shared([run]).axes)
-    means = [[float(samples_of(each, value).mean()) for value in scale.low] for each in groups]
-    low, high = (list(side.values()) for side in (scale.low, scale.high))
-    return groups[fronts.balanced(fronts.normalise(means, low, high))]
-
-
-def _difference_errors(ours: Array, theirs: Array, run: FinishedRun, other: FinishedRun) -> Errors:
-    if run.prompts == other.prompts:
-        return mean_errors([ours, -theirs])
-    return independent(mean_errors([ours]), mean_errors([theirs]))
-
-
-def _label(one: Evaluated) -> str:
-    return "theta_0" if one.method is None else f"{one.method}: {mixture(one.weights, '.3g')}"

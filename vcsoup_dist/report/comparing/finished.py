@@ -30,6 +30,8 @@ class FinishedRun:
     """Their ids, which are of their content, in rising order."""
     made_from: dict[str, Any]
     """Of theta_0's evaluation: the judges, the settings, the model."""
+    sft: str | None
+    """Fingerprint of the theta_0 that SFT made; None where it is the recipe's model."""
 
 
 def read_runs(roots: Sequence[Path]) -> list[FinishedRun]:
@@ -44,9 +46,10 @@ def read_runs(roots: Sequence[Path]) -> list[FinishedRun]:
 
 
 def read_run(root: Path, name: str) -> FinishedRun:
-    """Of one run directory; UserError where it has no report, or no longer its answers."""
+    """Of one run directory; UserError where it has no report of the answers that it has now."""
     if not (root / "report" / SUMMARY).is_file():
         raise UserError(f"{root}: has no report yet; finish the run with `vcsoup run` first")
+    reported = _record(root / "report")["inputs"]
     summary = Summary.read(root / "report")
     found, prompts = [], None
     for row in summary.rows:
@@ -60,8 +63,17 @@ def read_run(root: Path, name: str) -> FinishedRun:
             found.append(_evaluated(row, place, answers, order.tolist(), summary.values))
     if not any(row.method is None for row in summary.rows):
         raise UserError(f"{root}: theta_0 was not evaluated; run it again")
-    made_from = _made_from(root / "evaluation" / "base")
-    return FinishedRun(name, summary, tuple(found), prompts or (), made_from)
+    # After the answers: an evaluation may be published while they are read.
+    records = {each.name: _record(root / each.name) for each in found}
+    for evaluation, record in records.items():
+        if record["fingerprint"] != reported.get(evaluation):
+            raise UserError(
+                f"{root}: the report is not of the answers in {evaluation}; run `vcsoup report "
+                f"{root}` first"
+            )
+    base = next(records[row.names[0]] for row in summary.rows if row.method is None)
+    sft = base["inputs"].get("theta_0")
+    return FinishedRun(name, summary, tuple(found), prompts or (), base["made_from"], sft)
 
 
 def _answers(root: Path, evaluation: str) -> Answers:
@@ -86,9 +98,9 @@ def _evaluated(
     )
 
 
-def _made_from(evaluation: Path) -> dict[str, Any]:
+def _record(product: Path) -> dict[str, Any]:
     try:
-        found = json.loads((evaluation / RECORD).read_text())["made_from"]
+        content = json.loads((product / RECORD).read_text())
+        return {key: content[key] for key in ("fingerprint", "made_from", "inputs")}
     except (FileNotFoundError, ValueError, KeyError) as error:
-        raise UserError(f"{evaluation / RECORD}: unreadable ({error}); run it again") from None
-    return dict(found)
+        raise UserError(f"{product / RECORD}: unreadable ({error}); run it again") from None

@@ -9,7 +9,9 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
-from vcsoup_dist.report.comparing.compare import BalancedValue, RunsCompared
+from vcsoup_dist.records.summary import Comparison
+from vcsoup_dist.report.comparing.balanced import BalancedValue
+from vcsoup_dist.report.comparing.compare import RunsCompared
 from vcsoup_dist.report.headline import bracket
 from vcsoup_dist.report.numbers import decimals_for, number
 
@@ -38,14 +40,15 @@ def show(found: RunsCompared, console: Console | None = None) -> None:
         _print(console, ["larger", "smaller", "difference", "interval", ""], [
             [pair.first, pair.second, number(pair.difference, 3),
              bracket(pair.low, pair.high, 3).strip(),
-             "differ" if pair.differs else "cannot be told apart"]
+             _verdict(found, pair)]
             for pair in found.pairs
         ])  # fmt: skip
     values = list(found.scale.low)
-    _say(console, f"\nbalanced soups, and their differences to that of {found.runs[0]}: all "
-         f"intervals hold together with {100 * found.confidence:g} %")  # fmt: skip
-    _print(console, ["run", "balanced", *values], [
-        [each.run, each.candidate, *(_value(found, v, cell) for v, cell in each.values.items())]
+    _say(console, f"\nbalanced soups, and their differences to that of {found.runs[0]}: picked on "
+         "these prompts, and the intervals do not count that")  # fmt: skip
+    _print(console, ["run", "balanced", "picked from", *values], [
+        [each.run, each.candidate, str(each.picked_from),
+         *(_value(found, v, cell) for v, cell in each.values.items())]
         for each in found.balanced
     ])  # fmt: skip
 
@@ -59,6 +62,14 @@ def _scale(found: RunsCompared) -> str:
     prompts = "; ".join(f"{name}: {count}" for name, count in found.prompts.items())
     answered = f"{counts.pop()} in each run" if len(counts) == 1 else prompts
     return f"scale: {spans} in {found.runs[0]}; prompts: {answered}"
+
+
+def _verdict(found: RunsCompared, pair: Comparison) -> str:
+    """One seed says nothing of how much another training run would differ."""
+    if not pair.differs:
+        return "cannot be told apart"
+    seeds = [each.seeds for each in found.methods if each.name in (pair.first, pair.second)]
+    return "differ" if min(seeds) > 1 else "these policies differ"
 
 
 def _value(found: RunsCompared, value: str, cell: BalancedValue) -> str:
