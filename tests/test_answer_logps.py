@@ -139,7 +139,9 @@ def test_sampling_is_the_models_own_only_without_anything_that_changes_it(tiny_m
     assert draws_from_model(model, own)
     for other in (Evaluation(temperature=0, top_p=1), Evaluation(temperature=1, top_p=0.9)):
         assert not draws_from_model(model, other)
-    changes = {"repetition_penalty": 1.1, "min_p": 0.1, "no_repeat_ngram_size": 3, "num_beams": 2}
+    changes = {"repetition_penalty": 1.1, "min_p": 0.1, "no_repeat_ngram_size": 3, "num_beams": 2,
+               "encoder_repetition_penalty": 1.1, "encoder_no_repeat_ngram_size": 3,
+               "watermarking_config": {"greenlist_ratio": 0.25}}  # fmt: skip
     for key, value in changes.items():
         plain = getattr(model.generation_config, key)
         setattr(model.generation_config, key, value)

@@ -146,7 +146,7 @@ def test_the_card_is_one_that_the_hub_reads(world) -> None:
     assert result.metric_value == pytest.approx(0.6)
     assert result.metric_args["low"] < 0.6 < result.metric_args["high"]
     assert result.metric_args["theta_0"] == pytest.approx(0.2)
-    assert "| 0.600 [0.521, 0.679] | 0.200 | 0.400 [0.400, 0.400] | 100 % |" in card.text
+    assert "| 0.600 [0.521, 0.679] | 0.200 | 0.400 [0.400, 0.400] | 100 % [48, 100] |" in card.text
     assert "It is one of 4 evaluated candidates" in card.text
     assert "25 % of its answers did not end" in card.text
     assert "seeds 0, 1; this model is that of\nseed 0" in card.text
@@ -271,6 +271,15 @@ def test_a_soup_beyond_the_simplex_is_summed_with_the_theta_0_of_its_policies(
     save_tiny_model(folder / "base", 9)
     said = vcsoup("pick", "run", "--weights", "0.5,0.25", folder=folder, code=2)
     assert "is not what the policies were trained from" in said
+
+
+@pytest.mark.parametrize("wish", [Wish(balanced=True), Wish(prefer={"long": 1})])
+def test_of_a_method_without_candidates_in_the_report_nothing_is_picked(world, wish) -> None:
+    recipe = load_recipe(world.folder / "recipe.yaml")
+    others = [each for each in world.evaluated() if each.method != "modpo"]
+    summary = summarise(others, resamples=100, confidence=0.95)
+    with pytest.raises(UserError, match="report has no candidate of modpo: `vcsoup run`"):
+        choose(recipe, replace(wish, method="modpo"), summary)
 
 
 def test_where_theta_0_is_best_nothing_is_picked_in_its_place(world) -> None:

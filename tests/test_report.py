@@ -91,9 +91,9 @@ def rewards(mean: float, prompts: int = 8) -> np.ndarray:
     return mean + np.linspace(-1, 1, prompts)
 
 
-def summary_of(
-    values=("helpful", "harmless"), methods=("vc_soup", "random"), seeds=(0, 1), shift=0.5
-) -> Summary:
+def evaluations(
+    methods=("vc_soup", "random"), seeds=(0, 1), shift=0.5, values=("helpful", "harmless")
+) -> list[Evaluated]:
     """theta_0 earns 0, policies 2 and -1, halves 1; each further method earns `shift` less."""
     found = [Evaluated("base", None, None, None, {value: rewards(0.0) for value in values})]
     corners = np.eye(len(values))
@@ -108,7 +108,11 @@ def summary_of(
                     f"{method}/{seed}/{weights}", method, seed, lam,
                     {value: rewards(mean) for value, mean in means.items()},
                 ))  # fmt: skip
-    return summarise(found, resamples=100, confidence=0.95)
+    return found
+
+
+def summary_of(**changes: object) -> Summary:
+    return summarise(evaluations(**changes), resamples=100, confidence=0.95)
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +304,7 @@ def test_what_a_method_costs_stands_beside_its_hypervolume(summary):
     rows = Page(render(report_of(summary))).texts("tr")
     method = next(each for each in summary.methods if each.method == "vc_soup")
     assert method.hypervolume_low is not None and method.hypervolume_high is not None
-    numbers = [method.hypervolume - method.hypervolume_bias, method.hypervolume_low]
+    numbers = [method.corrected, method.hypervolume_low]
     shown = "".join(number(each, 3) for each in numbers)
     shown += f" … {number(method.hypervolume_high, 3)}"
     assert rows.count(f"● vc_soup22401,234,56762.50.50.003{shown}") == 1
@@ -314,6 +318,37 @@ def test_reference_point_and_scale_are_on_the_page(summary):
     assert (low, high) == (pytest.approx(-1.1), pytest.approx(2.0))
     assert "single-value policies of vc_soup" in section
     assert "helpful−1.1002.000−1.410−0.10" in section
+    assert "Candidates that are no single-value policy do not move it" in section
+    assert "holds for candidates of random (2 of 3)." in section  # harmless -1.55 in two
+
+
+def test_where_no_policies_were_evaluated_the_page_says_what_spans_and_moves_the_scale():
+    middle = [one for one in evaluations(("vc_soup", "random"), (0,)) if one.policy is None]
+    low = Evaluated(
+        "low", "random", 0, {"helpful": 0.9, "harmless": 0.1},
+        {"helpful": rewards(3.0), "harmless": rewards(-9.0)},
+    )  # fmt: skip
+    found = summarise([*middle, low], resamples=100, confidence=0.95)
+    section = Page(render(report_of(found))).section("hypervolume")
+    assert (
+        "all candidates of vc_soup, of every seed, since of no method the single-value" in section
+    )
+    assert "Another candidate of vc_soup moves it where" in section
+    assert "holds for candidates of random (1 of 2)." in section
+    wider = Evaluated("wide", "vc_soup", 0, low.weights, low.rewards)
+    moved = summarise([*middle, low, wider], resamples=100, confidence=0.95)
+    assert moved.scale.low["harmless"] < found.scale.low["harmless"]
+
+
+def test_a_hypervolume_that_is_cut_at_0_is_0_everywhere_and_the_page_says_so(summary):
+    cut = replace(summary.methods[0], hypervolume=0.2, hypervolume_bias=0.75,
+                  hypervolume_low=0.0, hypervolume_high=0.3)  # fmt: skip
+    page = Page(render(report_of(replace(summary, methods=(cut, *summary.methods[1:])))))
+    said = "The bias of vc_soup is larger than what was measured."
+    assert said in page.section("hypervolume")
+    assert said not in Page(render(report_of(summary))).section("hypervolume")
+    assert "2.50.50.0030.0000.000 … 0.300" in page.section("cost")
+    assert "With 95 % the interval holds; two methods" in page.section("hypervolume")
 
 
 def test_barriers_are_on_the_page_only_where_the_band_is_above_0(summary):

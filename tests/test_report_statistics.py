@@ -257,7 +257,7 @@ def test_four_equal_methods_rarely_have_a_winner():
     for draw in range(60):
         evaluated = run_of(dict.fromkeys("pqrs", 0.0), draw=draw, deviation=0.5)
         named += "largest hypervolume" in " ".join(headline(summary_of(evaluated)))
-    assert named <= 8  # of 60; 1,000 draws of each kind: tools/check_intervals.py
+    assert named <= 3  # of 60; 1,000 draws of each kind: tools/check_intervals.py
 
 
 def test_a_method_that_is_ahead_of_all_others_is_named_with_its_differences():
@@ -294,11 +294,11 @@ def test_balanced_says_where_it_is_below_theta_0():
     above = SimpleNamespace(difference=2.0, low=1.0, high=3.0)
     summary = summary_of(run_of())
     text = headline(replace(summary, balanced_against_start={"a": above, "b": below}))[-1]
-    assert text.startswith("The balanced soup is ") and "flatters" in text
+    assert text.startswith("The balanced soup is ") and "do not count the choice" in text
     assert ": above by 2.00 [1.00, 3.00])" in text and ": below by 2.00 [1.00, 3.00])" in text
     even = SimpleNamespace(difference=0.5, low=-1.0, high=2.0)
     text = headline(replace(summary, balanced_against_start={"a": even, "b": above}))[-1]
-    assert "cannot be told apart, 0.50 [−1.00, 2.00])" in text
+    assert "cannot be told apart, difference 0.50 [−1.00, 2.00])" in text
 
 
 def test_balanced_is_compared_with_theta_0_on_all_values_together():
@@ -324,12 +324,6 @@ def test_a_win_rate_of_independent_prompts_has_wilsons_interval():
 def test_nothing_but_wins_is_not_certainty():
     low, high = share_interval(np.ones((2, 20)), 0.95)
     assert high == 1 and 0.75 < low < 0.9
-
-
-def test_a_hypervolume_lies_in_its_interval_also_where_few_prompts_say_little():
-    for draw in range(5):
-        for method in summary_of(run_of({"p": 0.0, "q": -4.0}, prompts=4, draw=draw)).methods:
-            assert method.hypervolume_low <= method.corrected <= method.hypervolume_high
 
 
 def test_one_prompt_has_figures_and_no_intervals():

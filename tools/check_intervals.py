@@ -1,6 +1,7 @@
 """How often the report's intervals hold the true number, in worlds where it is known.
 
     python tools/check_intervals.py --out docs/results/intervals.json [--draws 2000] [--jobs 2]
+    python tools/check_intervals.py --out docs/results/intervals.json --time
 
 Two methods answer the same prompts; every draw has new prompts, seeds and answers. What is checked
 is what the report computes: `mean_errors` for means and their differences, `volumes_of` for
@@ -17,6 +18,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import resource
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,8 +34,10 @@ from numpy.typing import NDArray
 from vcsoup_dist.records.summary import Scale
 from vcsoup_dist.report.statistics.comparisons import compare_all
 from vcsoup_dist.report.statistics.crossed import Errors, mean_errors
+from vcsoup_dist.report.statistics.evaluated import Evaluated
 from vcsoup_dist.report.statistics.hypervolumes import hypervolumes
 from vcsoup_dist.report.statistics.students_t import t_quantile
+from vcsoup_dist.report.statistics.summarise import summarise
 from vcsoup_dist.report.statistics.volumes import Volumes, prompt_shares, volumes_of
 
 Array = NDArray[np.float64]
@@ -270,6 +275,43 @@ def alternatives(draws: int) -> list[dict[str, float | bool]]:
     return found
 
 
+def theory() -> dict[int, float]:
+    """Degrees of freedom -> how often Student's t finds a difference of two standard errors.
+
+    Of two methods' seeds 2 (S - 1), of prompts P - 1. The integral over the estimated standard
+    error s, whose s^2 f is chi-squared of f degrees of freedom.
+    """
+    normal, found = NormalDist().cdf, {}
+    for f in [2 * (s - 1) for s in SEEDS if s > 1] + [p - 1 for p in PROMPTS]:
+        limit = float(t_quantile((1 + CONFIDENCE) / 2, f))
+        s = np.linspace(0, 4, 4001)[1:]
+        density = np.exp((f - 1) * np.log(s) - f * s**2 / 2 + f / 2 * math.log(f / 2)
+                         - math.lgamma(f / 2)) * 2  # fmt: skip
+        power = [normal(2 - limit * each) + normal(-2 - limit * each) for each in s]
+        found[f] = float((density * power).sum() * (s[1] - s[0]))
+    return found
+
+
+def summarising() -> dict[str, float]:
+    """Seconds that `summarise` takes for 5 methods, 3 seeds, 66 candidates, 64 prompts and 2,000
+    resamples, with two and three values; and the peak memory of the whole process, in MB."""
+    draw, found = np.random.default_rng(0), {}
+    for values in ("ab", "abc"):
+        weights = draw.dirichlet(np.ones(len(values)), size=66)
+        weights[: len(values)] = np.eye(len(values))
+        evaluated = [
+            Evaluated(f"{method}/{seed}/{i}", method, seed,
+                      dict(zip(values, map(float, each), strict=True)),
+                      dict(zip(values, each[:, None] + draw.standard_normal((len(values), 64)),
+                               strict=True)))
+            for method, seed in product("pqrst", range(3)) for i, each in enumerate(weights)
+        ]  # fmt: skip
+        began = time.perf_counter()
+        summarise(evaluated, resamples=2000, confidence=CONFIDENCE)
+        found[f"seconds_with_{len(values)}_values"] = round(time.perf_counter() - began, 2)
+    return found | {"peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1)}
+
+
 def show(cells: list[Cell], winners: list[dict[str, float]]) -> None:
     """A Markdown summary."""
     heads = ["candidates", "prompts", "seeds", "deviation", "mean", "its difference", "hypervolume",
@@ -298,6 +340,12 @@ def _row(cells: Sequence[object]) -> None:
     print("| " + " | ".join(map(str, cells)) + " |")
 
 
+def add(file: Path, content: dict[str, object]) -> None:
+    """Write keys into a JSON file, whose other keys stay."""
+    before = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(before | content, indent=1) + "\n")
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -305,7 +353,15 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=2000, help="of every cell")
     parser.add_argument("--winner-draws", type=int, default=1000)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument(
+        "--time",
+        action="store_true",
+        help="only time the report's summary, and add it and theory to the file",
+    )
     options = parser.parse_args()
+    if options.time:
+        add(options.out, {"theory": theory(), "summarising": summarising()})
+        return
     began = time.monotonic()
     tasks = [(*size, options.draws) for size in product(CANDIDATES[::-1], PROMPTS[::-1])]
     with get_context("fork").Pool(options.jobs) as pool:
@@ -320,8 +376,9 @@ def main() -> None:
         "confidence": CONFIDENCE, "resamples": RESAMPLES, "seconds": time.monotonic() - began,
         "means": alternatives(options.draws),
         "cells": [asdict(each) for each in cells], "four_equal_methods": winners,
+        "theory": theory(),
     }  # fmt: skip
-    options.out.write_text(json.dumps(content, indent=1) + "\n")
+    add(options.out, content)
     show(cells, winners)
 
 

@@ -17,12 +17,15 @@ from vcsoup_dist.recipe import Evaluation
 from vcsoup_dist.training.base_checks.lengths import check_answer_lengths, context_length
 
 PLAIN: dict[str, tuple[object, ...]] = {
-    **dict.fromkeys(("repetition_penalty", "typical_p", "guidance_scale", "num_beams"), (None, 1)),
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty"), (None, 1)),
+    **dict.fromkeys(("typical_p", "guidance_scale", "num_beams"), (None, 1)),
     **dict.fromkeys(("min_p", "top_h", "epsilon_cutoff", "eta_cutoff"), (None, 0)),
-    **dict.fromkeys(("no_repeat_ngram_size", "min_length", "min_new_tokens"), (None, 0)),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), (None, 0)),
+    **dict.fromkeys(("min_length", "min_new_tokens", "token_healing"), (None, 0)),
     **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens"), (None, [])),
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "sequence_bias"), (None,)),
-    "exponential_decay_length_penalty": (None,),
+    **dict.fromkeys(("exponential_decay_length_penalty", "watermarking_config"), (None,)),
+    "dola_layers": (None,),
 }
 """Keys of a generation config that change the probabilities of tokens -> what does not."""
 

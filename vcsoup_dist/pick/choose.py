@@ -53,7 +53,8 @@ class Choice:
 def choose(recipe: Recipe, wish: Wish, summary: Summary | None) -> Choice:
     """The model that is wished for; summary: of the report, where there is one.
 
-    UserError where there is none, or several are asked for.
+    A name, or weights, that several methods have mean the first method with soups, unless the wish
+    names one. UserError where there is no such model.
     """
     methods = list(methods_of(recipe))
     if wish.method is not None and wish.method not in methods:
@@ -100,6 +101,11 @@ def candidate_label(recipe: Recipe, choice: Choice) -> str:
 def _best(summary: Summary, wish: Wish) -> Row:
     """The row of the report that is balanced, or preferred, among all or among a method's."""
     rows = [i for i, row in enumerate(summary.rows) if wish.method in (None, row.method)]
+    if not rows:
+        raise UserError(
+            f"the report has no candidate of {wish.method}: `vcsoup run` evaluates it; --weights"
+            " and --candidate need its policies only"
+        )
     if wish.prefer is not None:
         best, what = preferred(summary, wish.prefer, rows), "preferred by these weights"
     else:

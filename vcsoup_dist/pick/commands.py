@@ -16,5 +16,5 @@ def use_lines(folder: Path, name: str) -> list[str]:
         "        (in a second terminal; pip install 'transformers[serving]')",
         f"serve:  vllm serve {path}",
         f"upload: hf upload {shlex.quote(name)} {path}",
-        "        (after `hf auth login`)",
+        "        (after `hf auth login`; makes a public repository unless --private is given)",
     ]

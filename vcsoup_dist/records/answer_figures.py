@@ -19,7 +19,7 @@ MANY = 0.1
 
 @dataclass(frozen=True)
 class CandidateAnswers:
-    """The answers of a row of the summary, over its prompts and seeds; None: cannot be said."""
+    """The answers of a row of the summary, over its prompts and seeds; None: not computable."""
 
     method: str | None
     """None for theta_0."""
@@ -44,7 +44,7 @@ class CandidateAnswers:
 
 @dataclass(frozen=True)
 class LengthEffect:
-    """How a value's reward goes with the length of answers; None: cannot be said."""
+    """How a value's reward goes with the length of answers; None: not computable."""
 
     slope: float | None
     """Reward per token, between answers of one candidate to one prompt, all others' means taken."""

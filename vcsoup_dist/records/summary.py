@@ -100,6 +100,11 @@ class MethodSummary:
         """The hypervolume less its bias; 0 where the bias is larger, since no volume is less."""
         return max(0.0, self.hypervolume - self.hypervolume_bias)
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether `corrected` is 0 because the bias is larger than what was measured."""
+        return self.hypervolume < self.hypervolume_bias
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -134,7 +139,7 @@ class Comparisons:
 
 @dataclass(frozen=True)
 class Scale:
-    """How values are made comparable: min-max over theta_0 and one method's policies, by seed."""
+    """How values are made comparable: min-max over theta_0 and one method's candidates, by seed."""
 
     low: dict[str, float]
     """What becomes 0, in the reward's units."""
@@ -145,9 +150,10 @@ class Scale:
     reference_scaled: dict[str, float]
     """The reference point for scaled values."""
     method: str | None
-    """Whose single-value policies span it, with theta_0; None where only theta_0 was evaluated."""
+    """Whose candidates span it, with theta_0; None where only theta_0 was evaluated."""
     policies_only: bool
-    """False where no method has all policies, so that all candidates of `method` span it."""
+    """Whether its single-value policies do. False where of no method all of them were evaluated, so
+    that all candidates of `method` span it."""
 
 
 @dataclass(frozen=True)

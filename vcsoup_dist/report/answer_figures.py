@@ -97,8 +97,9 @@ def answer_warnings(summary: Summary, figures: AnswerFigures) -> list[str]:
                 found.append(f"theta_0: {most} {what}. {remedy}")
                 continue
             found.append(
-                f"{soup_label(row)}: {most} {what}; more than a tenth with {above} of the "
-                f"{len(own)} candidates of {method}. {remedy}"
+                f"{soup_label(row)}: {most} {what}; {above} of the {len(own)} candidates of "
+                f"{method} {'has' if above == 1 else 'have'} more than a tenth of such answers. "
+                f"{remedy}"
             )
     return found
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vcsoup_dist.records.answer_figures import MANY, REPEATS
-from vcsoup_dist.report.headline import headline
+from vcsoup_dist.report.below_reference import below_reference
+from vcsoup_dist.report.headline import headline, listed
 from vcsoup_dist.report.method_styles import method_styles
 from vcsoup_dist.report.numbers import decimals_for, fixed, number
 from vcsoup_dist.report.page_data import ReportData
@@ -49,6 +50,8 @@ def render(data: ReportData) -> str:
             name: each for name, each in SECTIONS.items() if name != "answers" or data.samples
         },
         headline=headline(summary),
+        below=below_reference(summary),
+        listed=listed,
         styles=method_styles(summary),
         pick_command=pick_command("recipe.yaml", summary),
         repeats=REPEATS,

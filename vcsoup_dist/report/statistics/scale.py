@@ -1,4 +1,4 @@
-"""One scale for all of a run's hypervolumes, which does not move when a candidate is added."""
+"""One scale for all of a run's hypervolumes, which only the candidates that span it can move."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def choose_scale(evaluated: Sequence[Evaluated], shared: Shared) -> Scale:
     """From theta_0 and the single-value policies of the first method that has all of them.
 
     Their means, of every seed, span each value: the least becomes 0, the largest 1. Where no method
-    has all policies, all candidates of the first method take their place.
+    has all policies among its evaluated candidates, all candidates of the first method take their
+    place; then one more of that method can move the scale.
     """
     methods = list(dict.fromkeys(one.method for one in evaluated if one.method is not None))
     method = next((each for each in methods if _has_all(evaluated, each, shared.axes)), None)
