@@ -145,6 +145,7 @@ def test_figures_of_a_row_are_over_its_seeds_and_prompts():
         "ours: 1 u: 25 % of the answers did not end within the limit",
         "ours: 1 u: 50 % of the answers repeat themselves",
     ]
+    assert "1 of the 1 candidates of ours has more than a tenth of such answers." in lines[0]
     text = answers_as_text(summary, figures)
     assert "KL to theta_0" in text and all(line in text for line in lines)
     (_, found) = csv.DictReader(io.StringIO(answers_as_csv(summary, figures)))
