@@ -198,7 +198,7 @@ def test_the_readmes_recipe_is_valid(tmp_path):
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.name)
 def test_every_example_is_a_valid_recipe(file, monkeypatch):
-    for name in ("VCSOUP_DATA", "VCSOUP_MODELS"):
+    for name in ("VCSOUP_DATA", "VCSOUP_DEMO", "VCSOUP_MODELS"):
         monkeypatch.setenv(name, "/somewhere")
     assert load_recipe(file).trained_values()
 
