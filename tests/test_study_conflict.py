@@ -60,6 +60,7 @@ def test_the_recipe_has_the_values_methods_and_answers_that_are_measured(monkeyp
 def answers(share: float, seeds: Sequence[int], prompts: int) -> list[Evaluated]:
     """A front from (0.2, -1) to (0.6, -3) for all methods; `vc_soup` gains share / 2 in `short`."""
     noise = np.random.default_rng(0).normal(0, 0.02, prompts)
+    noise -= noise.mean()
     start = {"complete": 0.4 + noise, "short": -2.0 + noise}
     found = [Evaluated("base", None, None, None, start)]
     for method in METHODS:
@@ -78,7 +79,8 @@ def answers(share: float, seeds: Sequence[int], prompts: int) -> list[Evaluated]
 
 def test_a_curve_has_the_gains_that_are_in_the_answers():
     measured = Measured({share: answers(share, (0, 1, 2), 24) for share in (0.1, 0.5, 0.9)})
-    curves = {(each.first, each.second): each for each in map(measured.curve, PAIRS)}
+    curves = {(each.first, each.second): each for each in measured.curves()}
+    assert tuple(curves) == PAIRS
     gain = curves["vc_soup", "rewarded_soup"]
     # share / 2 of 4 units of `short`, over the width of the front: 0.6 of `complete`
     for point in gain.points:
@@ -109,11 +111,19 @@ def test_a_difference_of_all_shares_is_surer_than_one_of_one_share():
     assert curve.strong_conflict.high - curve.strong_conflict.low < min(widths)
 
 
+def test_a_pilot_without_a_filter_shows_what_it_reaches_and_compares_nothing():
+    pilot = [each for each in answers(0.5, (0,), 8) if each.method in (None, "rewarded_soup")]
+    measured = Measured({0.5: pilot})
+    assert measured.curves() == []
+    shown = markdown([], measured.levels(), [], 1, 8)
+    assert "| 0.5 | `rewarded_soup` | 0." in shown and "One seed" in shown
+
+
 def test_equal_numbers_give_equal_tables_and_figures():
     shown = []
     for _ in range(2):
         measured = Measured({share: answers(share, (0, 1), 8) for share in (0.3, 0.7)})
-        curves = [measured.curve(pair) for pair in PAIRS]
+        curves = measured.curves()
         shown.append((figure(curves), markdown(curves, measured.levels(), [], 2, 8)))
     assert shown[0] == shown[1]
     assert "| 0.7 | +0.0" in shown[0][1]

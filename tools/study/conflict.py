@@ -1,7 +1,11 @@
 """How conflict matters: the gain of the consistency filter against the share of conflicting pairs.
 
     python tools/study/conflict.py --out runs/conflict
-    python tools/study/conflict.py --out runs/conflict-pilot --shares 0.5 --seeds 1000 \\
+
+The learning rate was chosen before, by a pilot of the method without a filter on other data:
+
+    python tools/study/conflict.py --out runs/conflict-pilot/2e-4 --world runs/conflict/world \\
+        --shares 0.5 --seeds 1000 --set 'methods={rewarded_soup: {}}' \\
         --set training.learning_rate=2.0e-4
 
 Makes the demo's world, a data set for every share of conflicting pairs and every seed
@@ -26,7 +30,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from conflict_curve import CONFIDENCE, PAIRS, SCALE, Measured
+from conflict_curve import CONFIDENCE, SCALE, Measured
 from conflict_data import VALUES, write_data, write_held_out
 from conflict_show import Kept, figure, markdown
 
@@ -48,8 +52,8 @@ SHOWN = 2000  # characters of the log of a run that failed
 
 def make_runs(options: argparse.Namespace) -> None:
     """The world, all data and all runs; SystemExit where a run fails."""
-    world, held_out = options.out / "world", options.out / "data" / "held-out"
-    make_world(world, lambda line: print(line, flush=True))
+    held_out = options.out / "data" / "held-out"
+    make_world(options.world, lambda line: print(line, flush=True))
     write_held_out(held_out, HELD_OUT)
     names = [(share, seed) for seed in options.seeds for share in options.shares]
     with ThreadPoolExecutor(options.jobs) as pool:
@@ -70,7 +74,7 @@ def make_run(options: argparse.Namespace, share: float, seed: int) -> None:
     command += ["--run-dir", str(run_folder(options.out, share, seed))]
     command += [word for each in options.set for word in ("--set", each)]
     environment = os.environ | {
-        "VCSOUP_WORLD": str(options.out / "world"),
+        "VCSOUP_WORLD": str(options.world),
         "VCSOUP_HELD_OUT": str(options.out / "data" / "held-out"),
         "VCSOUP_DATA": str(data),
         "VCSOUP_SEED": str(seed),
@@ -107,11 +111,13 @@ def answers_of(runs: Mapping[int, FinishedRun]) -> list[Evaluated]:
     ]
 
 
-def kept_pairs(out: Path, shares: Sequence[float], seeds: Sequence[int]) -> list[Kept]:
+def kept_pairs(
+    out: Path, filters: Sequence[str], shares: Sequence[float], seeds: Sequence[int]
+) -> list[Kept]:
     """What the filters left, from their own reports."""
     found = []
     for share in shares:
-        for method in FILTERS:
+        for method in filters:
             for value in VALUES:
                 counts = [
                     FilterReport.read(
@@ -148,8 +154,9 @@ def write_results(options: argparse.Namespace) -> None:
     if len(prompts) > 1:
         raise SystemExit("the runs answer different prompts; take another --out")
     measured = Measured({share: answers_of(by_seed) for share, by_seed in runs.items()})
-    curves, levels = [measured.curve(pair) for pair in PAIRS], measured.levels()
-    kept = kept_pairs(options.out, options.shares, options.seeds)
+    curves, levels = measured.curves(), measured.levels()
+    filters = [method for method in FILTERS if method in measured.methods]
+    kept = kept_pairs(options.out, filters, options.shares, options.seeds)
     roots = [run_folder(options.out, share, seed) for share in options.shares
              for seed in options.seeds]  # fmt: skip
     content = {
@@ -167,7 +174,8 @@ def write_results(options: argparse.Namespace) -> None:
     text = markdown(curves, levels, kept, len(options.seeds), content["prompts"])
     write_atomically(options.out / "conflict.json", json.dumps(content, indent=1) + "\n")
     write_atomically(options.out / "conflict.md", text)
-    write_atomically(options.out / "conflict.svg", figure(curves))
+    if curves:
+        write_atomically(options.out / "conflict.svg", figure(curves))
     print(text)
 
 
@@ -175,6 +183,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of all that is made")
+    parser.add_argument("--world", type=Path, help="the demo's world; by default OUT/world")
     parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, a core each")
@@ -182,6 +191,7 @@ def main() -> None:
                         help="a key of conflict.yaml, as for `vcsoup run`; repeatable")  # fmt: skip
     options = parser.parse_args()
     options.out = options.out.resolve()
+    options.world = (options.world or options.out / "world").resolve()
     options.shares = sorted(set(options.shares))
     options.seeds = sorted(set(options.seeds))
     make_runs(options)

@@ -105,10 +105,11 @@ class Measured:
     def __init__(self, evaluated: Mapping[float, Sequence[Evaluated]]) -> None:
         prompts = len(next(iter(evaluated.values()))[0].rewards[VALUES[0]])
         shared = Shared(VALUES, VALUES, prompts)
-        methods = list(dict.fromkeys(name for pair in PAIRS for name in pair))
+        methods = dict.fromkeys(each.method for each in next(iter(evaluated.values())))
+        self.methods = [method for method in methods if method is not None]
         resampled = prompt_shares(prompts, RESAMPLES, 0)
         self.candidates = {
-            share: {method: candidates_of(each, method, shared) for method in methods}
+            share: {method: candidates_of(each, method, shared) for method in self.methods}
             for share, each in evaluated.items()
         }
         self.fixed: ByShare = {
@@ -119,6 +120,10 @@ class Measured:
             share: volumes_by_method(each, resampled, choose_scale(evaluated[share], shared))
             for share, each in self.candidates.items()
         }
+
+    def curves(self) -> list[Curve]:
+        """Of those of `PAIRS` that were run: a pilot runs fewer methods."""
+        return [self.curve(pair) for pair in PAIRS if set(pair) <= set(self.methods)]
 
     def curve(self, pair: tuple[str, str]) -> Curve:
         """Of two methods over all shares."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from vcsoup_dist.plot_style import INK, LINES, plot_style
 COLOURS, MARKERS = ("#1f62b0", "#d96b1f"), "os"
 NUDGE = 0.012  # of the share, so that intervals of two curves do not cover each other
 RULES = {"vc_soup": "cos ≥ 0", "strict": "both gaps ≥ 0 (cos ≥ 0.707)"}
+ONE_SEED = "One seed: the intervals are of these data and policies, and say nothing of others."
 STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -45,27 +46,8 @@ def markdown(
     """All tables, in the order of the questions."""
     lines = [
         f"{seeds} seeds, each with data of its own; {prompts} prompts. 95 % intervals in brackets.",
-        "",
-        "Difference of hypervolumes on the fixed scale. The intervals of a column's shares hold "
-        "together; those of its mean and slope each for itself:",
-        "",
-        *_table(["share of conflicting pairs", *map(_title, curves)], _by_share(curves)),
-        "",
-        "Difference on the scale that each share's own report would take:",
-        "",
-        *_table(["share", *map(_title, curves)], [
-            [f"{points[0].share:g}", *(_text(p.own_scale) for p in points)]
-            for points in zip(*(c.points for c in curves), strict=True)
-        ]),
-        "",
-        "The even mix, weights (0.5, 0.5): difference of the mean reward, in its own units; each "
-        "interval for itself:",
-        "",
-        *_table(["share", "value", *map(_title, curves)], [
-            [f"{points[0].share:g}", value, *(_text(p.even_mix[value]) for p in points)]
-            for points in zip(*(c.points for c in curves), strict=True)
-            for value in VALUES
-        ]),
+        *([ONE_SEED] if seeds == 1 else []),
+        *(_of_curves(curves) if curves else []),
         "",
         "What methods reach: hypervolume less its bias, and mean rewards of the even mix:",
         "",
@@ -75,6 +57,43 @@ def markdown(
              *(f"{each.even_mix[value]:.3f}" for value in VALUES)]
             for each in levels
         ]),
+        *(_of_filters(kept) if kept else []),
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _of_curves(curves: Sequence[Curve]) -> Iterator[str]:
+    heads = [_title(curve) for curve in curves]
+    rows = list(zip(*(curve.points for curve in curves), strict=True))
+    yield from (
+        "",
+        "Difference of hypervolumes on the fixed scale. The intervals of a column's shares hold "
+        "together; those of its mean and slope each for itself:",
+        "",
+        *_table(["share of conflicting pairs", *heads], [
+            *([f"{row[0].share:g}", *(_text(each.hypervolume) for each in row)] for row in rows),
+            *_whole_curves(curves),
+        ]),
+        "",
+        "Difference on the scale that each share's own report would take:",
+        "",
+        *_table(["share", *heads], [
+            [f"{row[0].share:g}", *(_text(each.own_scale) for each in row)] for row in rows
+        ]),
+        "",
+        "The even mix, weights (0.5, 0.5): difference of the mean reward, in its own units; each "
+        "interval for itself:",
+        "",
+        *_table(["share", "value", *heads], [
+            [f"{row[0].share:g}", value, *(_text(each.even_mix[value]) for each in row)]
+            for row in rows
+            for value in VALUES
+        ]),
+    )  # fmt: skip
+
+
+def _of_filters(kept: Sequence[Kept]) -> Iterator[str]:
+    yield from (
         "",
         "What the filters keep, and how much of it conflicts:",
         "",
@@ -83,8 +102,7 @@ def markdown(
              f"{each.conflicting:.1%}"]
             for each in kept
         ]),
-    ]  # fmt: skip
-    return "\n".join(lines) + "\n"
+    )  # fmt: skip
 
 
 def figure(curves: Sequence[Curve]) -> bytes:
@@ -117,19 +135,15 @@ def _draw(axes: Axes, curves: Sequence[Curve]) -> None:
     axes.legend(fontsize=8, loc="best")
 
 
-def _by_share(curves: Sequence[Curve]) -> Iterator[list[str]]:
-    for points in zip(*(curve.points for curve in curves), strict=True):
-        yield [f"{points[0].share:g}", *(_text(point.hypervolume) for point in points)]
-    for name, found in _whole_curves(curves).items():
-        if any(found):
-            yield [name, *("" if each is None else _text(each) for each in found)]
-
-
-def _whole_curves(curves: Sequence[Curve]) -> Mapping[str, list[Difference | None]]:
-    return {
+def _whole_curves(curves: Sequence[Curve]) -> Iterator[list[str]]:
+    whole = {
         f"mean from {STRONG:g} on": [curve.strong_conflict for curve in curves],
         "slope, per unit of share": [curve.slope for curve in curves],
     }
+    for name, found in whole.items():
+        known = [each for each in found if each is not None]
+        if known:
+            yield [name, *map(_text, known)]
 
 
 def _title(curve: Curve) -> str:
@@ -140,7 +154,7 @@ def _text(found: Difference) -> str:
     return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]".replace("-", "−")
 
 
-def _table(heads: Sequence[str], rows: Iterator[list[str]] | Sequence[list[str]]) -> Iterator[str]:
+def _table(heads: Sequence[str], rows: Sequence[list[str]]) -> Iterator[str]:
     yield "| " + " | ".join(heads) + " |"
     yield "| " + " | ".join("---" for _ in heads) + " |"
     for row in rows:
