@@ -85,14 +85,14 @@ def test_a_curve_has_the_gains_that_are_in_the_answers():
     # share / 2 of 4 units of `short`, over the width of the front: 0.6 of `complete`
     for point in gain.points:
         expected = 0.6 * point.share / 8
-        assert point.hypervolume.value == pytest.approx(expected, abs=1e-9)
+        assert point.hypervolume.value == pytest.approx(expected, rel=0.01)  # less its bias
         assert point.hypervolume.low < expected < point.hypervolume.high
         assert point.even_mix["short"].value == pytest.approx(point.share / 2)
         assert point.even_mix["complete"].value == pytest.approx(0)
         assert point.own_scale.value > 0
-    assert gain.slope is not None and gain.slope.value == pytest.approx(0.6 / 8)
+    assert gain.slope is not None and gain.slope.value == pytest.approx(0.6 / 8, rel=0.01)
     assert gain.strong_conflict is not None
-    assert gain.strong_conflict.value == pytest.approx(0.6 * 0.7 / 8)
+    assert gain.strong_conflict.value == pytest.approx(0.6 * 0.7 / 8, rel=0.01)
     nothing = curves["strict", "random_strict"]
     assert [point.hypervolume.value for point in nothing.points] == [0, 0, 0]
 
