@@ -19,7 +19,8 @@ LAYERS = [
     *(
         "identity",
         "locks",
-        "progress files processes json_file",
+        "leases",
+        "progress files file_systems processes json_file",
         "moments plot_style",
         "errors",
         "__init__",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -20,7 +21,7 @@ import vcsoup_dist
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.launch import ray_check
 from vcsoup_dist.launch.ray_cluster import ray_cluster
-from vcsoup_dist.launch.shared_files import token, trouble_with
+from vcsoup_dist.launch.shared_files import token, trouble_with, trouble_with_locks
 from vcsoup_dist.processes import children, process_name
 from vcsoup_dist.recipe import Launch
 
@@ -89,6 +90,21 @@ def test_a_token_that_is_there_is_read_and_another_is_not(tmp_path, monkeypatch)
         assert text in path.name
     with token(tmp_path, "seen") as again:
         assert again != path
+
+
+@pytest.mark.parametrize("error", [errno.ENOSYS, None])
+def test_a_node_says_where_locks_fail_or_are_its_own(tmp_path, monkeypatch, error):
+    with token(tmp_path, "look") as path:
+        assert trouble_with_locks(str(path)) == ""
+
+        def flock(*_: object) -> None:
+            if error:
+                raise OSError(error, "no locks here")
+
+        monkeypatch.setattr("fcntl.flock", flock)
+        assert ("has no locks" if error else "locks on each node alone") in trouble_with_locks(
+            str(path)
+        )
 
 
 def test_a_token_that_a_killed_command_left_is_removed_later(tmp_path):

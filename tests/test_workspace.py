@@ -304,3 +304,25 @@ def test_a_product_that_was_killed_while_it_was_extended_is_extended_again(tmp_p
     assert sorted(path.name for path in workspace.folder(BASE).iterdir()) == [
         "part-0", "part-1", "part-2", "product.json",
     ]  # fmt: skip
+
+
+def test_an_input_that_another_host_has_just_published_is_waited_for(tmp_path, monkeypatch):
+    workspace = Workspace.open(tmp_path / "run", RECIPE)
+    with workspace.publishing(BASE):
+        pass
+    away = tmp_path / "away"
+    workspace.folder(BASE).rename(away)
+    looked = []
+    monkeypatch.setattr("vcsoup_dist.workspace.LATE", 0.3)
+    with pytest.raises(UserError, match="base is not made yet"):
+        workspace.need(BASE)  # on a file system of this host alone, at once
+
+    def appear(root: Path, names: list[str]) -> None:
+        looked.append(names)
+        if len(looked) == 2:
+            away.rename(workspace.folder(BASE))
+
+    monkeypatch.setattr("vcsoup_dist.workspace.may_be_shared", lambda path: True)
+    monkeypatch.setattr("vcsoup_dist.workspace.look_afresh", appear)
+    assert workspace.need(BASE) == workspace.folder(BASE)
+    assert looked == [["base"]] * 2

@@ -16,6 +16,17 @@ from pathlib import Path
 from vcsoup_dist.errors import UserError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+GONE = (
+    errno.ENOTCONN,
+    errno.ESTALE,
+    errno.EBADFD,
+    errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ESHUTDOWN,
+    errno.EREMOTEIO,
+)
+"""Errors of a network file system whose server, or the way to it, is gone."""
 WRITE_ERRORS = (*DISK_FULL, errno.EROFS, errno.EACCES, errno.EPERM)
 """Errors of a disk that a person can fix."""
 
@@ -25,17 +36,21 @@ _EXCHANGE = 2
 
 
 def write_error(error: BaseException, what: object = "") -> UserError | None:
-    """The line for one of WRITE_ERRORS, None for any other error.
+    """The line for one of WRITE_ERRORS or GONE, None for any other error.
 
     what: what could not be written; by default the error's file.
     """
-    if not isinstance(error, OSError) or error.errno not in WRITE_ERRORS:
+    if not isinstance(error, OSError) or error.errno not in (*WRITE_ERRORS, *GONE):
         return None
     subject = str(what or error.filename or "the disk")
     file = f" ({error.filename})" if error.filename and str(error.filename) != subject else ""
     advice = "make room" if error.errno in DISK_FULL else "fix this"
+    trouble = "cannot be written"
+    if error.errno in GONE:
+        trouble = "its file system is out of reach"
+        advice = "see to its server and the network"
     return UserError(
-        f"{subject}: cannot be written: {os.strerror(error.errno)}{file}; nothing is lost:"
+        f"{subject}: {trouble}: {os.strerror(error.errno)}{file}; nothing is lost:"
         f" {advice}, then run the same command to resume"
     )
 

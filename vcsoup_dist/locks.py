@@ -1,11 +1,14 @@
-"""File locks: all that the project takes. A killed process holds none.
+"""Locks: all that the project takes. A killed process holds none.
 
-Locks are flock(2)'s unless a function says otherwise. Processes on several nodes see each other's
-only on a file system that shares locks.
+On a file system of one host they are flock(2)'s, unless a function says otherwise. Where several
+hosts may share it, each is a lease as well (leases.py): there flock may fail, be one host's own, or
+be lost.
 """
 
 from __future__ import annotations
 
+import atexit
+import errno
 import fcntl
 import os
 import socket
@@ -13,87 +16,199 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
+from vcsoup_dist import leases
+from vcsoup_dist.file_systems import may_be_shared
 from vcsoup_dist.processes import close_in_forks
 
 EXCLUSIVE, SHARED = fcntl.LOCK_EX, fcntl.LOCK_SH
 
 POLL = 0.01  # seconds
+ENTRY = 5.0  # seconds for others that share a lock to enter, one after the other
+
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+"""Errors of a file system that has no locks, such as Lustre's without `-o flock`."""
+
+
+class Lock:
+    """The lock of a file in a folder that exists; held until it is closed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file: IO[str] = open(path, "a+")  # noqa: SIM115  # see `close`
+        self.is_shared_by_hosts = may_be_shared(path)
+        self.holder = ""
+        """Who had it when `take` failed, where that is known better than by `signature`."""
+        self._share: Path | None = None
+        self._holds_one = False
+
+    def take(self, kind: int, timeout: float | None = 0.0) -> bool:
+        """Take it, EXCLUSIVE or SHARED; False where others still hold it after `timeout` seconds.
+
+        None: however long it takes. Where a process on another host may have ended, this waits
+        until that is known, whatever `timeout` says. One that is held shared may be taken
+        exclusively, and the other way round.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            known = flock(self.file, kind, deadline)
+            if known is not False and (not self.is_shared_by_hosts or self._lease(kind, known)):
+                return True
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+            time.sleep(POLL)
+
+    def sign(self, who: str = "") -> None:
+        """Write into its file which process holds it, after `who`."""
+        self.file.truncate(0)
+        self.file.write(f"{who}pid {os.getpid()} on {socket.gethostname()}\n")
+        self.file.flush()
+
+    def signature(self) -> str:
+        """Which process holds it, or wrote into its file last, as `pid 7 on host`."""
+        self.file.seek(0)
+        return self.holder or self.file.read().strip()
+
+    def is_kept(self) -> bool:
+        """Whether it has not been lost since it was taken exclusively."""
+        return not self._holds_one or leases.is_kept(leases.held_by_one(self.path))
+
+    def close(self) -> None:
+        """Give it up."""
+        if self._share:
+            leases.give_back(self._share)
+        if self._holds_one:
+            leases.give_back(leases.held_by_one(self.path))
+        self._share, self._holds_one = None, False
+        self.file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _lease(self, kind: int, known: bool | None) -> bool:
+        """known: whether flock says that no process of this host has the lock."""
+        one = leases.held_by_one(self.path)
+        # Those that share the lock hold this one too, for a moment.
+        alone = kind == EXCLUSIVE and known is True
+        until = time.monotonic() + ENTRY
+        while not self._holds_one:
+            self._holds_one = leases.make(one)
+            if not self._holds_one:
+                self.holder = leases.wait_until_ended(one, alone)
+                if self.holder and (kind == EXCLUSIVE or time.monotonic() > until):
+                    return False
+                time.sleep(POLL)
+        others = [] if kind == SHARED else leases.shared_leases(self.path)
+        self.holder = next(
+            filter(None, (leases.wait_until_ended(e, alone) for e in others if e != self._share)),
+            "",
+        )
+        if kind == SHARED and self._share is None:
+            self._share = leases.make_shared(self.path)
+        if kind == SHARED or self.holder:
+            leases.give_back(one)
+            self._holds_one = False
+        return not self.holder
+
+
+def flock(file: IO[str], kind: int, deadline: float | None) -> bool | None:
+    """Take flock(2)'s lock of an open file until `deadline`, by the monotonic clock.
+
+    Returns whether it was taken; None where the file system has none.
+    """
+    while True:
+        try:
+            fcntl.flock(file, kind if deadline is None else kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if deadline is None or time.monotonic() >= deadline:
+                return False
+            time.sleep(POLL)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            return None
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path) -> Iterator[Lock]:
     """Wait for the lock of `path`, a file in a folder that exists, and hold it."""
-    with open(path, "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def wait_for_lock(lock: IO[str], kind: int) -> None:
-    """Take a lock of an open file, EXCLUSIVE or SHARED, however long it takes."""
-    fcntl.flock(lock, kind)
-
-
-def try_lock(lock: IO[str], kind: int, timeout: float = 0.0) -> bool:
-    """Take a lock of an open file; False where others still hold it after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            fcntl.flock(lock, kind | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(POLL)
+    with Lock(path) as lock:
+        lock.take(EXCLUSIVE, timeout=None)
+        yield lock
 
 
 def is_locked(path: Path) -> bool:
     """Whether a process holds a lock of `path`; False where there is no such file.
 
-    It takes the lock for a moment itself.
+    It takes the lock for a moment itself. Of processes on other hosts it may see those that were
+    killed a short while ago as well.
     """
     if not path.exists():
         return False
     # Some file systems lock exclusively only what is open for writing. In a run directory of
     # another user that cannot be, and only an exclusive lock is seen.
     writable = os.access(path, os.W_OK)
-    with open(path, "a" if writable else "r") as lock:
-        return not try_lock(lock, EXCLUSIVE if writable else SHARED)
+    with open(path, "a" if writable else "r") as file:
+        if flock(file, EXCLUSIVE if writable else SHARED, time.monotonic()) is False:
+            return True
+    if not may_be_shared(path):
+        return False
+    return any(map(leases.shows_life, [leases.held_by_one(path), *leases.shared_leases(path)]))
 
 
-def sign(lock: IO[str]) -> None:
-    """Write into a lock's file, open for appending, which process holds it."""
-    lock.truncate(0)
-    lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
-    lock.flush()
-
-
-def signature(lock: IO[str]) -> str:
-    """Which process wrote into a lock's file last, as `pid 7 on host`."""
-    lock.seek(0)
-    return lock.read().strip()
+def remove_lock(path: Path) -> None:
+    """Remove a lock's file, which this process may hold, and what else there is of it."""
+    path.unlink(missing_ok=True)
+    for lease in [leases.held_by_one(path), *leases.shared_leases(path)]:
+        leases.give_back(lease)
+        lease.unlink(missing_ok=True)
 
 
 def share_until_exit(path: Path) -> None:
     """Share the lock of `path` until this process ends; forked children do not hold it."""
-    handle = os.open(path, os.O_RDWR)
-    fcntl.flock(handle, fcntl.LOCK_SH)
-    close_in_forks(handle)
+    file = open(path, "r+")  # noqa: SIM115  # until the process ends
+    flock(file, SHARED, None)
+    close_in_forks(file.fileno())
+    _until_exit.append(file)
+    if may_be_shared(path):
+        atexit.register(leases.give_back, leases.make_shared(path))
 
 
-def lock_for_process(file: IO[str]) -> None:
-    """Take a lock of lockf's on a file open for writing; no child inherits it.
+_until_exit: list[IO[str]] = []
 
-    The process gives it up when it closes any descriptor of the file.
+
+def lock_for_process(file: IO[str], path: Path) -> None:
+    """Take a lock of lockf's on a file open for writing, to be `path`; no child inherits it.
+
+    The process gives it up when it closes any descriptor of the file, and by `unlock_for_process`.
     """
-    fcntl.lockf(file, fcntl.LOCK_EX)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    if may_be_shared(path.parent):
+        leases.make(leases.held_by_one(path))
+
+
+def unlock_for_process(path: Path) -> None:
+    """Give up what `lock_for_process` took beside the lock."""
+    leases.give_back(leases.held_by_one(path))
 
 
 def is_locked_by_process(file: IO[str]) -> bool:
     """Whether another process holds the lock of `lock_for_process` on an open file."""
     try:
         fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # POSIX leaves open which of them it is
-        return True
-    return False
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):  # POSIX leaves open which of them it is
+            return True
+        if error.errno not in NO_LOCKS:
+            raise
+    path = Path(file.name)
+    return may_be_shared(path) and leases.shows_life(leases.held_by_one(path))

@@ -17,28 +17,20 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.file_systems import look_afresh, may_be_shared
 from vcsoup_dist.files import remove_leftovers, sync, sync_tree, write_atomically, write_error
 from vcsoup_dist.identity import Located
-from vcsoup_dist.locks import (
-    EXCLUSIVE,
-    SHARED,
-    exclusive,
-    is_locked,
-    sign,
-    signature,
-    try_lock,
-    wait_for_lock,
-)
+from vcsoup_dist.locks import EXCLUSIVE, SHARED, Lock, exclusive, is_locked
 from vcsoup_dist.processes import pids_with_open
 from vcsoup_dist.recipe import Recipe
 from vcsoup_dist.recipe.origin import note_origin
@@ -49,6 +41,8 @@ log = logging.getLogger("vcsoup")
 WORKERS_TIMEOUT = 60.0  # seconds; ranks and actors of a killed run die well within this
 
 RECORD = "product.json"
+
+LATE = 5.0  # seconds; a network file system may show a rename late
 
 GLANCE = 0.5  # seconds; `is_being_made` holds a lock for less
 
@@ -197,13 +191,30 @@ class Workspace:
             raise UserError(f"{file}: unreadable ({error}); remove that folder") from error
 
     def need(self, product: Product) -> Path:
-        """Folder of a finished input; raises UserError where it is not there."""
-        if not self.is_made(product):
+        """Folder of a finished input; raises UserError where it is not there.
+
+        One that another host has published a moment ago is waited for.
+        """
+        if not self.is_made(product) and not self._appears(product):
             raise UserError(
                 f"{product.name} is not made yet, or not by this recipe: "
                 f"run `vcsoup {product.command}` first, or `vcsoup run` for all"
             )
         return self.folder(product)
+
+    def look_afresh(self, products: Iterable[Product]) -> None:
+        """See what other hosts have published of the products, where this one may remember less."""
+        if may_be_shared(self.root):
+            look_afresh(self.root, [each.name for each in products if not self.is_made(each)])
+
+    def _appears(self, product: Product) -> bool:
+        deadline = time.monotonic() + LATE
+        while may_be_shared(self.root) and time.monotonic() < deadline:
+            self.look_afresh([product])
+            if self.is_made(product):
+                return True
+            time.sleep(0.2)
+        return False
 
     def draft(self, product: Product) -> Draft:
         """Where the product is made, or would be."""
@@ -223,10 +234,14 @@ class Workspace:
         waited for, or refused with a UserError; whoever waits looks again whether the product is
         made.
         """
-        with self._alone(product, wait):
+        with self._alone(product, wait) as writer:
             draft = self._prepare(product)
             try:
                 yield draft
+                if not writer.is_kept():
+                    raise UserError(
+                        f"{product.name}: another host has taken it over; run this again"
+                    )
                 self._publish(draft)
                 if not keep_scratch:
                     # While nobody else can be in it.
@@ -299,38 +314,39 @@ class Workspace:
         return self.root / "locks" / f"{name.replace('/', '.')}.{kind}"
 
     @contextmanager
-    def _alone(self, product: Product, wait: bool) -> Iterator[None]:
+    def _alone(self, product: Product, wait: bool) -> Iterator[Lock]:
         """One writer: an exclusive lock, after the workers of a killed writer are gone."""
         (self.root / "locks").mkdir(exist_ok=True)
-        with open(self._lock(product.name, "writer"), "a+") as writer:
-            if not try_lock(writer, EXCLUSIVE, GLANCE):
+        with Lock(self._lock(product.name, "writer")) as writer:
+            if not writer.take(EXCLUSIVE, GLANCE):
                 busy = _busy(product, writer)
                 if not wait:
                     raise UserError(busy)
                 log.info("waiting: %s", busy)
-                wait_for_lock(writer, EXCLUSIVE)
-            sign(writer)
+                writer.take(EXCLUSIVE, timeout=None)
+            writer.sign()
             _wait_for_workers(self._lock(product.name, "workers"), product)
-            yield
+            self.look_afresh([product])
+            yield writer
 
     @contextmanager
     def _share(self, product: Product) -> Iterator[Draft | None]:
         """A share of the writer's lock, and the draft unless the product is made."""
-        with open(self._lock(product.name, "writer"), "a+") as writer:
-            if not try_lock(writer, SHARED, GLANCE):
+        with Lock(self._lock(product.name, "writer")) as writer:
+            if not writer.take(SHARED, GLANCE):
                 raise UserError(_busy(product, writer))
             draft = None
             if not self.is_made(product):
                 if not self._is_drafted(product):
-                    if not try_lock(writer, EXCLUSIVE, GLANCE):
+                    if not writer.take(EXCLUSIVE, GLANCE):
                         raise UserError(
                             f"{_busy(product, writer)}, from something else than the recipe says"
                             " now; wait for it, or end it"
                         )
                     _wait_for_workers(self._lock(product.name, "workers"), product)
                 draft = self._prepare(product)
-            sign(writer)
-            if not try_lock(writer, SHARED):  # somebody came between the two locks
+            writer.sign()
+            if not writer.take(SHARED):  # somebody came between the two locks
                 raise UserError(_busy(product, writer))
             yield draft
 
@@ -367,17 +383,17 @@ def _extend(final: Path, output: Path) -> None:
     output.rmdir()
 
 
-def _busy(product: Product, lock: IO[str]) -> str:
-    return f"{product.name} is being made by another process ({signature(lock)})"
+def _busy(product: Product, lock: Lock) -> str:
+    return f"{product.name} is being made by another process ({lock.signature()})"
 
 
 def _wait_for_workers(path: Path, product: Product) -> None:
     deadline = time.monotonic() + WORKERS_TIMEOUT
-    with open(path, "a") as lock:
-        while not try_lock(lock, EXCLUSIVE):
+    with Lock(path) as lock:
+        while not lock.take(EXCLUSIVE):
             if time.monotonic() > deadline:
                 pids = ", ".join(str(pid) for pid in pids_with_open(path))
-                who = f"pid {pids}" if pids else "none to be seen on this machine"
+                who = lock.holder or (f"pid {pids}" if pids else "none to be seen on this machine")
                 raise UserError(
                     f"{product.name}: ranks or actors of a former run still write to it after "
                     f"{WORKERS_TIMEOUT:.0f} s ({who}); end them first"

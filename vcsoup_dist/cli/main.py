@@ -15,6 +15,7 @@ import typer
 from vcsoup_dist import __version__
 from vcsoup_dist.cli import comparing, merging, picking, runs, slurm, stages
 from vcsoup_dist.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted, UserError
+from vcsoup_dist.files import GONE
 from vcsoup_dist.import_paths import import_last
 from vcsoup_dist.launch.stop_signals import STOP_SIGNALS, detach_lost_terminal, not_ignored
 from vcsoup_dist.pipeline.stages import STAGES
@@ -60,8 +61,7 @@ app = typer.Typer(
 
 MACHINE_ERRORS = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENXIO,
-    errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ELOOP, errno.ESTALE, errno.EISDIR,
-    errno.ENOTDIR,
+    errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, *GONE,
 )  # fmt: skip
 """Errors of the machine and its files, where the name of the file says enough."""
 

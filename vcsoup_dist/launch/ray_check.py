@@ -20,6 +20,8 @@ NAMED = 4  # nodes that a message names
 def check_nodes(folder: Path, cluster: str) -> None:
     """Raise UserError where a node has another version, or does not read a new file of `folder`.
 
+    Warns where a node does not see this one's locks there.
+
     Asks every node that offers CPUs or GPUs, also where all are taken. One that dies meanwhile is
     passed over. `cluster`: what the message calls the cluster.
     """
@@ -35,20 +37,24 @@ def check_nodes(folder: Path, cluster: str) -> None:
             asked[there.remote(str(path), __version__)] = node
         silent = _wait(asked, names)
         alive = _nodes()
-        troubles = defaultdict(list)
+        troubles, of_locks = defaultdict(list), defaultdict(list)
         for reference, node in asked.items():
-            trouble = _no_answer() if reference in silent else _answer(reference)
+            trouble, locks = (_no_answer(), "") if reference in silent else _answer(reference)
             if trouble and node in alive:
                 troubles[trouble].append(names[node])
+            if locks:
+                of_locks[locks].append(names[node])
     if troubles:
         trouble, where = max(troubles.items(), key=lambda each: len(each[1]))
         raise UserError(f"{cluster}: on {_listed(where)}: {trouble}")
+    for trouble, where in of_locks.items():
+        log.warning("on %s: %s", _listed(where), trouble)
 
 
-def _look_from_a_node() -> Callable[[str, str], str]:
+def _look_from_a_node() -> Callable[[str, str], tuple[str, str]]:
     # Not a function of the module: of that Ray would send the name alone, to be imported.
-    def look(path: str, version: str) -> str:
-        """What is wrong on this node; empty where nothing is."""
+    def look(path: str, version: str) -> tuple[str, str]:
+        """What is wrong on this node, and with locks there; empty where nothing is."""
         try:
             import vcsoup_dist
 
@@ -56,12 +62,13 @@ def _look_from_a_node() -> Callable[[str, str], str]:
                 return (
                     f"vcsoup_dist is version {vcsoup_dist.__version__}, and {version} here; "
                     "install the same on all nodes"
-                )
-            from vcsoup_dist.launch.shared_files import trouble_with
+                ), ""
+            from vcsoup_dist.launch.shared_files import trouble_with, trouble_with_locks
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-            return f"vcsoup_dist cannot be imported ({reason}); install version {version} there"
-        return trouble_with(path)
+            return f"vcsoup_dist cannot be imported ({reason}); install version {version} there", ""
+        trouble = trouble_with(path)
+        return trouble, "" if trouble else trouble_with_locks(path)
 
     return look
 
@@ -95,13 +102,14 @@ def _wait(asked: Mapping[Any, str], names: Mapping[str, str]) -> list[Any]:
     return list(silent)
 
 
-def _answer(reference: Any) -> str:
+def _answer(reference: Any) -> tuple[str, str]:
     import ray
 
     try:
-        return str(ray.get(reference))
+        trouble, locks = ray.get(reference)
+        return str(trouble), str(locks)
     except ray.exceptions.RayError as error:
-        return f"no task runs there ({' '.join(str(error).split())[:300]})"
+        return f"no task runs there ({' '.join(str(error).split())[:300]})", ""
 
 
 def _no_answer() -> str:

@@ -1,4 +1,4 @@
-"""Whether another node sees the files of this one, as a small file shows that is there to be read.
+"""Whether another node sees the files of this one, and its locks, as a small file shows.
 
 Its name is new every time, so that no node can have an old one, or remember that it was not there.
 """
@@ -11,13 +11,20 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from vcsoup_dist.file_systems import file_system
+from vcsoup_dist.leases import TAKEOVER
+from vcsoup_dist.locks import EXCLUSIVE, flock
+
 LEFT_BEHIND = 3600.0  # seconds; nobody reads a token that is so old
 PATIENCE = 5.0  # seconds; a network file system may show a new file late
 
 
 @contextlib.contextmanager
 def token(folder: Path, prefix: str) -> Iterator[Path]:
-    """A file in `folder` for the block; another node tells by `trouble_with` whether it sees it.
+    """A file in `folder` for the block, and a lock of it.
+
+    Another node tells by `trouble_with` whether it sees the file, and by `trouble_with_locks`
+    whether it sees the lock.
 
     Removes those that killed commands have left there.
     """
@@ -27,9 +34,12 @@ def token(folder: Path, prefix: str) -> Iterator[Path]:
                 old.unlink()
     nonce = uuid.uuid4().hex
     path = folder.absolute() / f"{prefix}-{nonce}"
-    path.write_text(nonce)
     try:
-        yield path
+        with open(path, "w") as file:
+            file.write(nonce)
+            file.flush()
+            flock(file, EXCLUSIVE, None)
+            yield path
     finally:
         path.unlink(missing_ok=True)
 
@@ -52,3 +62,18 @@ def trouble_with(path: str) -> str:
                 "choose another with --run-dir"
             )
         time.sleep(0.2)
+
+
+def trouble_with_locks(path: str) -> str:
+    """Why locks do not hold between the process that made the token and this one; empty where they
+    do."""
+    with open(path, "r+") as file:
+        taken = flock(file, EXCLUSIVE, time.monotonic())
+    if taken is False:
+        return ""
+    kind = file_system(Path(path)) or "its file system"
+    how = "has no locks" if taken is None else "locks on each node alone"
+    return (
+        f"{Path(path).parent}: {kind} {how}; leases are used in their place: what a lost node was "
+        f"making is taken over after {TAKEOVER:.0f} s"
+    )

@@ -30,7 +30,7 @@ from vcsoup_dist.launch.rank_logs import (
 )
 from vcsoup_dist.launch.shared_files import token
 from vcsoup_dist.launch.slurm_output import lines_of
-from vcsoup_dist.launch.srun_rank import DONE, UNSEEN
+from vcsoup_dist.launch.srun_rank import DONE, UNLOCKED, UNSEEN
 from vcsoup_dist.launch.stop_signals import (
     RANK_SIGNALS,
     forward_stop_signals,
@@ -45,6 +45,7 @@ KILLED_BY_REQUEST = 128 + signal.SIGUSR2
 
 # Such as `srun: error: n2: tasks 2-3: Killed`.
 TASK_ENDED = re.compile(rb"srun: error: (\S+): tasks? (\d+)[\d,-]*: (.+)")
+UNLOCKED_LINE = re.compile(rf"{UNLOCKED}(\S+): (.+)".encode())
 UNSEEN_LINE = re.compile(rf"{UNSEEN}(\S+): (.+)".encode())
 RANK_DONE = re.compile(rf"{DONE}(\d+)\n".encode())
 STOPPED = f"Exited with exit code {EXIT_PREEMPTED}"
@@ -198,6 +199,8 @@ class _Said:
     """The rank that failed first, and how."""
     unseen: dict[str, str] = field(default_factory=dict)
     """Node -> its trouble with the log folder."""
+    unlocked: bool = False
+    """Whether a node does not see this one's locks."""
     done: set[int] = field(default_factory=set)
     """The ranks that came to their end."""
     words: str = ""
@@ -221,6 +224,12 @@ def _pass_on(step: subprocess.Popen[bytes]) -> _Said:
             node, trouble = (each.decode(errors="replace") for each in found.groups())
             said.unseen[node] = trouble
             step.terminate()
+            continue
+        if found := UNLOCKED_LINE.search(line):
+            node, trouble = (each.decode(errors="replace") for each in found.groups())
+            if not said.unlocked:  # every rank says it
+                log.warning("on %s: %s", node, trouble)
+            said.unlocked = True
             continue
         sys.stderr.buffer.write(line)
         sys.stderr.buffer.flush()

@@ -12,11 +12,13 @@ import runpy
 import sys
 from pathlib import Path
 
-from vcsoup_dist.launch.shared_files import trouble_with
+from vcsoup_dist.launch.shared_files import trouble_with, trouble_with_locks
 
 UNSEEN = "vcsoup: unseen: "
 """How the line of a task begins that does not see the log folder."""
 
+UNLOCKED = "vcsoup: unlocked: "
+"""How the line of a task begins that does not see the launcher's locks there."""
 
 DONE = "vcsoup-rank-done "
 
@@ -26,6 +28,8 @@ def main() -> None:
     if trouble := trouble_with(os.environ["VCSOUP_SHARED_FILE"]):
         print(f"{UNSEEN}{os.environ['SLURMD_NODENAME']}: {trouble}", file=sys.stderr)
         sys.exit(2)
+    if trouble := trouble_with_locks(os.environ["VCSOUP_SHARED_FILE"]):
+        print(f"{UNLOCKED}{os.environ['SLURMD_NODENAME']}: {trouble}", file=sys.stderr)
     rank = os.environ["SLURM_PROCID"]
     node = int(os.environ["SLURM_NODEID"])
     os.environ |= {

@@ -26,7 +26,7 @@ from typing import IO, Literal
 
 from vcsoup_dist.errors import Preempted, UserError
 from vcsoup_dist.files import write_atomically
-from vcsoup_dist.locks import EXCLUSIVE, lock_for_process, wait_for_lock
+from vcsoup_dist.locks import exclusive, lock_for_process, unlock_for_process
 from vcsoup_dist.progress import log
 from vcsoup_dist.records.history import FOLDER, Execution, OfRanks, as_json, own_name
 from vcsoup_dist.workspace import Product
@@ -80,18 +80,19 @@ def recorded(
     finally:
         if held:
             held.close()
+            unlock_for_process(file)
 
 
 def _count(root: Path) -> int | None:
     """The next number of a beginning or an end; None where the file cannot be written."""
     try:
         (root / COUNT).parent.mkdir(parents=True, exist_ok=True)
-        with open(root / COUNT, "a+") as file:
-            wait_for_lock(file, EXCLUSIVE)
-            file.seek(0)
+        with exclusive(root / COUNT) as lock:
+            lock.file.seek(0)
             # A byte for each, which a kill or a full disk cannot leave half done.
-            number = len(file.read()) + 1
-            file.write(".")
+            number = len(lock.file.read()) + 1
+            lock.file.write(".")
+            lock.file.flush()
             return number
     except OSError:  # the record itself says why
         return None
@@ -127,7 +128,7 @@ def _begin(file: Path, execution: Execution) -> IO[str] | None:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             held = stack.enter_context(open(aside, "w"))
-            lock_for_process(held)  # stays with the file when that is renamed
+            lock_for_process(held, file)  # stays with the file when that is renamed
             held.write(as_json(execution))
             held.flush()
             os.replace(aside, file)

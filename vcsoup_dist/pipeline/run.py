@@ -27,6 +27,7 @@ def make_missing(
     `command`: make just what this `vcsoup` command makes, also what nothing reads any more, and
     first what its stages take along. `only` chooses among the command's own products.
     """
+    workspace.look_afresh(plan)
     if command is None:
         missing = to_make(plan, workspace, recipe)
     else:

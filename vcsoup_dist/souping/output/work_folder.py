@@ -7,16 +7,14 @@
     OUT.partial/rank-*.journal      which chunks are done; see journal.py
     OUT.partial/soups/<name>/       soups while they are written
 
-Locks are flock(2): a killed process holds none.
+A killed process holds none of the locks.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,7 +22,7 @@ from typing import NamedTuple
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import DISK_FULL, remove_leftovers, write_atomically, write_error
-from vcsoup_dist.locks import EXCLUSIVE, is_locked, try_lock
+from vcsoup_dist.locks import EXCLUSIVE, Lock, is_locked, remove_lock
 from vcsoup_dist.souping.options import MergeOptions
 
 RECORD_NAME = "merge.json"
@@ -44,12 +42,12 @@ def locked(work: Path, *, make: bool) -> Iterator[bool]:
 
     make: make the folder if need be; without it the block gets False where there is none.
     """
-    descriptor = _open_lock(work, make)
+    lock = _take_lock(work, make)
     try:
-        yield descriptor >= 0
+        yield lock is not None
     finally:
-        if descriptor >= 0:
-            os.close(descriptor)
+        if lock is not None:
+            lock.close()
 
 
 def read_record(work: Path) -> WorkRecord | None:
@@ -59,7 +57,7 @@ def read_record(work: Path) -> WorkRecord | None:
         return WorkRecord(str(content["fingerprint"]), tuple(map(str, content["soups"])))
     except FileNotFoundError:
         remove_leftovers(work)
-        others = sorted(each.name for each in work.iterdir() if each.name != LOCK_NAME)
+        others = sorted(each.name for each in work.iterdir() if not each.name.startswith(LOCK_NAME))
         if others:
             raise UserError(
                 f"{work}: is in the way and not of a merge (it holds {others[0]!r}); move it away"
@@ -78,14 +76,14 @@ def clear(work: Path) -> None:
     """Remove all but the lock; the record last, so that a kill leaves a folder that is known."""
     shutil.rmtree(work / "soups", ignore_errors=True)
     for path in [*work.glob("rank-*.journal"), *work.glob("rank-*.lock"), work / RECORD_NAME]:
-        path.unlink(missing_ok=True)
+        remove_lock(path)
 
 
 def remove(work: Path) -> None:
     """Remove the folder. Whoever waits for its lock finds it gone, or makes it again."""
     clear(work)
     for path in work.glob("*.lock"):
-        path.unlink(missing_ok=True)
+        remove_lock(path)
     with suppress(OSError):  # somebody has entered it already
         work.rmdir()
 
@@ -134,15 +132,12 @@ def rank_lock(work: Path, options: MergeOptions) -> Iterator[None]:
                 f"{work}: another process merges there as one of another number of ranks"
                 f" ({path.read_text().strip()}); wait for it, or give the same --world-size"
             )
-    with open(own, "a") as lock:
-        if not try_lock(lock, EXCLUSIVE):
+    with Lock(own) as lock:
+        if not lock.take(EXCLUSIVE):
             raise UserError(
-                f"{work}: another process writes there ({own.read_text().strip()}); wait for it"
+                f"{work}: another process writes there ({lock.signature()}); wait for it"
             )
-        lock.truncate(0)
-        lock.write(f"rank {rank} of {world_size}, " if world_size > 1 else "")
-        lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
+        lock.sign(f"rank {rank} of {world_size}, " if world_size > 1 else "")
         yield
 
 
@@ -152,8 +147,8 @@ def active_writers(work: Path) -> list[str]:
     return [path.read_text().strip() for path in locks if is_locked(path)]
 
 
-def _open_lock(work: Path, make: bool) -> int:
-    """The descriptor of the held lock, -1 without a folder."""
+def _take_lock(work: Path, make: bool) -> Lock | None:
+    """The held lock; None without a folder."""
     path = work / LOCK_NAME
     while True:
         try:
@@ -162,15 +157,15 @@ def _open_lock(work: Path, make: bool) -> int:
         except OSError as error:
             raise UserError(f"{work}: cannot be made: {error.strerror}") from None
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            lock = Lock(path)
         except FileNotFoundError:
             if make:
                 continue  # it was removed a moment ago
-            return -1
+            return None
         except OSError as error:
             raise UserError(f"{work}: cannot be written: {error.strerror}") from None
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                return descriptor
-        os.close(descriptor)  # it was removed while we waited
+        with suppress(FileNotFoundError):  # it was removed while we waited
+            lock.take(EXCLUSIVE, timeout=None)
+            if os.path.samestat(os.fstat(lock.file.fileno()), os.stat(path)):
+                return lock
+        lock.close()

@@ -1,0 +1,103 @@
+"""Hosts of tools/hosts.sh, and a small recipe in the folder that they share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "tools" / "hosts.sh"
+SHARED = "/mnt/shared"
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+
+RECIPE = """
+name: hosts
+model: base
+values:
+  long:
+    data: {path: pairs.jsonl, heldout_share: 0.2}
+    reward: {callable: "judge.py:long"}
+  polite:
+    data: {pairs_of: [long]}
+    reward: {callable: "judge.py:polite"}
+scoring: {actors: 3, cpus_per_actor: 1, placement: spread, shard_pairs: 16}
+training:
+  {dtype: fp32, learning_rate: 1.0e-3, pairs_per_step: 6, steps: 8, max_length: 64,
+   checkpoint_every: 4, evaluate_every: 8, gradient_checkpointing: false}
+soup: {grid: 0.5}
+evaluation:
+  {actors: 3, cpus_per_actor: 1, placement: spread, prompts: 4, max_prompt_tokens: 64,
+   max_new_tokens: 4, dtype: fp32, bootstrap: 100}
+launch:
+  ranks: 2
+  slurm: {score: {nodes: 3}, reference: {nodes: 2}, train: {nodes: 2}, evaluate: {nodes: 3}}
+"""
+JUDGE = """
+def long(prompt, response):
+    return float(len(response.split()))
+
+
+def polite(prompt, response):
+    return float(response.count("e") - response.count("o"))
+"""
+
+
+class Hosts:
+    """Some hosts, their number and their shared folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def do(self, *command: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """A command of tools/hosts.sh; fails with what it said."""
+        done = subprocess.run(
+            [SCRIPT, *map(str, command)],
+            env={**os.environ, **ENVIRONMENT, "HOSTS_DIR": str(self.folder)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert done.returncode == 0 or not check, done.stdout
+        return done
+
+    def run(self, host: str, *command: object, code: int = 0, **variables: str) -> str:
+        """Run a command in a host, in the shared folder; what it printed."""
+        assignments = [f"{name}={value}" for name, value in variables.items()]
+        done = self.do("exec", host, "env", *assignments, *command, check=False)
+        assert done.returncode == code, done.stdout
+        assert "Traceback" not in done.stdout, done.stdout
+        return done.stdout
+
+    def start(self, host: str, *command: object, **variables: str) -> subprocess.Popen[str]:
+        """Start a command in a host, in the shared folder."""
+        return subprocess.Popen(
+            [SCRIPT, "exec", host, "env", *map(str, command)],
+            env={**os.environ, **ENVIRONMENT, "HOSTS_DIR": str(self.folder), **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def sums(self, host: str, run: str, folders: Sequence[str]) -> str:
+        """Hashes of all files of some folders of a run directory, as a host sees them."""
+        command = f"cd {run} && find {' '.join(folders)} -type f | sort | xargs sha256sum"
+        return self.run(host, "sh", "-c", command)
+
+
+def write_world(folder: Path) -> None:
+    """The recipe, its model, its pairs and its rewards."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from conftest import save_tiny_model, write_pairs
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tiny_model(folder / "base")
+    write_pairs(folder / "pairs.jsonl", 60)
+    (folder / "judge.py").write_text(JUDGE)
+    (folder / "recipe.yaml").write_text(RECIPE)
+
+
+if __name__ == "__main__":
+    write_world(Path(sys.argv[1]))
