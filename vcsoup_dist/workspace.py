@@ -41,7 +41,6 @@ log = logging.getLogger("vcsoup")
 WORKERS_TIMEOUT = 60.0  # seconds; ranks and actors of a killed run die well within this
 
 RECORD = "product.json"
-
 LATE = 5.0  # seconds; a network file system may show a rename late
 
 GLANCE = 0.5  # seconds; `is_being_made` holds a lock for less
