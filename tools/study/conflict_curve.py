@@ -2,10 +2,11 @@
 
 Hypervolumes of all shares are on one fixed scale that no result can move: the whole range that the
 two rewards can take, with the worst point as the reference. `complete` lies in [0, 1]; `short` in
-[-4, 0], since an answer has at most 80 tokens and a point is 20 words. A report's own scale, of
-theta_0 and the policies of `vc_soup`, would be another one for each share; the differences on it
-are kept as `own_scale`. So are differences in the rewards' own units of the even mix, weights
-(1/2, 1/2), which need no scale at all.
+[-4, 0], since an answer has at most 80 tokens and a point is 20 words. So far a reference is hard
+on filters: ends of a front that reach further gain volume whatever they cost the other value.
+A report's own scale, of theta_0 and the policies of `vc_soup`, counts the ends less, and would be
+another one for each share; the differences on it are kept as `own_scale`. So are differences in
+the rewards' own units of the even mix, weights (1/2, 1/2), which need no scale at all.
 
 All runs answer the same prompts, so differences are paired by prompts; every seed has data of its
 own, so intervals over seeds hold the draw of the data as well as training.

@@ -45,7 +45,7 @@ def markdown(
 ) -> str:
     """All tables, in the order of the questions."""
     lines = [
-        f"{seeds} seeds, each with data of its own; {prompts} prompts. 95 % intervals in brackets.",
+        f"Data and training of {seeds} seeds; {prompts} prompts; 95 % intervals in brackets.",
         *([ONE_SEED] if seeds == 1 else []),
         *(_of_curves(curves) if curves else []),
         "",
