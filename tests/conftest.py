@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Threads of several tiny models at a time only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Else every rank and every command compiles the package's source anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # A process that starts a Ray would be in another mode from then on, and what it starts with it.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 # A shell without job control starts what runs in the background with SIGINT ignored, and children

@@ -34,7 +34,8 @@ from forked_python import PACKAGE, ForkedPython, become_python, end_after, run_m
 from vcsoup_dist.processes import die_with_parent
 
 LIBRARIES = (
-    *("torch", "torch.utils.tensorboard", "deepspeed", "deepspeed.ops.adam", "datasets"),
+    *("torch", "torch.utils.tensorboard", "torch.nn.attention.varlen"),
+    *("deepspeed", "deepspeed.ops.adam", "datasets"),
     *("transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama"),
     *("ray", "moocore", "matplotlib.pyplot", "pyarrow.dataset", "rich.progress", "jinja2"),
     *("safetensors.torch", "tokenizers", "yaml", "xxhash", "typer._adapters"),
@@ -269,6 +270,8 @@ if __name__ == "__main__":
     for library in LIBRARIES:
         if importlib.util.find_spec(library):  # typer's is in newer versions only
             importlib.import_module(library)
+    # A thousand patterns that a process compiles as it loads its first model.
+    importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("")
     gc.collect()
     gc.freeze()
     assert len(os.listdir("/proc/self/task")) == 1, "threads do not live on in a fork"
