@@ -69,7 +69,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Files(config, log)
 
 
-STARTS_PROCESSES = {"processes", "ranks", "ray", "slurm", "kills"}
+STARTS_PROCESSES = {"processes", "ranks", "ray", "slurm", "kills", "hosts"}
 _may_start_processes = True
 
 

@@ -29,8 +29,8 @@ training:
    checkpoint_every: 4, evaluate_every: 8, gradient_checkpointing: false}
 soup: {grid: 0.5}
 evaluation:
-  {actors: 3, cpus_per_actor: 1, placement: spread, prompts: 4, max_prompt_tokens: 64,
-   max_new_tokens: 4, dtype: fp32, bootstrap: 100}
+  {actors: 3, cpus_per_actor: 2, prompts: 4, max_prompt_tokens: 64, max_new_tokens: 4,
+   dtype: fp32, bootstrap: 100}
 launch:
   ranks: 2
   slurm: {score: {nodes: 3}, reference: {nodes: 2}, train: {nodes: 2}, evaluate: {nodes: 3}}
