@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tools" / "hosts.sh"
@@ -25,8 +29,8 @@ values:
     reward: {callable: "judge.py:polite"}
 scoring: {actors: 3, cpus_per_actor: 1, placement: spread, shard_pairs: 16}
 training:
-  {dtype: fp32, learning_rate: 1.0e-3, pairs_per_step: 6, steps: 8, max_length: 64,
-   checkpoint_every: 4, evaluate_every: 8, gradient_checkpointing: false}
+  {dtype: fp32, learning_rate: 1.0e-3, pairs_per_step: 6, steps: 40, max_length: 64,
+   checkpoint_every: 4, evaluate_every: 40, gradient_checkpointing: false}
 soup: {grid: 0.5}
 evaluation:
   {actors: 3, cpus_per_actor: 2, prompts: 4, max_prompt_tokens: 64, max_new_tokens: 4,
@@ -45,8 +49,27 @@ def polite(prompt, response):
 """
 
 
+@contextmanager
+def hosts_up(folder: Path, count: int, kind: str) -> Iterator[Hosts]:
+    """Hosts with a shared folder of GlusterFS or sshfs; skips the test where there can be none."""
+    spaces = ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "true"]
+    if subprocess.run(spaces, capture_output=True).returncode or not Path("/dev/fuse").exists():
+        pytest.skip("hosts need root with the right to make namespaces, and /dev/fuse")
+    needed = ["ip", *(("glusterd", "glusterfs") if kind == "gluster" else ("sshfs", "sshd"))]
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    missing = [each for each in needed if not shutil.which(each, path=path)]
+    if missing and not shutil.which("apt-get"):
+        pytest.skip(f"hosts need {', '.join(missing)}")
+    hosts = Hosts(folder)
+    try:
+        hosts.do("up", count, kind)
+        yield hosts
+    finally:
+        hosts.do("down")
+
+
 class Hosts:
-    """Some hosts, their number and their shared folder."""
+    """Some hosts, and the folder in which tools/hosts.sh keeps them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -80,6 +103,19 @@ class Hosts:
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+    @property
+    def programs(self) -> Path:
+        """Where `vcsoup` is, in every host."""
+        return ROOT / ".venv" / "bin"
+
+    def there(self, host: str, pattern: str) -> bool:
+        """Whether a host sees a path that matches."""
+        return self.do("exec", host, "sh", "-c", f"ls -d {pattern}", check=False).returncode == 0
+
+    def sees_files(self, host: str) -> bool:
+        """Whether the shared folder answers there."""
+        return self.do("exec", host, "ls", check=False).returncode == 0
 
     def sums(self, host: str, run: str, folders: Sequence[str]) -> str:
         """Hashes of all files of some folders of a run directory, as a host sees them."""

@@ -6,16 +6,13 @@ runs these.
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import pytest
-from hosts_world import SHARED, Hosts
+from hosts_world import SHARED, Hosts, hosts_up
 from training_world import wait_for
 
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(900)]
@@ -25,40 +22,21 @@ QUICK = {"VCSOUP_TAKEOVER": "12"}
 """So that a lost host is taken over after 12 seconds, and one that is cut off ends after 8."""
 
 
-def up(folder: Path, count: int, kind: str, needed: tuple[str, ...]) -> Hosts:
-    missing = [
-        each for each in needed if not shutil.which(each, path=f"{os.environ['PATH']}:/sbin")
-    ]
-    if os.geteuid() != 0 or not Path("/dev/fuse").exists():
-        pytest.skip("hosts need root and /dev/fuse")
-    if missing and not shutil.which("apt-get"):
-        pytest.skip(f"hosts need {', '.join(missing)}")
-    hosts = Hosts(folder)
-    hosts.do("up", count, kind)
-    return hosts
-
-
 @pytest.fixture(scope="module")
 def gluster(tmp_path_factory) -> Iterator[Hosts]:
     """Three hosts with GlusterFS, which notices a lost link after five seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOSTS_PING_TIMEOUT", "5")
         patch.setenv("HOSTS_DISK", "1G")
-        hosts = Hosts(tmp_path_factory.mktemp("gluster") / "hosts")
-        try:
-            yield up(hosts.folder, 3, "gluster", ("glusterd", "glusterfs", "ip"))
-        finally:
-            hosts.do("down")
+        with hosts_up(tmp_path_factory.mktemp("gluster") / "hosts", 3, "gluster") as hosts:
+            yield hosts
 
 
 @pytest.fixture(scope="module")
 def sshfs(tmp_path_factory) -> Iterator[Hosts]:
     """Two hosts with sshfs, where every host has its own locks."""
-    hosts = Hosts(tmp_path_factory.mktemp("sshfs") / "hosts")
-    try:
-        yield up(hosts.folder, 2, "sshfs", ("sshfs", "sshd", "ip"))
-    finally:
-        hosts.do("down")
+    with hosts_up(tmp_path_factory.mktemp("sshfs") / "hosts", 2, "sshfs") as hosts:
+        yield hosts
 
 
 @pytest.fixture
@@ -80,10 +58,6 @@ def ended(process: subprocess.Popen[str], code: int) -> str:
     said, _ = process.communicate(timeout=240)
     assert process.returncode == code, said
     return said
-
-
-def sees_files(hosts: Hosts, host: str) -> bool:
-    return hosts.do("exec", host, "ls", check=False).returncode == 0
 
 
 def test_hosts_have_networks_names_and_folders_of_their_own_and_one_in_common(gluster):
@@ -146,7 +120,7 @@ def test_a_writer_whose_link_is_cut_ends_before_another_host_goes_on(gluster, ru
         assert made.startswith("published h1-0") and made.endswith("h2-0")
     finally:
         gluster.do("join", "h1")
-        wait_for(partial(sees_files, gluster, "h1"), 120)
+        wait_for(partial(gluster.sees_files, "h1"), 120)
 
 
 def test_what_a_lost_host_was_making_is_taken_over(gluster, run):
@@ -180,7 +154,7 @@ def test_a_file_server_that_stays_away_is_one_line_and_with_it_back_the_command_
     assert process.returncode in (2, 75), said
     assert "run the same command to resume" in said and "Traceback" not in said
     for host in ("h1", "h2", "h3", "control"):
-        wait_for(partial(sees_files, gluster, host), 120)
+        wait_for(partial(gluster.sees_files, host), 120)
     said = gluster.run("h1", *PUBLISH, run, 1, "wait", **QUICK)
     assert said.splitlines()[-1].startswith("published h1-0")
 

@@ -148,7 +148,8 @@ mount_own() {
         mkdir -p "$stage$each"
         mount --bind -o ro "$each" "$stage$each"
     done
-    mount --bind "$dir/etc-hosts" /etc/hosts
+    { echo "127.0.1.1 $1" && cat "$dir/etc-hosts"; } >"$dir/$1/etc-hosts" # as Debian installs it
+    mount --bind "$dir/$1/etc-hosts" /etc/hosts
     mount --bind "$dir/$1/log" /var/log
     for each in "${hidden[@]}"; do mount --rbind "$stage$each" "$each"; done
     dir_inside=$inside

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vcsoup_dist.errors import EXIT_PREEMPTED, Preempted, UserError
+from vcsoup_dist.launch.interfaces import interface_to
 from vcsoup_dist.launch.rank_logs import (
     RANK_ERROR,
     clear_rank_logs,
@@ -61,18 +62,22 @@ def run_on_slurm(module: str, job: Path, threads: int, logs: Path) -> None:
     raise_if_stop_requested()
     ranks = tasks_of_job()
     clear_rank_logs(logs)
+    addresses = _addresses_of_nodes()
     environment = {
         **os.environ,
-        "MASTER_ADDR": _address_of_first_node(),
+        "MASTER_ADDR": addresses[0],
         "MASTER_PORT": str(_free_port()),
         "OMP_NUM_THREADS": str(threads),
+        "VCSOUP_PEERS": f"{addresses[0]} {addresses[-1]}",
         "VCSOUP_LOGS": str(logs),
         "VCSOUP_BEGAN": os.environ.get("VCSOUP_BEGAN", str(time.time())),
     }
+    network = os.environ.get("GLOO_SOCKET_IFNAME") or interface_to(addresses[-1])
     log.info(
-        "starting %d rank%s, the tasks of Slurm job %s, on %s",
+        "starting %d rank%s, the tasks of Slurm job %s, on %s%s",
         *(ranks, "" if ranks == 1 else "s"),
         *(os.environ["SLURM_JOB_ID"], os.environ["SLURM_JOB_NODELIST"]),
+        f"; gloo uses {network} here" if network else "",
     )
     # By its name `clear_rank_logs` removes what a killed command leaves.
     with token(logs, "rank-sees") as file:
@@ -252,16 +257,19 @@ def _explain(code: int, ended: tuple[int, str] | None, logs: Path) -> None:
     raise UserError(with_log_tail(rank, how, logs))
 
 
-def _address_of_first_node() -> str:
-    """Where rank 0 will listen, as Slurm itself reaches that node."""
+def _addresses_of_nodes() -> list[str]:
+    """Where Slurm itself reaches the nodes of the job; first the first one, where rank 0 is."""
     # Not by `scontrol show hostnames`, whose names look like any word that a site may print.
     nodes = os.environ["SLURM_JOB_NODELIST"]
     command = ["scontrol", "show", "node", nodes, "--oneliner"]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    found = []
     for line in lines_of(done.stdout):
-        if found := re.match(r"NodeName=(\S+)", line):
+        if name := re.match(r"NodeName=(\S+)", line):
             address = re.search(r" NodeAddr=(\S+)", line)
-            return address[1] if address else found[1]
+            found.append(address[1] if address else name[1])
+    if found:
+        return found
     said = " ".join(f"{done.stderr} {done.stdout}".split())[:300] or "nothing"
     raise UserError(f"{' '.join(command)}: named no node, but said: {said}")
 

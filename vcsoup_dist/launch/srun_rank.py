@@ -12,6 +12,7 @@ import runpy
 import sys
 from pathlib import Path
 
+from vcsoup_dist.launch.interfaces import interface_to
 from vcsoup_dist.launch.shared_files import trouble_with, trouble_with_locks
 
 UNSEEN = "vcsoup: unseen: "
@@ -39,6 +40,7 @@ def main() -> None:
         "LOCAL_WORLD_SIZE": str(tasks_per_node(os.environ["SLURM_STEP_TASKS_PER_NODE"])[node]),
         "VCSOUP_LAUNCHER": str(os.getppid()),
     }
+    _choose_network(node)
     logs = Path(os.environ["VCSOUP_LOGS"])
     # Rank 0 speaks to the terminal, the others to their own files.
     output = os.open(
@@ -58,6 +60,17 @@ def main() -> None:
             raise
     # srun's own exit code is 0 also where it gave up waiting for us.
     os.write(srun, f"{DONE}{rank}\n".encode())
+
+
+def _choose_network(node: int) -> None:
+    """Have gloo use the interface that leads to the other nodes, unless a person has chosen one.
+
+    It would take the one of the host's own name, which is 127.0.1.1 on a usual Debian. NCCL looks
+    for a network itself.
+    """
+    first, last = os.environ["VCSOUP_PEERS"].split()
+    if interface := interface_to(last if node == 0 else first):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
 def tasks_per_node(text: str) -> list[int]:

@@ -1,0 +1,92 @@
+"""A recipe on three hosts with GlusterFS between them: by hand, by Ray, by Slurm, and its faults.
+
+Whatever way it goes, and whatever is lost on the way, the bytes are those of one host.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+from hosts_world import Hosts, hosts_up
+from training_world import wait_for
+
+pytestmark = [pytest.mark.hosts, pytest.mark.timeout(1800)]
+
+RECIPE = "world/recipe.yaml"
+MADE = ["scores", "filtered", "reference", "policies", "soups", "evaluation"]
+QUICK = {"VCSOUP_TAKEOVER": "30"}
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory) -> Iterator[Hosts]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOSTS_PING_TIMEOUT", "10")
+        with hosts_up(tmp_path_factory.mktemp("runs") / "hosts", 3, "gluster") as hosts:
+            hosts.run("h1", "python", "vcsoup/tests/hosts_world.py", "world")
+            yield hosts
+
+
+@pytest.fixture(scope="module")
+def alone(hosts) -> str:
+    """Hashes of what one host makes."""
+    hosts.run("h1", "vcsoup", "run", RECIPE, "-d", "alone")
+    return hosts.sums("h3", "alone", MADE)
+
+
+def vcsoup(hosts: Hosts, host: str, command: str, run: str) -> str:
+    stage, *value = command.split()
+    return hosts.run(host, "vcsoup", stage, *value, RECIPE, "-d", run, **QUICK)
+
+
+def test_by_hand_every_command_on_another_host(hosts, alone):
+    for host, command in (
+        ("h1", "score"),
+        ("h2", "filter"),
+        ("h3", "reference"),
+        ("h1", "train long"),
+        ("h2", "train polite"),
+        ("h3", "merge"),
+        ("h2", "evaluate"),
+        ("h1", "report"),
+    ):
+        vcsoup(hosts, host, command, "by-hand")
+    assert hosts.sums("h2", "by-hand", MADE) == alone
+    assert "nothing to do" in vcsoup(hosts, "h3", "run", "by-hand")
+
+
+def test_on_a_ray_cluster_of_all_hosts(hosts, alone):
+    address = hosts.do("ray").stdout.strip()
+    said = hosts.run("h2", "vcsoup", "run", RECIPE, "-d", "ray", "--address", address)
+    assert "locks on each node alone" not in said and "has no locks" not in said
+    assert hosts.sums("h1", "ray", MADE) == alone
+
+
+@pytest.mark.slurm
+def test_on_a_slurm_cluster_of_all_hosts(hosts, alone):
+    hosts.do("slurm")
+    setup = f"VCSOUP_SETUP=PATH={hosts.programs}:$PATH"
+    hosts.run("h1", "env", setup, "vcsoup", "submit", RECIPE, "-d", "slurm")
+    wait_for(lambda: time.sleep(2) or not hosts.run("control", "squeue", "--noheader"), 1500)
+    assert hosts.sums("h3", "slurm", MADE) == alone
+    logs = hosts.run("h3", "sh", "-c", "cat slurm/logs/jobs/*train*.log")
+    assert "gloo uses eth0 here" in logs
+
+
+def test_a_host_that_is_lost_in_mid_training_is_followed_by_another(hosts, alone):
+    for command in ("score", "filter", "reference", "train polite"):
+        vcsoup(hosts, "h1", command, "lost")
+    training = hosts.start("h3", "vcsoup", "train", "long", RECIPE, "-d", "lost", **QUICK)
+    checkpoint = "lost/work/policies/vc_soup/long/seed-0/scratch/step-*"
+    wait_for(partial(hosts.there, "h1", checkpoint), 900)
+    assert "on h3" in vcsoup(hosts, "h2", "status", "lost")
+    hosts.do("lose", "h3")
+    try:
+        assert training.wait(timeout=60) != 0
+        vcsoup(hosts, "h2", "train long", "lost")
+        policies = [line for line in alone.splitlines() if " policies/" in line]
+        assert hosts.sums("h1", "lost", ["policies"]).splitlines() == policies
+    finally:
+        hosts.do("boot", "h3")
