@@ -1,0 +1,123 @@
+"""Differences of hypervolumes that were planned, with intervals that hold for all of them.
+
+The statistics are the report's (docs/results/intervals.md): prompts and seeds crossed, biases taken
+off, one scale that theta_0 and the policies of the baseline span. Only the set of differences is
+the study's own: those that the protocol names, and not every pair of methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from vcsoup_dist.report.statistics.comparisons import compare_pairs, confidence_of_one
+from vcsoup_dist.report.statistics.evaluated import Evaluated, check_shared
+from vcsoup_dist.report.statistics.methods import (
+    Candidates,
+    candidates_of,
+    thinned,
+    volumes_by_method,
+)
+from vcsoup_dist.report.statistics.scale import choose_scale
+from vcsoup_dist.report.statistics.students_t import t_quantile
+from vcsoup_dist.report.statistics.summarise import BOOTSTRAP_SEED
+from vcsoup_dist.report.statistics.volumes import Volumes, prompt_shares
+
+CONFIDENCE = 0.95
+POWER = 0.8
+RESAMPLES = 2000
+
+BySeed = Mapping[str, Mapping[int, Candidates]]
+
+# At equal numbers of candidates and of training steps.
+EQUAL = (
+    ("vc_soup", "rewarded_soup"),
+    ("strict", "rewarded_soup"),
+    ("strict", "random"),
+)
+RIVAL = "scalarised"
+SOUPS = ("vc_soup", "strict")
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The first method's hypervolume less the second's."""
+
+    first: str
+    second: str
+    kind: str
+    """What is equal between the two."""
+    candidates: tuple[int, int]
+    difference: float
+    low: float
+    high: float
+    detectable: float
+    """The smallest true difference that would be seen with a probability of 80 %."""
+
+    @property
+    def verdict(self) -> str:
+        """As the protocol defines it."""
+        if self.low > 0:
+            return "supported"
+        return "refuted" if self.high < 0 else "undecided"
+
+
+def planned(evaluated: Sequence[Evaluated]) -> list[Contrast]:
+    """All planned differences of a run; intervals hold together within each of the two groups."""
+    shared = check_shared(evaluated)
+    scale = choose_scale(evaluated, shared)
+    shares = prompt_shares(shared.prompts, RESAMPLES, BOOTSTRAP_SEED)
+    methods = dict.fromkeys(one.method for one in evaluated if one.method is not None)
+    every = {str(method): candidates_of(evaluated, str(method), shared) for method in methods}
+
+    def compare(kind: str, pairs: Sequence[tuple[str, str]], some: BySeed) -> list[Contrast]:
+        return _contrasts(kind, pairs, some, volumes_by_method(some, shares, scale))
+
+    found = compare("equal numbers and cost", EQUAL, {n: every[n] for pair in EQUAL for n in pair})
+    pairs = [(soup, RIVAL) for soup in SOUPS]
+    rivals = {name: every[name] for name in (*SOUPS, RIVAL)}
+    found += compare("equal numbers", pairs, thinned(rivals)[0])
+    return found + compare("equal cost", pairs, rivals | {RIVAL: _corners(rivals[RIVAL])})
+
+
+def _corners(seeds: Mapping[int, Candidates]) -> dict[int, Candidates]:
+    """The policies of a single value, which cost as much as those of a soup."""
+    found = {}
+    for seed, each in seeds.items():
+        kept = each.weights.max(axis=1) == 1
+        found[seed] = Candidates(each.weights[kept], each.rewards[kept])
+    return found
+
+
+def _contrasts(
+    kind: str, pairs: Sequence[tuple[str, str]], of: BySeed, volumes: Mapping[str, Volumes]
+) -> list[Contrast]:
+    of_one = confidence_of_one(volumes, pairs, CONFIDENCE)
+    rows = []
+    for each in compare_pairs(volumes, pairs, CONFIDENCE):
+        errors = volumes[each.first].errors_before(volumes[each.second])
+        # To the interval's half-width comes what keeps all but 20 % of the estimates beyond it.
+        one_error = float(errors.prompts + errors.seeds) ** 0.5
+        beyond = float(t_quantile(POWER, 1e6)) * one_error
+        rows.append(
+            Contrast(
+                each.first,
+                each.second,
+                kind,
+                (_size(of[each.first]), _size(of[each.second])),
+                each.difference,
+                float(each.low if each.low is not None else "nan"),
+                float(each.high if each.high is not None else "nan"),
+                float(errors.half_width(of_one)) + beyond,
+            )
+        )
+    return rows
+
+
+def _size(seeds: Mapping[int, Candidates]) -> int:
+    return len(next(iter(seeds.values())).weights)
+
+
+def as_json(contrasts: Sequence[Contrast]) -> list[dict[str, object]]:
+    """With the verdict of each."""
+    return [asdict(each) | {"verdict": each.verdict} for each in contrasts]
