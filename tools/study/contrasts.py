@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from vcsoup_dist.report.statistics.comparisons import compare_pairs, confidence_of_one
+from vcsoup_dist.report.statistics.crossed import Errors
 from vcsoup_dist.report.statistics.evaluated import Evaluated, check_shared
 from vcsoup_dist.report.statistics.methods import (
     Candidates,
@@ -96,9 +97,6 @@ def _contrasts(
     rows = []
     for each in compare_pairs(volumes, pairs, CONFIDENCE):
         errors = volumes[each.first].errors_before(volumes[each.second])
-        # To the interval's half-width comes what keeps all but 20 % of the estimates beyond it.
-        one_error = float(errors.prompts + errors.seeds) ** 0.5
-        beyond = float(t_quantile(POWER, 1e6)) * one_error
         rows.append(
             Contrast(
                 each.first,
@@ -108,10 +106,16 @@ def _contrasts(
                 each.difference,
                 float(each.low if each.low is not None else "nan"),
                 float(each.high if each.high is not None else "nan"),
-                float(errors.half_width(of_one)) + beyond,
+                detectable(errors, of_one),
             )
         )
     return rows
+
+
+def detectable(errors: Errors, confidence: float) -> float:
+    """The smallest true difference whose interval lies above 0 with a probability of 80 %."""
+    one_error = float(errors.prompts + errors.seeds) ** 0.5
+    return float(errors.half_width(confidence)) + float(t_quantile(POWER, 1e6)) * one_error
 
 
 def _size(seeds: Mapping[int, Candidates]) -> int:

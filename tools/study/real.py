@@ -2,11 +2,12 @@
 """The study on real preference data, from data to tables and figures; docs/results/study.
 
     python tools/study/real.py --data DATA --model MODEL --out study tuning
+    python tools/study/real.py --data DATA --model MODEL --out study pilot
     python tools/study/real.py --data DATA --model MODEL --out study real
 
 DATA holds {helpful,harmless}_{train,test}.jsonl. Every step is skipped where its result is there,
 so that the same command resumes. The steps: folds of prompts, six rewards and judges, cross-fitted
-scores, the recipe tuning.yaml or real.yaml of this folder by `vcsoup run`, and what came out.
+scores, the recipe of that name in this folder by `vcsoup run`, and what came out of it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import power
 import tables
 import tuning
 import words
@@ -30,7 +32,7 @@ from vcsoup_dist.preferences.pair import Pair
 
 HERE = Path(__file__).resolve().parent
 Pairs = dict[str, list[Pair]]
-RESULTS = {"tuning": tuning.write, "real": tables.write}
+RESULTS = {"tuning": tuning.write, "pilot": power.write, "real": tables.write}
 PASSES = {"helpful": 1, "harmless": 2}
 """Over a reward's fold. Answers to helpful prompts are longer, and easier to tell apart."""
 
