@@ -6,7 +6,7 @@
     python tools/study/real.py --data DATA --model MODEL --out study real
 
 DATA holds {helpful,harmless}_{train,test}.jsonl. Every step is skipped where its result is there,
-so that the same command resumes. The steps: folds of prompts, six rewards and judges, cross-fitted
+so that the same command resumes; other data or models need a folder of their own. The steps: folds of prompts, six rewards and judges, cross-fitted
 scores, the recipe of that name in this folder by `vcsoup run`, and what came out of it.
 """
 
@@ -17,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,11 +29,17 @@ from folds import FOLDS, JUDGES, VALUES, fold_of, pairs_in, write_pairs
 from score_folds import crossfit, write_data
 
 from vcsoup_dist.files import write_atomically
+from vcsoup_dist.identity import Hashes
 from vcsoup_dist.preferences.pair import Pair
 
 HERE = Path(__file__).resolve().parent
 Pairs = dict[str, list[Pair]]
-RESULTS = {"tuning": tuning.write, "pilot": power.write, "real": tables.write}
+RESULTS = {
+    "tuning": tuning.write,
+    "pilot": power.write,
+    "real": tables.write,
+    "every_method": None,  # the report of the run says it all
+}
 PASSES = {"helpful": 1, "harmless": 2}
 """Over a reward's fold. Answers to helpful prompts are longer, and easier to tell apart."""
 
@@ -52,6 +59,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="as `vcsoup run --set`")
     options = parser.parse_args()
     out = options.out.resolve()
+    check_inputs(options.data, [options.model, options.rewards_from or options.model], out)
     training = {value: list(pairs_in(options.data / f"{value}_train.jsonl")) for value in VALUES}
     heldout = {value: list(pairs_in(options.data / f"{value}_test.jsonl")) for value in VALUES}
     train_rewards(training, options.rewards_from or options.model, out, options.at_once)
@@ -64,9 +72,26 @@ def main() -> None:
     command = [sys.executable, "-m", "vcsoup_dist.cli", "run", str(HERE / f"{options.recipe}.yaml")]
     changes = [part for change in options.set for part in ("--set", change)]
     subprocess.run([*command, "--run-dir", str(run_dir), *changes], env=environment, check=True)
-    results = out / "results" / options.recipe
-    results.mkdir(parents=True, exist_ok=True)
-    RESULTS[options.recipe](run_dir, out, results)
+    write = RESULTS[options.recipe]
+    if write is not None:
+        results = out / "results" / options.recipe
+        results.mkdir(parents=True, exist_ok=True)
+        write(run_dir, out, results)
+
+
+def check_inputs(data: Path, models: Sequence[Path], out: Path) -> None:
+    """SystemExit where `out` was made of other data or models."""
+    out.mkdir(parents=True, exist_ok=True)
+    hashes = Hashes(out / "hashes.json")
+    files = [data / f"{value}_{part}.jsonl" for value in VALUES for part in ("train", "test")]
+    if missing := [str(path) for path in (*files, *models) if not path.exists()]:
+        raise SystemExit(f"not there: {', '.join(missing)}")
+    found = json.dumps([hashes.of(path.resolve()) for path in (*files, *models)]) + "\n"
+    hashes.save()
+    known = out / "inputs.json"
+    if known.exists() and known.read_text() != found:
+        raise SystemExit(f"{out} was made of other data or models; give another folder to --out")
+    write_atomically(known, found)
 
 
 def train_rewards(training: Pairs, model: Path, out: Path, at_once: int) -> None:
@@ -81,6 +106,7 @@ def train_rewards(training: Pairs, model: Path, out: Path, at_once: int) -> None
         arguments = ["--pairs", str(pairs), "--model", str(model), "--seed", fold]
         arguments += ["--passes", str(PASSES[value])]
         with (out / "rewards" / f"{name}.log").open("a") as log:
+            print(f"reward {name}: training", flush=True)
             subprocess.run(
                 [sys.executable, str(script), *arguments, "--out", str(out / "rewards" / name)],
                 stdout=log,
