@@ -5,9 +5,10 @@
     python tools/study/real.py --data DATA --model MODEL --out study pilot
     python tools/study/real.py --data DATA --model MODEL --out study real
 
-DATA holds {helpful,harmless}_{train,test}.jsonl. Every step is skipped where its result is there,
-so that the same command resumes; other data or models need a folder of their own. The steps: folds of prompts, six rewards and judges, cross-fitted
-scores, the recipe of that name in this folder by `vcsoup run`, and what came out of it.
+DATA holds {helpful,harmless}_{train,test}.jsonl. The steps: folds of prompts, rewards and judges,
+cross-fitted scores, the recipe of that name in this folder by `vcsoup run`, and what came of it.
+Each is skipped where its result is there, so the same command resumes; other data or models need a
+folder of their own.
 """
 
 from __future__ import annotations
