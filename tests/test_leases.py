@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from vcsoup_dist import leases, locks
-from vcsoup_dist.errors import EXIT_PREEMPTED
+from vcsoup_dist.errors import EXIT_PREEMPTED, UserError
 from vcsoup_dist.file_systems import file_system, may_be_shared
 from vcsoup_dist.locks import EXCLUSIVE, SHARED, Lock, is_locked
 
@@ -34,7 +34,6 @@ with locks.Lock(Path(sys.argv[1])) as lock:
 def path(tmp_path, monkeypatch):
     """The file of a lock, on a file system that seems to be shared, where all goes quickly."""
     monkeypatch.setattr(locks, "may_be_shared", lambda path: True)
-    monkeypatch.setattr(leases, "TAKEOVER", 0.9)
     monkeypatch.setattr(leases, "LOOK", 0.02)
     monkeypatch.setattr(locks, "ENTRY", 0.2)
     return tmp_path / "lock"
@@ -119,6 +118,25 @@ def test_where_locks_fail_the_leases_do(path, error, monkeypatch):
     with Lock(path) as one, Lock(path) as other:
         assert one.take(EXCLUSIVE)
         assert not other.take(EXCLUSIVE) and not other.take(SHARED)
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-5", "nan", "inf"])
+def test_a_takeover_that_is_no_time_is_a_line(monkeypatch, text):
+    monkeypatch.setenv("VCSOUP_TAKEOVER", text)
+    with pytest.raises(UserError, match="VCSOUP_TAKEOVER"):
+        leases.takeover.__wrapped__()
+
+
+def test_a_lease_that_does_not_fit_on_the_disk_is_no_lease(path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Lock(path) as lock:
+        monkeypatch.setattr(leases.os, "fsync", full)
+        with pytest.raises(OSError, match=r"No space left on device: '.*lock\.held'"):
+            lock.take(EXCLUSIVE)
+        monkeypatch.undo()
+    assert [each.name for each in path.parent.iterdir()] == ["lock"]
 
 
 @pytest.mark.processes

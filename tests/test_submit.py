@@ -141,9 +141,13 @@ def test_a_job_that_went_back_into_the_queue_is_kept(folder):
     assert queue.steps()["reference"].kept == ("3",)
 
 
-def test_a_job_that_slurm_holds_since_its_nodes_failed_too_often_is_submitted_anew(folder):
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [("REQUEUE_HOLD", "JobHoldMaxRequeue"), ("PENDING", "launch failed requeued held")],
+)
+def test_a_job_that_slurm_holds_since_its_nodes_failed_is_submitted_anew(folder, state, reason):
     queue = Queue(folder, "filtered")
-    queue.add("3", "reference", "REQUEUE_HOLD", reason="JobHoldMaxRequeue")
+    queue.add("3", "reference", state, reason=reason)
     steps = queue.steps()
     assert steps["reference"].kept == () and submitted(steps)["reference"]
 

@@ -18,23 +18,24 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import secrets
 import socket
 import threading
 import time
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
-from vcsoup_dist.errors import EXIT_PREEMPTED
+from vcsoup_dist.errors import EXIT_PREEMPTED, UserError
 from vcsoup_dist.processes import started_at
 
 log = logging.getLogger("vcsoup")
 
-TAKEOVER = float(os.environ.get("VCSOUP_TAKEOVER", 90))
-"""Seconds without a sign of life after which a process on another host counts as ended."""
 LOOK = 0.5  # seconds between two looks at another's lease
 CLOCKS = 3600.0  # seconds by which no clocks of hosts differ
+SHORTEST = 3.0  # seconds
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -49,7 +50,7 @@ class Holder:
     started: int
     nonce: str
     takeover: float
-    """Seconds after which the holder will have ended itself; see TAKEOVER."""
+    """Seconds after which the holder will have ended itself; see the function of that name."""
 
     @property
     def text(self) -> str:
@@ -81,6 +82,19 @@ class Seen:
         return self.holder.text if self.holder else "a process that has not said its name"
 
 
+@cache
+def takeover() -> float:
+    """Seconds without a sign of life after which a process on another host counts as ended.
+
+    UserError where VCSOUP_TAKEOVER is no such number.
+    """
+    text = os.environ.get("VCSOUP_TAKEOVER", "90")
+    with contextlib.suppress(ValueError):
+        if SHORTEST <= (seconds := float(text)) < math.inf:
+            return seconds
+    raise UserError(f"VCSOUP_TAKEOVER: {text!r}; give seconds, {SHORTEST:.0f} or more, such as 90")
+
+
 def read(path: Path) -> Seen | None:
     """The lease at `path`; None where there is none."""
     try:
@@ -108,7 +122,7 @@ def shared_leases(path: Path) -> list[Path]:
 def make(path: Path) -> bool:
     """Make the lease at `path` and keep renewing it; False where there is one already."""
     holder = Holder(
-        socket.gethostname(), _boot(), os.getpid(), started_at(os.getpid()), _nonce(), TAKEOVER
+        socket.gethostname(), _boot(), os.getpid(), started_at(os.getpid()), _nonce(), takeover()
     )
     try:
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -117,8 +131,9 @@ def make(path: Path) -> bool:
     try:
         os.write(handle, _content(holder, 0))
         os.fsync(handle)
-    except BaseException:
+    except OSError as error:  # a full disk
         path.unlink(missing_ok=True)
+        error.filename = str(path)
         raise
     finally:
         os.close(handle)
@@ -166,7 +181,7 @@ def wait_until_ended(path: Path, locked: bool) -> str:
         return holder.text
     if _is_old(path):
         return _take_away(path, first)
-    patience = holder.takeover if holder else TAKEOVER
+    patience = holder.takeover if holder else takeover()
     began = time.monotonic()
     told = False
     while True:
@@ -196,7 +211,7 @@ def shows_life(path: Path) -> bool:
     if seen.holder and seen.holder.is_of_this_host:
         return seen.holder.is_alive_here
     with contextlib.suppress(FileNotFoundError):
-        patience = seen.holder.takeover if seen.holder else TAKEOVER
+        patience = seen.holder.takeover if seen.holder else takeover()
         return abs(time.time() - path.stat().st_mtime) < patience
     return False
 
@@ -293,7 +308,7 @@ class _Renewed:
                     self.renewed[path] = began
                 if not kept:
                     _end(path, "another process has taken it over, or its file was removed")
-            time.sleep(TAKEOVER / 18)
+            time.sleep(takeover() / 18)
 
     def _watch(self) -> None:
         woke = time.monotonic()
@@ -308,7 +323,7 @@ class _Renewed:
                 silent, path = max(
                     ((now - at, path) for path, at in self.renewed.items()), default=(0.0, Path())
                 )
-            if silent > TAKEOVER * 2 / 3 and now > grace:
+            if silent > takeover() * 2 / 3 and now > grace:
                 _end(path, f"its file could not be renewed for {silent:.0f} s ({self.trouble})")
 
 

@@ -14,7 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Self
 
@@ -81,7 +81,8 @@ class Lock:
         if self._holds_one:
             leases.give_back(leases.held_by_one(self.path))
         self._share, self._holds_one = None, False
-        self.file.close()
+        with suppress(OSError):  # a file system that is out of reach has given it up
+            self.file.close()
 
     def __enter__(self) -> Self:
         return self

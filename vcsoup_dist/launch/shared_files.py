@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vcsoup_dist.file_systems import file_system
-from vcsoup_dist.leases import TAKEOVER
+from vcsoup_dist.leases import takeover
 from vcsoup_dist.locks import EXCLUSIVE, flock
 
 LEFT_BEHIND = 3600.0  # seconds; nobody reads a token that is so old
@@ -75,5 +75,5 @@ def trouble_with_locks(path: str) -> str:
     how = "has no locks" if taken is None else "locks on each node alone"
     return (
         f"{Path(path).parent}: {kind} {how}; leases are used in their place: what a lost node was "
-        f"making is taken over after {TAKEOVER:.0f} s"
+        f"making is taken over after {takeover():.0f} s"
     )

@@ -47,10 +47,12 @@ class LiveJob:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether it waits for a job that has failed, or for a person since nodes failed often."""
+        """Whether it waits for a job that has failed, or for a person since its nodes failed."""
         return self.job.waits and self.job.reason in (
             "DependencyNeverSatisfied",
             "JobHoldMaxRequeue",  # Slurm's MaxBatchRequeue, 5 by default
+            # A node came back after its link was cut, with what it remembered of the job.
+            "launch failed requeued held",
         )
 
 
