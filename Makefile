@@ -1,8 +1,9 @@
 # `make demo` and the tests do all of their own set-up, in .venv.
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Tests run in so many processes: make test WORKERS=8
-WORKERS ?= 2
+# Tests run in so many processes: make test WORKERS=8. By default two compute, while one mostly waits
+# for Slurm.
+WORKERS ?= 3
 PYTEST := -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder
 
 .PHONY: help demo test test-fast test-long test-hosts test-lowest lint format
