@@ -12,17 +12,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import start_vcsoup, vcsoup
+from command import VCSOUP, vcsoup
 from conftest import save_tiny_model, write_model_files, write_pairs
+from fork_server import Child, server
 from hypothesis import given
 from hypothesis import strategies as st
-from training_world import processes_with, wait_for
+from scoring_world import alive
+from training_world import wait_for
 
 from vcsoup_dist.errors import Preempted, UserError
 from vcsoup_dist.identity import Hashes
 from vcsoup_dist.launch.slurm_queue import QueuedJob
 from vcsoup_dist.pipeline.graph import make_plan
 from vcsoup_dist.pipeline.history import recorded
+from vcsoup_dist.processes import children
 from vcsoup_dist.recipe.load import load_recipe
 from vcsoup_dist.records.history import FOLDER, Execution, read_history, time_taken
 from vcsoup_dist.slurm_jobs.submissions import LiveJob, Submission
@@ -71,15 +74,17 @@ class Run:
         options = ("-d", str(self.root))
         return vcsoup(*arguments, *options, folder=self.folder, code=code, **variables)
 
-    def train(self, **variables: str) -> subprocess.Popen[str]:
-        """In real processes, which /proc tells apart."""
-        return start_vcsoup(
-            *("train", "long", "recipe.yaml", "-d", self.root),
-            folder=self.folder,
-            env={**os.environ, **variables},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+    def train(self, **variables: str) -> Child:
+        """The command at work; its one child is its rank."""
+        command = [VCSOUP, "train", "long", "recipe.yaml", "-d", str(self.root)]
+        with open(self.folder / "said", "ab") as said:
+            return server().start(
+                "run",
+                command,
+                folder=self.folder,
+                environment={**os.environ, **variables},
+                files=[0, said.fileno(), said.fileno()],
+            )
 
     def status(self) -> dict[str, list[str]]:
         """State, products, jobs and time by stage; what is below the table under ''."""
@@ -166,9 +171,8 @@ def test_training_is_told_while_it_runs_when_stopped_killed_and_failed(run):
     assert " of 100000, loss " in running[""][0]
     assert f"being made  {LONG}\n" in run.vcsoup("status", "recipe.yaml", "-p")
 
-    process.send_signal(signal.SIGUSR2)
-    process.communicate()
-    assert process.returncode == 75
+    os.kill(process.pid, signal.SIGUSR2)
+    assert process.wait() == 75
     stopped = run.status()
     assert stopped["train"][:3] == ["stopped", "0 of 2", "12_3"]
     assert stopped[""] == [""]
@@ -176,10 +180,9 @@ def test_training_is_told_while_it_runs_when_stopped_killed_and_failed(run):
     metrics.unlink()
     process = run.train(VCSOUP_JOB_LOG=str(log), **slurm)
     wait_for(metrics.exists)
+    (rank,) = children(process.pid)
     process.kill()
-    process.communicate()
-    job = str(run.root / "work" / LONG / "scratch" / "job.json")
-    wait_for(lambda: not processes_with(job))
+    wait_for(lambda: not alive(rank))
     killed = run.status()
     assert killed["train"][0] == "failed"
     assert killed["train"][3].endswith(" s +")
@@ -190,10 +193,9 @@ def test_training_is_told_while_it_runs_when_stopped_killed_and_failed(run):
     metrics.unlink()
     process = run.train()
     wait_for(metrics.exists)
-    for rank in processes_with(job):
-        os.kill(rank, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == 2
+    (rank,) = children(process.pid)
+    os.kill(rank, signal.SIGKILL)
+    assert process.wait() == 2
     failed = run.status()
     assert failed["train"][0] == "failed"
     assert f", pid {process.pid}: {LONG}\n  rank 0 ended by signal 9" in failed[""][0]
