@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from conftest import save_tiny_model
+from fork_server import call_forked
 
 from vcsoup_dist.evaluation.judges import Judge
 from vcsoup_dist.evaluation.prompts import Prompt
 from vcsoup_dist.evaluation.tasks import EvaluationTask
-from vcsoup_dist.evaluation.workload import evaluation_workload
+from vcsoup_dist.evaluation.workload import EvaluationWorkload, evaluation_workload
 from vcsoup_dist.identity import Located
 from vcsoup_dist.launch.pools import run_pools
 from vcsoup_dist.recipe import CallableReward, Evaluation
@@ -62,6 +64,26 @@ def evaluate(
     folder: Path, models: dict[str, Path], judge: str, actors: int, advance: Callable[[float], None]
 ) -> None:
     """Evaluate the models with one function of JUDGES; the answers go into folders of theirs."""
+    workload = _workload(folder, models, judge, actors)
+    assert list(run_pools([workload], advance)) == [workload]
+
+
+def evaluate_alone(folder: Path, models: dict[str, Path]) -> None:
+    """Without Ray, by one worker that is not disturbed."""
+    call_forked(_evaluate_alone, folder, models)
+
+
+def _evaluate_alone(folder: Path, models: dict[str, Path]) -> None:
+    os.environ["RAY_RAYLET_PID"] = str(os.getppid())
+    workload = _workload(folder, models, "plain", 1)
+    kind, arguments = workload.worker()
+    worker = kind(*arguments)
+    worker.load()
+    for task in workload.tasks:
+        worker.run(task, None)
+
+
+def _workload(folder: Path, models: dict[str, Path], judge: str, actors: int) -> EvaluationWorkload:
     folder.mkdir(exist_ok=True)
     (folder / "judges.py").write_text(JUDGES)
     (folder / "lock").touch()
@@ -74,8 +96,7 @@ def evaluate(
     reward = CallableReward(callable=f"judges.py:{judge}")
     judges = [Judge({"long": reward}, Located(str(folder / "judges.py"), None, None))]
     settings = SETTINGS.model_copy(update={"actors": actors})
-    workload = evaluation_workload(tasks, PROMPTS, judges, settings, None)
-    assert list(run_pools([workload], advance)) == [workload]
+    return evaluation_workload(tasks, PROMPTS, judges, settings, None)
 
 
 def answers(folder: Path) -> dict[str, bytes]:

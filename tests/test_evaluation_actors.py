@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from evaluation_world import answers, evaluate, save_models
+from evaluation_world import answers, evaluate, evaluate_alone, save_models
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.launch import worker_pool
@@ -27,7 +27,7 @@ def models(tmp_path_factory) -> dict[str, Path]:
 
 
 def test_a_soup_whose_actor_dies_is_given_to_others(tmp_path, cluster, models):
-    evaluate(tmp_path / "undisturbed", models, "plain", 1, lambda n: None)
+    evaluate_alone(tmp_path / "undisturbed", models)
     expected = answers(tmp_path / "undisturbed")
     assert sorted(expected) == ["a", "b"]
     (tmp_path / "deaths").write_bytes(b".")

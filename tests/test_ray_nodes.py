@@ -7,7 +7,7 @@ import os
 
 import pytest
 import ray
-from evaluation_world import answers, evaluate, save_models
+from evaluation_world import answers, evaluate, evaluate_alone, save_models
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_world import start_cluster
 from scoring_world import shard_bytes, workload_of
@@ -141,7 +141,7 @@ def test_a_node_that_is_lost_in_mid_run_costs_no_score(tmp_path, cluster):
 def test_the_soup_of_a_lost_node_is_evaluated_on_another(tmp_path, cluster):
     add_nodes(cluster)
     models = save_models(tmp_path / "models", "abc")
-    evaluate(tmp_path / "undisturbed", models, "plain", 1, lambda n: None)
+    evaluate_alone(tmp_path / "undisturbed", models)
     on_head = NodeAffinitySchedulingStrategy(cluster.head_node.node_id, soft=False)
     other = ray.remote(num_cpus=1)(Other).options(scheduling_strategy=on_head).remote()
     ray.get(other.pid.remote())  # so that both actors are on nodes that may be lost
