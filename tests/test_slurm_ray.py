@@ -47,6 +47,10 @@ SCORING = {
 }
 
 
+# Agents of a Ray that has ended look a minute for its head before they end, too.
+IMPATIENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+
+
 class RayJobs:
     """Jobs that start Ray; a mark finds all processes that they start."""
 
@@ -63,7 +67,7 @@ class RayJobs:
     def submit(
         self, root: Path, script: str | Path, *arguments: str, options: list[str], **variables: str
     ) -> str:
-        ours = {"TMPDIR": str(self.temporary), **dict([self.mark.split("=")])}
+        ours = {"TMPDIR": str(self.temporary), **dict([self.mark.split("=")]), **IMPATIENT}
         number = self.jobs.submit(root, script, *arguments, options=options, **ours, **variables)
         self.submitted.append(number)
         return number
