@@ -35,6 +35,7 @@ def path(tmp_path, monkeypatch):
     """The file of a lock, on a file system that seems to be shared, where all goes quickly."""
     monkeypatch.setattr(locks, "may_be_shared", lambda path: True)
     monkeypatch.setattr(leases, "LOOK", 0.02)
+    monkeypatch.setattr(leases, "_ended", set())
     monkeypatch.setattr(locks, "ENTRY", 0.2)
     return tmp_path / "lock"
 
@@ -97,6 +98,21 @@ def test_a_process_on_another_host_that_shares_the_lock_keeps_it_from_one_alone(
             assert not lock.take(EXCLUSIVE)
         assert lock.signature() == "pid 7 on far"
         assert lock.take(EXCLUSIVE)  # it has fallen silent
+
+
+def test_many_processes_of_a_lost_host_are_waited_for_together_and_once(path):
+    shares = [path.with_name(f"lock.shared-far-{i}-n") for i in range(20)]
+    for share in shares:
+        put_lease(share)
+    began = time.monotonic()
+    with Lock(path) as lock:
+        assert lock.take(EXCLUSIVE)
+    assert 0.6 < time.monotonic() - began < 5 and not any(each.exists() for each in shares)
+    put_lease(leases.held_by_one(path))  # of the same process
+    began = time.monotonic()
+    with Lock(path) as lock:
+        assert lock.take(EXCLUSIVE)
+    assert time.monotonic() - began < 0.6
 
 
 @pytest.mark.parametrize("kind", [EXCLUSIVE, SHARED])
@@ -194,3 +210,55 @@ class keeping_alive:
     def __exit__(self, *_: object) -> None:
         self.ended.set()
         self.thread.join()
+
+
+CONTENDER = """
+import os, random, socket, sys, time
+from pathlib import Path
+from vcsoup_dist import leases, locks
+
+host, path, log = sys.argv[1], Path(sys.argv[2]), os.open(sys.argv[3], os.O_WRONLY | os.O_APPEND)
+locks.may_be_shared = lambda path: True
+locks.flock = lambda *_: True  # every host has its own locks
+socket.gethostname = lambda: host
+leases.takeover, leases.LOOK = lambda: 1.5, 0.05
+end = leases._end
+
+def say(what):
+    os.write(log, f"{what} {host}\\n".encode())
+
+def give_up(*why):
+    say("left")
+    end(*why)
+
+leases._end = give_up
+for turn in range(int(sys.argv[4])):
+    lock = locks.Lock(path)
+    lock.take(locks.EXCLUSIVE, None)
+    say("came")
+    time.sleep(random.random() / 20)
+    if str(turn) == sys.argv[5]:
+        say("left")
+        os._exit(1)
+    say("left")
+    lock.close()
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.kills
+def test_many_hosts_that_take_over_from_dead_ones_never_hold_a_lock_at_the_same_time(path):
+    log = path.with_name("log")
+    log.touch()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", CONTENDER, f"host-{i}", path, log, "6", dies_at],
+            env={"PYTHONPATH": ":".join(sys.path)},
+        )
+        for i, dies_at in enumerate(["2", "2", "never", "never", "never"])
+    ]
+    for process in processes:
+        process.wait(timeout=120)
+    said = log.read_text().split()
+    assert said[0::2] == ["came", "left"] * (len(said) // 4)
+    assert said[1::4] == said[3::4] and len(said) // 4 >= 3 * 6 + 2 * 2

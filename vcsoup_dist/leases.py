@@ -24,6 +24,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -37,6 +38,7 @@ LOOK = 0.5  # seconds between two looks at another's lease
 CLOCKS = 3600.0  # seconds by which no clocks of hosts differ
 SHORTEST = 3.0  # seconds
 BOOT = Path("/proc/sys/kernel/random/boot_id")
+PIDS = "/proc/self/ns/pid"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Holder:
 
     host: str
     boot: str
-    """Of the kernel: after a reboot the same host is another one."""
+    """Of the kernel, and the space of its pids: after a reboot a host is another one, and so is a
+    container of the same name."""
     pid: int
     started: int
     nonce: str
@@ -56,6 +59,11 @@ class Holder:
     def text(self) -> str:
         """Such as `pid 7 on h2`."""
         return f"pid {self.pid} on {self.host}"
+
+    @property
+    def process(self) -> tuple[str, str, int, int]:
+        """What tells it from all others."""
+        return self.host, self.boot, self.pid, self.started
 
     @property
     def is_of_this_host(self) -> bool:
@@ -164,43 +172,60 @@ def is_kept(path: Path) -> bool:
     return seen is not None and holder is not None and seen.holder == holder
 
 
-def wait_until_ended(path: Path, locked: bool) -> str:
-    """Wait until the lease at `path` is gone, or that of a process that is known to have ended.
+def wait_until_ended(paths: Sequence[Path]) -> str:
+    """Wait until each lease is gone, or that of a process that is known to have ended.
 
-    Returns an empty text then, and the lease is gone; at a sign of life, whose it is. `locked`:
-    whether this process holds the lock that the lease stands for, which no living process of this
-    host then does.
+    Returns an empty text then, and they are gone; at a sign of life, whose it is.
     """
-    first = read(path)
-    if first is None:
-        return ""
-    holder = first.holder
-    if holder and holder.is_of_this_host and (locked or not holder.is_alive_here):
-        return _take_away(path, first)
-    if holder and holder.is_alive_here:
-        return holder.text
-    if _is_old(path):
-        return _take_away(path, first)
-    patience = holder.takeover if holder else takeover()
+    watched: dict[Path, Seen] = {}
+    for path in paths:
+        seen = read(path)
+        holder = seen.holder if seen else None
+        if seen is None:
+            continue
+        if holder and holder.is_alive_here:
+            return holder.text
+        if (holder and (holder.is_of_this_host or holder.process in _ended)) or _is_old(path):
+            if who := _take_away(path, seen):
+                return who
+        else:
+            watched[path] = seen
+    return _watch(watched)
+
+
+def _watch(watched: dict[Path, Seen]) -> str:
+    """Wait until the leases are gone or have not changed for long enough; whose has."""
     began = time.monotonic()
     told = False
-    while True:
+    while watched:
         time.sleep(LOOK)
-        now = read(path)
-        if now is None:
-            return ""
-        if now != first:
-            return now.text
         waited = time.monotonic() - began
-        if waited > patience:
-            log.warning("%s: nothing from %s for %.0f s", path.name, first.text, patience)
-            return _take_away(path, first)
-        if not told and waited > 2 * LOOK:
+        for path, first in list(watched.items()):
+            patience = first.holder.takeover if first.holder else takeover()
+            now = read(path)
+            if now is not None and now != first:
+                return now.text
+            if now is not None and waited <= patience:
+                continue
+            del watched[path]
+            if now is not None:
+                log.warning("%s: nothing from %s for %.0f s", path.name, first.text, patience)
+                if first.holder:
+                    _ended.add(first.holder.process)
+                if who := _take_away(path, first):
+                    return who
+        if watched and not told and waited > 2 * LOOK:
+            path, first = next(iter(watched.items()))
             log.info(
                 "%s is held by %s; it is taken over after %.0f s without a sign of life",
-                *(path.stem, first.text, patience),
+                *(path.stem, first.text, first.holder.takeover if first.holder else takeover()),
             )
             told = True
+    return ""
+
+
+_ended: set[tuple[str, str, int, int]] = set()
+"""Processes on other hosts that have ended; they renewed all of their leases, or none."""
 
 
 def shows_life(path: Path) -> bool:
@@ -256,7 +281,8 @@ def _nonce() -> str:
 
 
 def _boot() -> str:
-    return BOOT.read_text().strip() if BOOT.exists() else ""
+    boot = BOOT.read_text().strip() if BOOT.exists() else ""
+    return f"{boot} {os.readlink(PIDS) if os.path.exists(PIDS) else ''}"
 
 
 class _Renewed:

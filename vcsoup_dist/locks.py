@@ -52,8 +52,8 @@ class Lock:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            known = flock(self.file, kind, deadline)
-            if known is not False and (not self.is_shared_by_hosts or self._lease(kind, known)):
+            taken = flock(self.file, kind, deadline) is not False
+            if taken and (not self.is_shared_by_hosts or self._lease(kind)):
                 return True
             if deadline is not None and time.monotonic() >= deadline:
                 return False
@@ -90,24 +90,19 @@ class Lock:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _lease(self, kind: int, known: bool | None) -> bool:
-        """known: whether flock says that no process of this host has the lock."""
+    def _lease(self, kind: int) -> bool:
         one = leases.held_by_one(self.path)
         # Those that share the lock hold this one too, for a moment.
-        alone = kind == EXCLUSIVE and known is True
         until = time.monotonic() + ENTRY
         while not self._holds_one:
             self._holds_one = leases.make(one)
             if not self._holds_one:
-                self.holder = leases.wait_until_ended(one, alone)
+                self.holder = leases.wait_until_ended([one])
                 if self.holder and (kind == EXCLUSIVE or time.monotonic() > until):
                     return False
                 time.sleep(POLL)
         others = [] if kind == SHARED else leases.shared_leases(self.path)
-        self.holder = next(
-            filter(None, (leases.wait_until_ended(e, alone) for e in others if e != self._share)),
-            "",
-        )
+        self.holder = leases.wait_until_ended([e for e in others if e != self._share])
         if kind == SHARED and self._share is None:
             self._share = leases.make_shared(self.path)
         if kind == SHARED or self.holder:
