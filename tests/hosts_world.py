@@ -125,7 +125,6 @@ class Hosts:
 
 def write_world(folder: Path) -> None:
     """The recipe, its model, its pairs and its rewards."""
-    sys.path.insert(0, str(ROOT / "tests"))
     from conftest import save_tiny_model, write_pairs
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,5 +134,22 @@ def write_world(folder: Path) -> None:
     (folder / "recipe.yaml").write_text(RECIPE)
 
 
+def write_policies(folder: Path) -> None:
+    """Two policies, `one` and `other`, of 34 MB each, whose merge takes some seconds."""
+    import numpy as np
+    from conftest import write_model_files
+    from safetensors.numpy import load_file, save_file
+
+    for seed, name in enumerate(("one", "other")):
+        write_model_files(folder / name)
+        file = folder / name / "model.safetensors"
+        draw = np.random.default_rng(seed)
+        more = {
+            f"model.more.{i}.weight": draw.standard_normal((1024, 1024), dtype=np.float32)
+            for i in range(8)
+        }
+        save_file(load_file(file) | more, file, {"format": "pt"})
+
+
 if __name__ == "__main__":
-    write_world(Path(sys.argv[1]))
+    globals()[sys.argv[1]](Path(sys.argv[2]))

@@ -27,7 +27,7 @@ def gluster(tmp_path_factory) -> Iterator[Hosts]:
     """Three hosts with GlusterFS, which notices a lost link after five seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOSTS_PING_TIMEOUT", "5")
-        patch.setenv("HOSTS_DISK", "1G")
+        patch.setenv("HOSTS_DISK", "2G")
         with hosts_up(tmp_path_factory.mktemp("gluster") / "hosts", 3, "gluster") as hosts:
             yield hosts
 
@@ -166,3 +166,41 @@ def test_a_full_disk_of_the_server_is_one_line_and_with_room_the_command_resumes
     assert "No space left on device" in said and "make room" in said
     gluster.do("exec", "files", "rm", "/mnt/disk/full")
     assert gluster.run("h2", *PUBLISH, run, 1, **QUICK).splitlines()[-1].endswith("h2-0")
+
+
+MERGE = ("vcsoup", "merge", "policies/one", "policies/other", "--grid", "0.2", "--out")
+
+
+@pytest.fixture(scope="module")
+def merged(gluster) -> str:
+    """Hashes of the soups that one process makes."""
+    gluster.run("h1", "python", "vcsoup/tests/hosts_world.py", "write_policies", "policies")
+    gluster.run("h1", *MERGE, "alone")
+    return gluster.sums("h2", "alone", ["."])
+
+
+def test_ranks_of_a_merge_on_several_hosts_make_what_one_process_makes(gluster, merged):
+    ranks = [
+        gluster.start(f"h{rank + 1}", *MERGE, "ranks", "--rank", rank, "--world-size", 3)
+        for rank in range(3)
+    ]
+    for rank in ranks:
+        ended(rank, 0)
+    assert gluster.sums("h3", "ranks", ["."]) == merged
+
+
+def test_a_merge_whose_link_is_cut_goes_on_on_another_host_to_the_same_bytes(gluster, merged):
+    merge = gluster.start("h1", *MERGE, "cut", **QUICK)
+    wait_for(partial(gluster.there, "h2", "cut.partial/soups/*/*.safetensors"), 60)
+    gluster.do("cut", "h1")
+    try:
+        said = gluster.run("h2", *MERGE, "cut", code=2, **QUICK)
+        assert "another process writes there (pid " in said and "on h1)" in said
+        said, _ = merge.communicate(timeout=60)
+        assert merge.returncode in (2, 75) and "run the same command" in said, said
+        again = [*MERGE, "cut"]
+        wait_for(lambda: gluster.do("exec", "h2", *again, check=False).returncode == 0, 120)
+        assert gluster.sums("h3", "cut", ["."]) == merged
+    finally:
+        gluster.do("join", "h1")
+        wait_for(partial(gluster.sees_files, "h1"), 120)
