@@ -10,6 +10,9 @@
 #                     beside the recipe, with the recipe's name
 #   VCSOUP_LOG_DIR    where logs go, by default logs/ in the folder of sbatch; one file per start,
 #                     NAME-JOB[_TASK]-NODE-RESTART.log
+#   VCSOUP_TAKEOVER   seconds without a sign of life after which what a process on another node
+#                     was making is taken over, by default 90; two thirds of it without the file
+#                     system end a command
 #   VCSOUP_SLURM      this folder, for a script that was copied to another one; not needed where
 #                     `vcsoup` is on the PATH or VCSOUP_SETUP puts it there
 #   VCSOUP_CONTAINER  srun options that put the ranks into a container, such as pyxis's
@@ -22,7 +25,7 @@
 #
 #   NCCL_DEBUG=INFO                       what NCCL chose, and why it fails
 #   NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0    the network, where a node has several; Gloo
-#                                         needs it where a node's own name means 127.0.0.1 to it
+#                                         takes the one that leads to the other nodes
 #   NCCL_IB_DISABLE=1                     is it InfiniBand?
 #   TORCH_DISTRIBUTED_DEBUG=DETAIL TORCH_CPP_LOG_LEVEL=INFO    PyTorch's side; slow
 #   TORCH_NCCL_DESYNC_DEBUG=1             which rank is behind in which collective
