@@ -8,8 +8,9 @@ the study's own: those that the protocol names, and not every pair of methods.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
+from vcsoup_dist.records.summary import Scale
 from vcsoup_dist.report.statistics.comparisons import compare_pairs, confidence_of_one
 from vcsoup_dist.report.statistics.crossed import Errors
 from vcsoup_dist.report.statistics.evaluated import Evaluated, check_shared
@@ -36,6 +37,7 @@ EQUAL = (
     ("strict", "rewarded_soup"),
     ("strict", "random"),
 )
+BASELINE = "rewarded_soup"
 RIVAL = "scalarised"
 SOUPS = ("vc_soup", "strict")
 
@@ -56,17 +58,36 @@ class Contrast:
     """The smallest true difference that would be seen with a probability of 80 %."""
 
     @property
-    def verdict(self) -> str:
-        """As the protocol defines it."""
-        if self.low > 0:
-            return "supported"
-        return "refuted" if self.high < 0 else "undecided"
+    def side(self) -> int:
+        """1 where the whole interval lies above 0, -1 where it lies below, else 0."""
+        return int(self.low > 0) - int(self.high < 0)
+
+
+VERDICTS = {1: "supported", 0: "undecided", -1: "refuted"}
+
+
+def verdict(of_classifiers: Contrast, of_words: Contrast) -> str:
+    """As the protocol defines it: the classifiers', unless the second judges show the opposite."""
+    opposite = of_classifiers.side * of_words.side < 0
+    return VERDICTS[0 if opposite else of_classifiers.side]
 
 
 def planned(evaluated: Sequence[Evaluated]) -> list[Contrast]:
-    """All planned differences of a run; intervals hold together within each of the two groups."""
+    """All planned differences of a run, on the baseline's scale.
+
+    Intervals hold together within each of three groups, those of one `kind`; not over the groups,
+    nor over judges. ValueError where another method spans the scale.
+    """
     shared = check_shared(evaluated)
     scale = choose_scale(evaluated, shared)
+    if scale.method != BASELINE:
+        raise ValueError(f"{scale.method} spans the scale; {BASELINE} must come first")
+    return differences(evaluated, scale)
+
+
+def differences(evaluated: Sequence[Evaluated], scale: Scale) -> list[Contrast]:
+    """The same differences on any scale."""
+    shared = check_shared(evaluated)
     shares = prompt_shares(shared.prompts, RESAMPLES, BOOTSTRAP_SEED)
     methods = dict.fromkeys(one.method for one in evaluated if one.method is not None)
     every = {str(method): candidates_of(evaluated, str(method), shared) for method in methods}
@@ -120,8 +141,3 @@ def detectable(errors: Errors, confidence: float) -> float:
 
 def _size(seeds: Mapping[int, Candidates]) -> int:
     return len(next(iter(seeds.values())).weights)
-
-
-def as_json(contrasts: Sequence[Contrast]) -> list[dict[str, object]]:
-    """With the verdict of each."""
-    return [asdict(each) | {"verdict": each.verdict} for each in contrasts]

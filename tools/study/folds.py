@@ -27,6 +27,11 @@ def fold_of(pair: Pair) -> int:
     return split_hash(pair.prompt) % FOLDS
 
 
+def scored_by(pair: Pair) -> int:
+    """The fold whose rewards score a pair: never its own."""
+    return 1 if fold_of(pair) == 0 else 0
+
+
 def pairs_in(path: Path) -> Iterator[Pair]:
     """The sound pairs of a file, as the trainer reads them."""
     for _, read in read_pairs(Located(str(path), None, None)):

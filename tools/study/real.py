@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import power
-import tables
+import results
 import tuning
 import words
 from folds import FOLDS, JUDGES, VALUES, fold_of, pairs_in, write_pairs
@@ -31,14 +31,14 @@ from score_folds import crossfit, write_data
 
 from vcsoup_dist.files import write_atomically
 from vcsoup_dist.identity import Hashes
-from vcsoup_dist.preferences.pair import Pair
+from vcsoup_dist.preferences.pair import Pair, prompt_id
 
 HERE = Path(__file__).resolve().parent
 Pairs = dict[str, list[Pair]]
 RESULTS = {
     "tuning": tuning.write,
     "pilot": power.write,
-    "real": tables.write,
+    "real": results.write,
     "every_method": None,  # the report of the run says it all
 }
 PASSES = {"helpful": 1, "harmless": 2}
@@ -63,6 +63,7 @@ def main() -> None:
     check_inputs(options.data, [options.model, options.rewards_from or options.model], out)
     training = {value: list(pairs_in(options.data / f"{value}_train.jsonl")) for value in VALUES}
     heldout = {value: list(pairs_in(options.data / f"{value}_test.jsonl")) for value in VALUES}
+    check_heldout(training, heldout)
     train_rewards(training, options.rewards_from or options.model, out, options.at_once)
     prepare_data(training, heldout, out)
     run_dir = out / "runs" / options.recipe
@@ -75,9 +76,9 @@ def main() -> None:
     subprocess.run([*command, "--run-dir", str(run_dir), *changes], env=environment, check=True)
     write = RESULTS[options.recipe]
     if write is not None:
-        results = out / "results" / options.recipe
-        results.mkdir(parents=True, exist_ok=True)
-        write(run_dir, out, results)
+        folder = out / "results" / options.recipe
+        folder.mkdir(parents=True, exist_ok=True)
+        write(run_dir, out, folder)
 
 
 def check_inputs(data: Path, models: Sequence[Path], out: Path) -> None:
@@ -93,6 +94,15 @@ def check_inputs(data: Path, models: Sequence[Path], out: Path) -> None:
     if known.exists() and known.read_text() != found:
         raise SystemExit(f"{out} was made of other data or models; give another folder to --out")
     write_atomically(known, found)
+
+
+def check_heldout(training: Pairs, heldout: Pairs) -> None:
+    """SystemExit where a held-out prompt is in training data, which the judges have seen."""
+    seen = {prompt_id(pair.prompt) for pairs in training.values() for pair in pairs}
+    for value, pairs in heldout.items():
+        shared = sum(prompt_id(pair.prompt) in seen for pair in pairs)
+        if shared:
+            raise SystemExit(f"{value}_test.jsonl: {shared} pairs have prompts of training data")
 
 
 def train_rewards(training: Pairs, model: Path, out: Path, at_once: int) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from folds import JUDGES, VALUES, fold_of, write_pairs
+from folds import JUDGES, VALUES, fold_of, scored_by, write_pairs
 from numpy.typing import NDArray
 
 from vcsoup_dist.identity import Located
@@ -63,14 +63,14 @@ def score_value(
     """
     torch.set_num_threads(1)
     tuning = tuning_pairs(training)
-    by_fold = {
-        fold: [pair for pairs in training.values() for pair in pairs if fold_of(pair) == fold]
-        for fold in (0, 1)
-    }
-    others = [pair for pairs in (*tuning.values(), *heldout.values()) for pair in pairs]
+    of_policies = [p for pairs in training.values() for p in pairs if fold_of(p) != JUDGES]
+    held = {pair.id for pairs in heldout.values() for pair in pairs}
+    every = [*of_policies, *(p for pairs in (*tuning.values(), *heldout.values()) for p in pairs)]
     columns: Columns = {}
     facts = {}
-    for fold, scored in ((0, [*by_fold[1], *others]), (1, by_fold[0])):
+    for fold in (0, 1):
+        # Held-out prompts lie in no fold: no reward has seen them.
+        scored = [p for p in every if (0 if p.id in held else scored_by(p)) == fold]
         folder = rewards / f"{value}_{fold}"
         unit = rewards_of(folder, tuning[value]).std()
         found = rewards_of(folder, scored) / unit
