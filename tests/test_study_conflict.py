@@ -15,7 +15,14 @@ from vcsoup_dist.report.statistics.evaluated import Evaluated
 STUDY = Path(__file__).parents[1] / "tools" / "study"
 sys.path.append(str(STUDY))
 
-from conflict_curve import LONGEST, PAIRS, Measured  # noqa: E402
+from conflict_curve import (  # noqa: E402
+    LONGEST,
+    PAIRS,
+    Curve,
+    Difference,
+    Measured,
+    verdicts,
+)
 from conflict_data import VALUES, conflicts, draw_with_share, own_gap, write_data  # noqa: E402
 from conflict_show import figure, markdown  # noqa: E402
 
@@ -127,3 +134,27 @@ def test_equal_numbers_give_equal_tables_and_figures():
         shown.append((figure(curves), markdown(curves, measured.levels(), [], 2, 8)))
     assert shown[0] == shown[1]
     assert "| 0.7 | +0.0" in shown[0][1]
+
+
+def whole_curve(second: str, gain: float, slope: float) -> Curve:
+    """Of `vc_soup`, with the interval from each number to three times it."""
+    mean, trend = (
+        Difference(each, min(each, 3 * each), max(each, 3 * each)) for each in (gain, slope)
+    )
+    return Curve("vc_soup", second, (), mean, trend)
+
+
+@pytest.mark.parametrize(
+    ("gains", "slopes", "expected", "grows"),
+    [
+        ((0.1, 0.2), (0.1, 0.1), "supported", True),
+        ((0.1, 0.0), (0.1, 0.1), "undecided", True),
+        ((0.1, -0.1), (0.1, 0.0), "refuted", False),
+    ],
+)
+def test_a_filter_is_supported_by_gains_over_both_rivals_and_refuted_by_one_loss(
+    gains, slopes, expected, grows
+):
+    rivals = ("rewarded_soup", "random")
+    (found,) = verdicts([whole_curve(*each) for each in zip(rivals, gains, slopes, strict=True)])
+    assert (found.filter, found.gain, found.grows) == ("vc_soup", expected, grows)

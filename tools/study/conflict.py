@@ -30,7 +30,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from conflict_curve import CONFIDENCE, SCALE, Measured
+from conflict_curve import CONFIDENCE, SCALE, Measured, verdicts
 from conflict_data import VALUES, write_data, write_held_out
 from conflict_show import Kept, figure, markdown
 
@@ -166,6 +166,7 @@ def write_results(options: argparse.Namespace) -> None:
         "prompts": len(prompts.pop()),
         "seeds": options.seeds,
         "set": options.set,
+        "verdicts": [asdict(each) for each in verdicts(curves)],
         "curves": [asdict(each) for each in curves],
         "levels": [asdict(each) for each in levels],
         "kept": [asdict(each) for each in kept],
@@ -177,6 +178,9 @@ def write_results(options: argparse.Namespace) -> None:
     if curves:
         write_atomically(options.out / "conflict.svg", figure(curves))
     print(text)
+    for each in verdicts(curves):
+        grows = "grows" if each.grows else "is not shown to grow"
+        print(f"{each.filter}: {each.gain}; the gain {grows} with the share of conflicting pairs")
 
 
 def main() -> None:

@@ -100,6 +100,35 @@ class Level:
     """Value -> mean reward of the soup with weights (1/2, 1/2)."""
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What the protocol says of one filter."""
+
+    filter: str
+    gain: str
+    """`supported`, `refuted` or `undecided`: the mean gain at strong conflict over both rivals."""
+    grows: bool
+    """Whether the gain over both grows with the share of conflicting pairs."""
+
+
+def verdicts(curves: Sequence[Curve]) -> list[Verdict]:
+    """Of every filter; none of one without a curve over strong conflict and several shares."""
+    found = []
+    for name in dict.fromkeys(curve.first for curve in curves):
+        own = [curve for curve in curves if curve.first == name]
+        gains = [curve.strong_conflict for curve in own if curve.strong_conflict is not None]
+        slopes = [curve.slope for curve in own if curve.slope is not None]
+        if len(gains) < len(own) or len(slopes) < len(own):
+            continue
+        gain = "undecided"
+        if all(each.low > 0 for each in gains):
+            gain = "supported"
+        elif any(each.high < 0 for each in gains):
+            gain = "refuted"
+        found.append(Verdict(name, gain, all(each.low > 0 for each in slopes)))
+    return found
+
+
 class Measured:
     """All answers of the study, by share: hypervolumes on both scales, and the even mixes."""
 
