@@ -22,6 +22,7 @@ from vcsoup_dist.import_paths import (
 )
 from vcsoup_dist.launch.ray_check import check_nodes
 from vcsoup_dist.launch.ray_signals import our_signals, stops_as_interrupts
+from vcsoup_dist.leases import takeover
 from vcsoup_dist.processes import children, process_name
 from vcsoup_dist.recipe import Launch
 
@@ -209,4 +210,5 @@ def _actor_environment(threads: int) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(imports),
         IMPORT_LAST: last or "",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # an actor without a GPU sees none
+        "VCSOUP_TAKEOVER": f"{takeover():g}",  # of their leases, as of the driver's
     }
