@@ -20,6 +20,7 @@ LAYERS = [
         "identity",
         "locks",
         "leases",
+        "lease_files",
         "progress files file_systems processes json_file",
         "moments plot_style",
         "errors",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import os
+import socket
 import subprocess
 import sys
 import threading
@@ -13,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from vcsoup_dist import leases, locks
+from vcsoup_dist import lease_files, leases, locks, processes
 from vcsoup_dist.errors import EXIT_PREEMPTED, UserError
 from vcsoup_dist.file_systems import file_system, may_be_shared
+from vcsoup_dist.lease_files import held_by_one, read, takeover
 from vcsoup_dist.locks import EXCLUSIVE, SHARED, Lock, is_locked
 
 HOLD = """
@@ -35,7 +38,7 @@ def path(tmp_path, monkeypatch):
     """The file of a lock, on a file system that seems to be shared, where all goes quickly."""
     monkeypatch.setattr(locks, "may_be_shared", lambda path: True)
     monkeypatch.setattr(leases, "LOOK", 0.02)
-    monkeypatch.setattr(leases, "_ended", set())
+    monkeypatch.setattr(leases, "_ended", {})
     monkeypatch.setattr(locks, "ENTRY", 0.2)
     return tmp_path / "lock"
 
@@ -81,7 +84,7 @@ def test_a_lock_that_is_given_up_leaves_its_file_alone(path):
 @pytest.mark.parametrize("kind", [EXCLUSIVE, SHARED])
 def test_a_process_on_another_host_that_gives_no_sign_of_life_is_taken_over(path, kind):
     path.touch()
-    put_lease(leases.held_by_one(path))
+    put_lease(held_by_one(path))
     assert is_locked(path)
     began = time.monotonic()
     with Lock(path) as lock:
@@ -108,7 +111,7 @@ def test_many_processes_of_a_lost_host_are_waited_for_together_and_once(path):
     with Lock(path) as lock:
         assert lock.take(EXCLUSIVE)
     assert 0.6 < time.monotonic() - began < 5 and not any(each.exists() for each in shares)
-    put_lease(leases.held_by_one(path))  # of the same process
+    put_lease(held_by_one(path))  # of the same process
     began = time.monotonic()
     with Lock(path) as lock:
         assert lock.take(EXCLUSIVE)
@@ -117,7 +120,7 @@ def test_many_processes_of_a_lost_host_are_waited_for_together_and_once(path):
 
 @pytest.mark.parametrize("kind", [EXCLUSIVE, SHARED])
 def test_where_every_host_has_its_own_locks_a_living_holder_is_not_disturbed(path, kind):
-    lease = leases.held_by_one(path)
+    lease = held_by_one(path)
     put_lease(lease)
     with keeping_alive(lease), Lock(path) as lock:
         assert not lock.take(kind)
@@ -140,7 +143,7 @@ def test_where_locks_fail_the_leases_do(path, error, monkeypatch):
 def test_a_takeover_that_is_no_time_is_a_line(monkeypatch, text):
     monkeypatch.setenv("VCSOUP_TAKEOVER", text)
     with pytest.raises(UserError, match="VCSOUP_TAKEOVER"):
-        leases.takeover.__wrapped__()
+        takeover.__wrapped__()
 
 
 def test_a_lease_that_does_not_fit_on_the_disk_is_no_lease(path, monkeypatch):
@@ -148,7 +151,7 @@ def test_a_lease_that_does_not_fit_on_the_disk_is_no_lease(path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with Lock(path) as lock:
-        monkeypatch.setattr(leases.os, "fsync", full)
+        monkeypatch.setattr(lease_files.os, "fsync", full)
         with pytest.raises(OSError, match=r"No space left on device: '.*lock\.held'"):
             lock.take(EXCLUSIVE)
         monkeypatch.undo()
@@ -170,12 +173,12 @@ def test_a_killed_process_of_this_host_is_taken_over_without_waiting(path, monke
 @pytest.mark.processes
 def test_a_process_whose_lease_was_taken_away_ends(path):
     process = hold(path, takeover=3)
-    leases.held_by_one(path).unlink()
-    put_lease(leases.held_by_one(path))
+    held_by_one(path).unlink()
+    put_lease(held_by_one(path))
     _, said = process.communicate(timeout=30)
     assert process.returncode == EXIT_PREEMPTED
     assert "another process has taken it over" in said and len(said.splitlines()) == 1
-    assert leases.read(leases.held_by_one(path)).text == "pid 7 on far"
+    assert read(held_by_one(path)).text == "pid 7 on far"
 
 
 @pytest.mark.processes
@@ -191,18 +194,139 @@ def test_a_process_that_cannot_renew_its_lease_ends_before_it_is_taken_over(path
     assert "could not be renewed for 2 s (Not a directory)" in said
 
 
+@pytest.fixture
+def unending(monkeypatch):
+    """A process that does not end itself."""
+    monkeypatch.setattr(leases, "_end", lambda *_: None)
+
+
+def test_a_lease_that_another_has_taken_over_is_not_given_back(path, unending):
+    with Lock(path) as lock:
+        assert lock.take(EXCLUSIVE)
+        put_lease(held_by_one(path))
+    assert read(held_by_one(path)).text == "pid 7 on far"
+
+
+def test_a_lease_that_could_not_be_removed_does_not_keep_its_own_process_out(path, monkeypatch):
+    def cut(*_: object) -> None:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    with monkeypatch.context() as patch, Lock(path) as lock:
+        assert lock.take(EXCLUSIVE)
+        patch.setattr(leases, "remove_of", cut)
+        lock.close()
+        assert held_by_one(path).exists()
+    with Lock(path) as lock:
+        assert lock.take(EXCLUSIVE)
+
+
+def test_a_process_that_left_a_lease_but_renews_others_has_not_ended(path):
+    path.touch()
+    put_lease(held_by_one(path))
+    assert leases.wait_until_ended([held_by_one(path)]) == ""
+    put_lease(held_by_one(path), beat=18)
+    with keeping_alive(held_by_one(path), beat=18):
+        assert leases.wait_until_ended([held_by_one(path)]) == "pid 7 on far"
+
+
+@pytest.mark.processes
+def test_a_process_whose_lock_was_removed_with_all_of_it_works_on(path):
+    process = hold(path, takeover=3)
+    locks.remove_lock(path)
+    time.sleep(1)  # it looks every 0.17 s
+    assert process.poll() is None and not held_by_one(path).exists()
+    process.kill()
+    process.communicate()
+
+
+def test_who_removes_a_lock_leaves_the_lease_of_the_next_one(path, monkeypatch):
+    give_back = leases.give_back
+
+    def then_another_comes(lease: Path) -> bool:
+        given = give_back(lease)
+        put_lease(lease)
+        return given
+
+    with Lock(path) as lock:
+        assert lock.take(EXCLUSIVE)
+        monkeypatch.setattr(leases, "give_back", then_another_comes)
+        locks.remove_lock(path)
+        assert read(held_by_one(path)).text == "pid 7 on far"
+
+
+def test_a_lease_that_took_too_long_to_write_is_no_lease(path, monkeypatch):
+    late = 0.0
+    create = leases.create
+
+    def slowly(lease: Path, *arguments: object) -> bool:
+        nonlocal late
+        made = create(lease, *arguments)
+        late += 100
+        if made:
+            put_lease(lease)  # it was waited for meanwhile
+        return made
+
+    monkeypatch.setattr(leases, "_clock", lambda: time.monotonic() + late)
+    monkeypatch.setattr(leases, "create", slowly)
+    assert not leases.make(held_by_one(path))
+    assert read(held_by_one(path)).text == "pid 7 on far"
+
+
+def test_a_lost_lease_of_the_history_does_not_end_the_work(path, monkeypatch):
+    monkeypatch.setattr(leases, "_end", lambda *_: pytest.fail("it ended"))
+    with open(path, "w") as file:
+        locks.lock_for_process(file, path)
+        lease = held_by_one(path)
+        lease.unlink()
+        leases._renewed._renew_one(lease, leases._renewed.holders[lease])
+        assert lease not in leases._renewed.holders
+
+
+def test_a_lease_whose_file_another_host_removed_is_gone(path, monkeypatch):
+    def stale(*_: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    put_lease(held_by_one(path))
+    holder = read(held_by_one(path)).holder
+    monkeypatch.setattr(lease_files.os, "read", stale)
+    assert not lease_files.renew(held_by_one(path), holder, 1)
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    assert read(held_by_one(path)) is None
+
+
+def test_a_clock_that_is_hours_ahead_takes_nothing_from_a_living_process(path):
+    path.touch()
+    put_lease(held_by_one(path))
+    os.utime(held_by_one(path), (time.time() - 7200,) * 2)
+    with Lock(path) as lock:
+        began = time.monotonic()
+        assert lock.take(EXCLUSIVE) and time.monotonic() - began > 0.6
+
+
+def test_another_users_process_that_proc_hides_is_alive(monkeypatch):
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    assert not processes.is_hidden(2**30)
+    monkeypatch.setattr(processes.os, "kill", refuse)
+    assert processes.is_hidden(2**30)
+    holder = lease_files.Holder(socket.gethostname(), lease_files._boot(), 2**30, 1, "n", 90)
+    assert holder.is_alive_here
+
+
 class keeping_alive:
     """A living process on another host that holds a lease."""
 
-    def __init__(self, lease: Path) -> None:
+    def __init__(self, lease: Path, beat: int = 0) -> None:
         self.lease = lease
+        self.beat = beat
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self.run)
 
     def run(self) -> None:
-        beat = 0
         while not self.ended.wait(0.05):
-            put_lease(self.lease, beat := beat + 1)
+            self.beat += 1
+            put_lease(self.lease, self.beat)
 
     def __enter__(self) -> None:
         self.thread.start()
@@ -215,13 +339,14 @@ class keeping_alive:
 CONTENDER = """
 import os, random, socket, sys, time
 from pathlib import Path
-from vcsoup_dist import leases, locks
+from vcsoup_dist import lease_files, leases, locks, processes
 
 host, path, log = sys.argv[1], Path(sys.argv[2]), os.open(sys.argv[3], os.O_WRONLY | os.O_APPEND)
 locks.may_be_shared = lambda path: True
 locks.flock = lambda *_: True  # every host has its own locks
 socket.gethostname = lambda: host
-leases.takeover, leases.LOOK = lambda: 1.5, 0.05
+leases.takeover = lease_files.takeover = lambda: 1.5
+leases.LOOK = 0.05
 end = leases._end
 
 def say(what):

@@ -13,7 +13,8 @@ MOUNTS = Path("/proc/self/mountinfo")
 
 OF_ONE_HOST = {
     *("aufs", "bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "overlay", "ramfs"),
-    *("reiserfs", "tmpfs", "xfs", "zfs"),
+    *("reiserfs", "tmpfs", "xfs", "zfs", "ecryptfs", "exfat", "vfat", "ntfs3", "fuseblk"),
+    *("nilfs2", "hfsplus"),
 }
 """File systems that one host mounts at a time; any other, also an unknown one, may be shared."""
 

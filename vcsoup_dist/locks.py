@@ -20,6 +20,7 @@ from typing import IO, Self
 
 from vcsoup_dist import leases
 from vcsoup_dist.file_systems import may_be_shared
+from vcsoup_dist.lease_files import held_by_one, shared_leases, shows_life
 from vcsoup_dist.processes import close_in_forks
 
 EXCLUSIVE, SHARED = fcntl.LOCK_EX, fcntl.LOCK_SH
@@ -72,14 +73,14 @@ class Lock:
 
     def is_kept(self) -> bool:
         """Whether it has not been lost since it was taken exclusively."""
-        return not self._holds_one or leases.is_kept(leases.held_by_one(self.path))
+        return not self._holds_one or leases.is_kept(held_by_one(self.path))
 
     def close(self) -> None:
         """Give it up."""
         if self._share:
             leases.give_back(self._share)
         if self._holds_one:
-            leases.give_back(leases.held_by_one(self.path))
+            leases.give_back(held_by_one(self.path))
         self._share, self._holds_one = None, False
         with suppress(OSError):  # a file system that is out of reach has given it up
             self.file.close()
@@ -91,7 +92,7 @@ class Lock:
         self.close()
 
     def _lease(self, kind: int) -> bool:
-        one = leases.held_by_one(self.path)
+        one = held_by_one(self.path)
         # Those that share the lock hold this one too, for a moment.
         until = time.monotonic() + ENTRY
         while not self._holds_one:
@@ -101,7 +102,7 @@ class Lock:
                 if self.holder and (kind == EXCLUSIVE or time.monotonic() > until):
                     return False
                 time.sleep(POLL)
-        others = [] if kind == SHARED else leases.shared_leases(self.path)
+        others = [] if kind == SHARED else shared_leases(self.path)
         self.holder = leases.wait_until_ended([e for e in others if e != self._share])
         if kind == SHARED and self._share is None:
             self._share = leases.make_shared(self.path)
@@ -154,15 +155,15 @@ def is_locked(path: Path) -> bool:
             return True
     if not may_be_shared(path):
         return False
-    return any(map(leases.shows_life, [leases.held_by_one(path), *leases.shared_leases(path)]))
+    return any(map(shows_life, [held_by_one(path), *shared_leases(path)]))
 
 
 def remove_lock(path: Path) -> None:
     """Remove a lock's file, which this process may hold, and what else there is of it."""
-    path.unlink(missing_ok=True)
-    for lease in [leases.held_by_one(path), *leases.shared_leases(path)]:
-        leases.give_back(lease)
-        lease.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)  # first: whoever finds a lease gone looks whether its lock is
+    for lease in [held_by_one(path), *shared_leases(path)]:
+        if not leases.give_back(lease):  # or a next one's that has come meanwhile would go
+            lease.unlink(missing_ok=True)
 
 
 def share_until_exit(path: Path) -> None:
@@ -189,12 +190,12 @@ def lock_for_process(file: IO[str], path: Path) -> None:
         if error.errno not in NO_LOCKS:
             raise
     if may_be_shared(path.parent):
-        leases.make(leases.held_by_one(path))
+        leases.make(held_by_one(path), ends=False)
 
 
 def unlock_for_process(path: Path) -> None:
     """Give up what `lock_for_process` took beside the lock."""
-    leases.give_back(leases.held_by_one(path))
+    leases.give_back(held_by_one(path))
 
 
 def is_locked_by_process(file: IO[str]) -> bool:
@@ -207,4 +208,4 @@ def is_locked_by_process(file: IO[str]) -> bool:
         if error.errno not in NO_LOCKS:
             raise
     path = Path(file.name)
-    return may_be_shared(path) and leases.shows_life(leases.held_by_one(path))
+    return may_be_shared(path) and shows_life(held_by_one(path))

@@ -81,6 +81,19 @@ def started_at(pid: int) -> int:
     return -1 if fields[0] in "ZX" else int(fields[19])
 
 
+def is_hidden(pid: int) -> bool:
+    """Whether a process lives of which /proc says nothing: another user's, under `hidepid`."""
+    if Path(f"/proc/{pid}").exists():
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def process_name(pid: int) -> str:
     """Name of a process; empty where it has ended."""
     try:

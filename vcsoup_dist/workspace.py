@@ -237,11 +237,7 @@ class Workspace:
             draft = self._prepare(product)
             try:
                 yield draft
-                if not writer.is_kept():
-                    raise UserError(
-                        f"{product.name}: another host has taken it over; run this again"
-                    )
-                self._publish(draft)
+                self._publish(draft, writer)
                 if not keep_scratch:
                     # While nobody else can be in it.
                     shutil.rmtree(draft.scratch.parent, ignore_errors=True)
@@ -267,7 +263,7 @@ class Workspace:
         """Whether a writer, or a worker of one, holds the product of that name."""
         return any(is_locked(self._lock(name, kind)) for kind in ("writer", "workers"))
 
-    def _publish(self, draft: Draft) -> None:
+    def _publish(self, draft: Draft, writer: Lock) -> None:
         product = draft.product
         if self.is_made(product):  # by another process, before this one got the lock
             shutil.rmtree(draft.output)
@@ -288,6 +284,8 @@ class Workspace:
         }
         write_atomically(draft.output / RECORD, json.dumps(record, indent=1) + "\n")
         sync_tree(draft.output)
+        if not writer.is_kept():
+            raise UserError(f"{product.name}: another host has taken it over; run this again")
         (_extend if extends else _replace)(self.folder(product), draft.output)
         if not any(draft.scratch.iterdir()):  # nothing for `keep` to decide on
             shutil.rmtree(draft.scratch.parent)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vcsoup_dist.file_systems import file_system
-from vcsoup_dist.leases import takeover
+from vcsoup_dist.lease_files import takeover
 from vcsoup_dist.locks import EXCLUSIVE, flock
 
 LEFT_BEHIND = 3600.0  # seconds; nobody reads a token that is so old

@@ -57,7 +57,7 @@ def read_record(work: Path) -> WorkRecord | None:
         return WorkRecord(str(content["fingerprint"]), tuple(map(str, content["soups"])))
     except FileNotFoundError:
         remove_leftovers(work)
-        others = sorted(each.name for each in work.iterdir() if not each.name.startswith(LOCK_NAME))
+        others = sorted(each.name for each in work.iterdir() if ".lock" not in each.name)
         if others:
             raise UserError(
                 f"{work}: is in the way and not of a merge (it holds {others[0]!r}); move it away"
