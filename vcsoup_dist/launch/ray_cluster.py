@@ -22,7 +22,7 @@ from vcsoup_dist.import_paths import (
 )
 from vcsoup_dist.launch.ray_check import check_nodes
 from vcsoup_dist.launch.ray_signals import our_signals, stops_as_interrupts
-from vcsoup_dist.leases import takeover
+from vcsoup_dist.lease_files import takeover
 from vcsoup_dist.processes import children, process_name
 from vcsoup_dist.recipe import Launch
 
