@@ -11,6 +11,7 @@ from conftest import write_model_files, write_pairs
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.identity import Hashes
+from vcsoup_dist.locks import SHARED, Lock
 from vcsoup_dist.pipeline.clean import removable, remove
 from vcsoup_dist.pipeline.graph import make_plan, reads, to_make
 from vcsoup_dist.pipeline.plan_file import read_plan, write_plan
@@ -169,7 +170,7 @@ def test_theta_0_stays_and_goes_with_the_recipe(folder, tmp_path):
     assert to_make(plan, workspace, recipe) == []
     assert list(removable(recipe, workspace, plan)) == []
     theta_0 = next(p for p in plan if p.stage == "sft")
-    remove(workspace.folder(theta_0))
+    assert remove(workspace, workspace.folder(theta_0))
     assert to_make(plan, workspace, recipe) == [theta_0]
     pretend_made(workspace, [theta_0])
     without, plan = planned(folder)
@@ -247,7 +248,7 @@ def test_soups_that_keep_gives_up_may_go_and_are_never_asked_for(folder, tmp_pat
     workspace = Workspace.open(tmp_path / "run", recipe)
     pretend_made(workspace, [p for p in plan if p.stage not in ("evaluate", "report")])
     half_made = next(p for p in plan if p.stage == "merge")
-    remove(workspace.folder(half_made))
+    assert remove(workspace, workspace.folder(half_made))
     with pytest.raises(KeyboardInterrupt), workspace.publishing(half_made) as draft:
         (draft.output / "model.safetensors").touch()
         raise KeyboardInterrupt
@@ -259,11 +260,27 @@ def test_soups_that_keep_gives_up_may_go_and_are_never_asked_for(folder, tmp_pat
     ]
     assert {reason for _, reason in gone[1:]} == {"keep says it may go (merge)"}
     for path, _ in gone:
-        remove(path)
+        assert remove(workspace, path)
     assert {p.stage for p in to_make(plan, workspace, recipe)} == {"evaluate", "report"}
     kept, _ = planned(folder)
     assert list(removable(kept, workspace, plan)) == []
     assert {p.stage for p in to_make(plan, workspace, kept)} == {"merge", "evaluate", "report"}
+
+
+@pytest.mark.parametrize("kind", ["writer", "workers"])
+def test_what_somebody_has_come_to_work_on_is_not_removed(folder, tmp_path, kind):
+    recipe, plan = planned(folder, keep={"soups": False})
+    workspace = Workspace.open(tmp_path / "run", recipe)
+    pretend_made(workspace, plan)
+    path, _ = next(iter(removable(recipe, workspace, plan)))
+    name = str(path.relative_to(workspace.root)).replace("/", ".")
+    (workspace.root / "locks").mkdir(exist_ok=True)
+    with Lock(workspace.root / "locks" / f"{name}.{kind}") as lock:
+        assert lock.take(SHARED)
+        assert not remove(workspace, path)
+        assert (path / "product.json").exists()
+    assert remove(workspace, path)
+    assert not path.exists()
 
 
 def test_an_evaluation_without_soups_needs_the_policies(folder, tmp_path):

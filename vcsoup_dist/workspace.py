@@ -263,6 +263,16 @@ class Workspace:
         """Whether a writer, or a worker of one, holds the product of that name."""
         return any(is_locked(self._lock(name, kind)) for kind in ("writer", "workers"))
 
+    @contextmanager
+    def unused(self, name: str) -> Iterator[bool]:
+        """Keep writers and workers away from a product; False where there are some."""
+        (self.root / "locks").mkdir(exist_ok=True)
+        with (
+            Lock(self._lock(name, "writer")) as writer,
+            Lock(self._lock(name, "workers")) as workers,
+        ):
+            yield writer.take(EXCLUSIVE, GLANCE) and workers.take(EXCLUSIVE, GLANCE)
+
     def _publish(self, draft: Draft, writer: Lock) -> None:
         product = draft.product
         if self.is_made(product):  # by another process, before this one got the lock

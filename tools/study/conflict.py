@@ -33,11 +33,11 @@ import numpy as np
 from conflict_curve import CONFIDENCE, SCALE, Measured, verdicts
 from conflict_data import VALUES, write_data, write_held_out
 from conflict_show import Kept, figure, markdown
+from stage_seconds import seconds_by_stage
 
 from vcsoup_dist.demo.world import make_world
 from vcsoup_dist.files import write_atomically
 from vcsoup_dist.records.filter_report import FilterReport
-from vcsoup_dist.records.history import read_history
 from vcsoup_dist.report.comparing.finished import FinishedRun, read_run
 from vcsoup_dist.report.statistics.evaluated import Evaluated
 
@@ -129,16 +129,6 @@ def kept_pairs(
                 agreeing = [each.sign_patterns_kept.get("++", 0) / each.kept for each in counts]
                 found.append(Kept(share, method, value, kept, 1 - float(np.mean(agreeing))))
     return found
-
-
-def seconds_by_stage(roots: Sequence[Path]) -> dict[str, float]:
-    """What each stage took, summed over the runs, of which several shared the machine."""
-    found: dict[str, float] = {}
-    for root in roots:
-        for each in read_history(root):
-            if each.ended is not None:
-                found[each.stage] = found.get(each.stage, 0.0) + each.ended - each.began
-    return {stage: round(seconds, 1) for stage, seconds in found.items()}
 
 
 def write_results(options: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import tables
 import words
 from contrasts import Contrast
+from stage_seconds import seconds_by_stage
 
 from vcsoup_dist.files import write_atomically
 from vcsoup_dist.records.answer_figures import AnswerFigures
@@ -44,6 +45,7 @@ def write(run_dir: Path, out: Path, folder: Path) -> None:
         for judge, rows in evaluated.items()
     }
     results = {
+        "seconds": seconds_by_stage([run_dir]),
         "prompts": summaries["words"].prompts,
         "scales": {judge: asdict(summary.scale) for judge, summary in summaries.items()},
         "contrasts": judged(planned),

@@ -91,8 +91,8 @@ def clean(
     found = list(removable(loaded, workspace, plan))
     for folder, reason in found:
         print(f"{size_of(folder) / 1e9:9.3f} GB  {folder}  ({reason})")
-        if not dry_run:
-            remove(folder)
+        if not dry_run and not remove(workspace, folder):
+            print(f"{folder} stays: it is in use now")
     if not found:
         print("nothing to remove")
 

@@ -59,7 +59,14 @@ def size_of(folder: Path) -> int:
     )
 
 
-def remove(folder: Path) -> None:
-    """Remove a folder; a product stops being one before its files go."""
-    (folder / "product.json").unlink(missing_ok=True)
-    shutil.rmtree(folder)
+def remove(workspace: Workspace, folder: Path) -> bool:
+    """Remove a folder of `removable`; False where somebody has come to work on its product.
+
+    A product stops being one before its files go.
+    """
+    name = str(folder.relative_to(workspace.root)).removeprefix("work/")
+    with workspace.unused(name) as unused:
+        if unused:
+            (folder / "product.json").unlink(missing_ok=True)
+            shutil.rmtree(folder)
+    return unused

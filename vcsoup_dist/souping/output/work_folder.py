@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from vcsoup_dist.errors import UserError
 from vcsoup_dist.files import DISK_FULL, remove_leftovers, write_atomically, write_error
-from vcsoup_dist.locks import EXCLUSIVE, Lock, is_locked, remove_lock
+from vcsoup_dist.locks import EXCLUSIVE, Lock, remove_lock
 from vcsoup_dist.souping.options import MergeOptions
 
 RECORD_NAME = "merge.json"
@@ -127,10 +127,10 @@ def rank_lock(work: Path, options: MergeOptions) -> Iterator[None]:
     own = work / f"rank-{rank:05d}-of-{world_size:05d}.lock"
     for path in work.glob("rank-*.lock"):
         same_world = path.name.endswith(f"-of-{world_size:05d}.lock")
-        if path != own and not same_world and is_locked(path):
+        if path != own and not same_world and (who := _writer(path)):
             raise UserError(
-                f"{work}: another process merges there as one of another number of ranks"
-                f" ({path.read_text().strip()}); wait for it, or give the same --world-size"
+                f"{work}: another process merges there as one of another number of ranks ({who});"
+                " wait for it, or give the same --world-size"
             )
     with Lock(own) as lock:
         if not lock.take(EXCLUSIVE):
@@ -143,8 +143,13 @@ def rank_lock(work: Path, options: MergeOptions) -> Iterator[None]:
 
 def active_writers(work: Path) -> list[str]:
     """Who works in the folder: `pid 7 on host`, with several ranks `rank 1 of 4, pid 7 on host`."""
-    locks = sorted(work.glob("rank-*.lock"))
-    return [path.read_text().strip() for path in locks if is_locked(path)]
+    return [who for path in sorted(work.glob("rank-*.lock")) if (who := _writer(path))]
+
+
+def _writer(path: Path) -> str:
+    """Who holds a rank's lock. It is taken: only that tells an ended process on another host."""
+    with Lock(path) as lock:
+        return "" if lock.take(EXCLUSIVE) else path.read_text().strip()
 
 
 def _take_lock(work: Path, make: bool) -> Lock | None:
