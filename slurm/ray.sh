@@ -12,8 +12,10 @@
 
 declare -A ray_steps=() # process of srun -> node
 
-# end_ray PROCESS: ask it every second, since it may lose a TERM while it starts; does not wait.
+# end_ray PROCESS FOLDER: end it; does not wait. It is asked every second, since it may lose a TERM
+# while it starts. Before it has made its folder it has started nothing, and is killed.
 end_ray() {
+    [[ -e $2/ray ]] || kill -KILL "$1" 2>/dev/null || true
     (while kill "$1" 2>/dev/null; do sleep 1; done) &
 }
 
@@ -27,7 +29,7 @@ ray_node() {
     # after its TERM, so the folder goes first.
     folder='' # not local: the function ends before the traps
     trap 'rm -rf "$folder"' EXIT
-    trap '[[ $asked ]] || { asked=yes; rm -rf "$folder"; [[ ! $ray ]] || end_ray "$ray"; }' TERM USR1
+    trap '[[ $asked ]] || { asked=yes; [[ ! $ray ]] || end_ray "$ray" "$folder"; rm -rf "$folder"; }' TERM USR1
     folder=$(trap '' TERM USR1 && mktemp -d "$base/vcsoup-ray-XXXXXX")
     [[ $folder ]] || exit 1
     # Ray opens its folder to all users, and this one around it is closed.
@@ -57,9 +59,10 @@ ray_node() {
     [[ ! $asked ]] || exit 0
     (trap '' USR1 && exec ray start "${options[@]}") &
     ray=$!
-    [[ ! $asked ]] || end_ray "$ray"
+    [[ ! $asked ]] || end_ray "$ray" "$folder"
     # A request that comes just before a `wait` is seen when that ends, so none is for long.
     while kill -0 "$ray" 2>/dev/null; do
+        [[ ! $asked ]] || rm -rf "$folder" # Ray may have made it again
         sleep 1 &
         wait "$!" || true
     done
