@@ -35,7 +35,7 @@ test-long: $(VENV)/installed
 	$(BIN)/python $(PYTEST) -m "long or hosts"
 
 test-hosts: $(VENV)/installed
-	$(BIN)/python -m pytest -m hosts
+	$(BIN)/python -m pytest -m "hosts and not long"
 
 $(VENV)-lowest/installed: pyproject.toml tools/install.sh vcsoup_dist/souping/kernels/kernel.c
 	tools/install.sh $(VENV)-lowest lowest

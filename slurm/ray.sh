@@ -10,7 +10,8 @@
 # All nodes must have joined within ten minutes. Later a lost node costs time only, unless it is the
 # first: then the job fails, and resumes when it is submitted again.
 
-declare -A ray_steps=() # process of srun -> node
+declare -A ray_steps=()                                 # process of srun -> node
+on_a_node=(ray_node end_ray asked_to_end leave_nothing) # functions that srun runs there
 
 # end_ray PROCESS FOLDER: end it; does not wait. It is asked every second, since it may lose a TERM
 # while it starts. Before it has made its folder it has started nothing, and is killed.
@@ -19,17 +20,32 @@ end_ray() {
     (while kill "$1" 2>/dev/null; do sleep 1; done) &
 }
 
+# What ray_node does when it is asked to end, with its own variables. Slurm may kill it a few seconds
+# later, so the folder goes at once.
+asked_to_end() {
+    [[ ! $asked ]] || return 0
+    asked=yes
+    [[ ! $ray ]] || end_ray "$ray" "$folder"
+    rm -rf "$folder"
+}
+
+# The end of ray_node: what Ray left running would make its folder again.
+leave_nothing() {
+    [[ $folder ]] || return 0
+    while pkill -KILL -f -- "$folder" 2>/dev/null; do sleep 0.1; done
+    rm -rf "$folder"
+}
+
 # ray_node ROLE CLIENT_PORT: one Ray node, a `head` or a `worker`, until TERM or USR1 asks it to end.
 ray_node() {
     local base=${TMPDIR:-/tmp} asked='' ray='' code options name
     [[ ${#base} -le 18 ]] || base=/tmp # Ray's sockets are below it, and their paths have 107 at most
     # These come to all processes of the step. USR2 is the command's to obey, USR1 ours.
     trap '' USR2
-    # Set once: bash loses a request that comes while it sets a trap. Slurm may kill us a few seconds
-    # after its TERM, so the folder goes first.
+    # Set once: bash loses a request that comes while it sets a trap.
     folder='' # not local: the function ends before the traps
-    trap 'rm -rf "$folder"' EXIT
-    trap '[[ $asked ]] || { asked=yes; [[ ! $ray ]] || end_ray "$ray" "$folder"; rm -rf "$folder"; }' TERM USR1
+    trap leave_nothing EXIT
+    trap asked_to_end TERM USR1
     folder=$(trap '' TERM USR1 && mktemp -d "$base/vcsoup-ray-XXXXXX")
     [[ $folder ]] || exit 1
     # Ray opens its folder to all users, and this one around it is closed.
@@ -124,7 +140,7 @@ start_ray() {
     for node in "${nodes[@]}"; do
         "${step[@]}" --nodelist="$node" ${gpus[$node]:+"${gpus[$node]}"} \
             --output="$(log_of "ray-$node")" --open-mode=append \
-            bash -c "$(declare -f ray_node end_ray); ray_node $role $client" </dev/null &
+            bash -c "$(declare -f "${on_a_node[@]}"); ray_node $role $client" </dev/null &
         ray_steps[$!]=$node
         role='worker'
     done

@@ -17,6 +17,7 @@ SCRIPT = ROOT / "tools" / "hosts.sh"
 SHARED = "/mnt/shared"
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
 
+RECIPE_FILE = "world/recipe.yaml"
 RECIPE = """
 name: hosts
 model: base
@@ -40,7 +41,21 @@ launch:
   slurm: {score: {nodes: 3}, reference: {nodes: 2}, train: {nodes: 2}, evaluate: {nodes: 3}}
 """
 JUDGE = """
+import os
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def wait_here():
+    if (HERE / "slow").exists():
+        (HERE / "at-work" / f"{os.uname().nodename}-{os.getpid()}").touch()
+        time.sleep(1)
+
+
 def long(prompt, response):
+    wait_here()
     return float(len(response.split()))
 
 
@@ -124,7 +139,10 @@ class Hosts:
 
 
 def write_world(folder: Path) -> None:
-    """The recipe, its model, its pairs and its rewards."""
+    """The recipe, its model, its pairs and its rewards.
+
+    A file `slow` beside them makes a reward take a second, and say in `at-work` on which host.
+    """
     from conftest import save_tiny_model, write_pairs
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
-from hosts_world import Hosts, hosts_up
+from hosts_world import RECIPE_FILE, Hosts, hosts_up
 from training_world import wait_for
 
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(1800)]
 
-RECIPE = "world/recipe.yaml"
 MADE = ["scores", "filtered", "reference", "policies", "soups", "evaluation"]
 SLURM = shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin")
 QUICK = {"VCSOUP_TAKEOVER": "30"}
@@ -35,13 +34,13 @@ def hosts(tmp_path_factory) -> Iterator[Hosts]:
 @pytest.fixture(scope="module")
 def alone(hosts) -> str:
     """Hashes of what one host makes."""
-    hosts.run("h1", "vcsoup", "run", RECIPE, "-d", "alone")
+    hosts.run("h1", "vcsoup", "run", RECIPE_FILE, "-d", "alone")
     return hosts.sums("h3", "alone", MADE)
 
 
 def vcsoup(hosts: Hosts, host: str, command: str, run: str) -> str:
     stage, *value = command.split()
-    return hosts.run(host, "vcsoup", stage, *value, RECIPE, "-d", run, **QUICK)
+    return hosts.run(host, "vcsoup", stage, *value, RECIPE_FILE, "-d", run, **QUICK)
 
 
 def test_by_hand_every_command_on_another_host(hosts, alone):
@@ -62,7 +61,7 @@ def test_by_hand_every_command_on_another_host(hosts, alone):
 
 def test_on_a_ray_cluster_of_all_hosts(hosts, alone):
     address = hosts.do("ray").stdout.strip()
-    said = hosts.run("h2", "vcsoup", "run", RECIPE, "-d", "ray", "--address", address)
+    said = hosts.run("h2", "vcsoup", "run", RECIPE_FILE, "-d", "ray", "--address", address)
     assert "locks on each node alone" not in said and "has no locks" not in said
     assert hosts.sums("h1", "ray", MADE) == alone
 
@@ -71,7 +70,7 @@ def test_on_a_ray_cluster_of_all_hosts(hosts, alone):
 def test_on_a_slurm_cluster_of_all_hosts(hosts, alone):
     hosts.do("slurm")
     setup = f"VCSOUP_SETUP=PATH={hosts.programs}:$PATH"
-    hosts.run("h1", "env", setup, "vcsoup", "submit", RECIPE, "-d", "slurm")
+    hosts.run("h1", "env", setup, "vcsoup", "submit", RECIPE_FILE, "-d", "slurm")
     wait_for(lambda: time.sleep(2) or not hosts.run("control", "squeue", "--noheader"), 1500)
     assert hosts.sums("h3", "slurm", MADE) == alone
     logs = hosts.run("h3", "sh", "-c", "cat slurm/logs/jobs/*train*.log")
@@ -81,7 +80,7 @@ def test_on_a_slurm_cluster_of_all_hosts(hosts, alone):
 def test_a_host_that_is_lost_in_mid_training_is_followed_by_another(hosts, alone):
     for command in ("score", "filter", "reference", "train polite"):
         vcsoup(hosts, "h1", command, "lost")
-    training = hosts.start("h3", "vcsoup", "train", "long", RECIPE, "-d", "lost", **QUICK)
+    training = hosts.start("h3", "vcsoup", "train", "long", RECIPE_FILE, "-d", "lost", **QUICK)
     checkpoint = "lost/work/policies/vc_soup/long/seed-0/scratch/step-*"
     wait_for(partial(hosts.there, "h1", checkpoint), 900)
     assert "on h3" in vcsoup(hosts, "h2", "status", "lost")

@@ -81,6 +81,35 @@ def test_a_lock_that_is_given_up_leaves_its_file_alone(path):
     assert not is_locked(path)
 
 
+SHARE = """
+import os, sys
+from pathlib import Path
+from vcsoup_dist import locks
+locks.may_be_shared = lambda path: True
+path = Path(sys.argv[1])
+with locks.shared_by_process(path):
+    print(*sorted(each.name.split("-")[0] for each in path.parent.iterdir()))
+print(*(each.name for each in path.parent.iterdir()))
+again = os.open(path, os.O_RDONLY)  # the number that has become free
+if os.fork() == 0:
+    os.read(again, 1)
+    os._exit(0)
+print(os.wait()[1])
+"""
+
+
+@pytest.mark.processes
+def test_a_share_that_is_given_back_leaves_no_lease_and_closes_no_file_of_later(path):
+    path.touch()
+    command = [sys.executable, "-c", SHARE, str(path)]
+    environment = {"PYTHONPATH": ":".join(sys.path)}
+    assert subprocess.check_output(command, env=environment, text=True).splitlines() == [
+        "lock lock.shared",
+        "lock",
+        "0",
+    ]
+
+
 @pytest.mark.parametrize("kind", [EXCLUSIVE, SHARED])
 def test_a_process_on_another_host_that_gives_no_sign_of_life_is_taken_over(path, kind):
     path.touch()

@@ -19,7 +19,7 @@ sleep 60 &
 wait
 """
 """In place of Ray, whose start takes seconds: the script around it is what is tried here."""
-NODE = 'source slurm/ray.sh; exec bash -c "$(declare -f ray_node end_ray); ray_node head 0"'
+NODE = 'source slurm/ray.sh; exec bash -c "$(declare -f "${on_a_node[@]}"); ray_node head 0"'
 
 
 SPREAD = [0.002 + 0.00005 * i for i in range(200)]

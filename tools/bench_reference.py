@@ -68,6 +68,11 @@ def main() -> None:
 def write_world(folder: Path, pairs: int) -> None:
     """Data with rewards in columns, and a model."""
     make_model(folder / "base", "3M")
+    write_pairs(folder, pairs)
+
+
+def write_pairs(folder: Path, pairs: int) -> None:
+    """`one.jsonl` and `two.jsonl`, each pair with two rewards as columns."""
     for seed, name in enumerate(VALUES):
         draw = random.Random(seed)
 

@@ -14,14 +14,14 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Self
 
 from vcsoup_dist import leases
 from vcsoup_dist.file_systems import may_be_shared
 from vcsoup_dist.lease_files import held_by_one, shared_leases, shows_life
-from vcsoup_dist.processes import close_in_forks
+from vcsoup_dist.processes import kept_from_forks
 
 EXCLUSIVE, SHARED = fcntl.LOCK_EX, fcntl.LOCK_SH
 
@@ -112,7 +112,7 @@ class Lock:
         return not self.holder
 
 
-def flock(file: IO[str], kind: int, deadline: float | None) -> bool | None:
+def flock(file: IO[str] | int, kind: int, deadline: float | None) -> bool | None:
     """Take flock(2)'s lock of an open file until `deadline`, by the monotonic clock.
 
     Returns whether it was taken; None where the file system has none.
@@ -166,17 +166,27 @@ def remove_lock(path: Path) -> None:
             lease.unlink(missing_ok=True)
 
 
+@contextmanager
+def shared_by_process(path: Path) -> Iterator[None]:
+    """Share the lock of `path`, a file that exists; forked children do not hold it."""
+    handle = os.open(path, os.O_RDWR)
+    with kept_from_forks(handle):
+        flock(handle, SHARED, None)
+        lease = leases.make_shared(path) if may_be_shared(path) else None
+        try:
+            yield
+        finally:
+            if lease is not None:
+                leases.give_back(lease)
+
+
 def share_until_exit(path: Path) -> None:
-    """Share the lock of `path` until this process ends; forked children do not hold it."""
-    file = open(path, "r+")  # noqa: SIM115  # until the process ends
-    flock(file, SHARED, None)
-    close_in_forks(file.fileno())
-    _until_exit.append(file)
-    if may_be_shared(path):
-        atexit.register(leases.give_back, leases.make_shared(path))
+    """Share the lock of `path` as `shared_by_process` does, until this process ends."""
+    _until_exit.enter_context(shared_by_process(path))
 
 
-_until_exit: list[IO[str]] = []
+_until_exit = ExitStack()
+atexit.register(_until_exit.close)
 
 
 def lock_for_process(file: IO[str], path: Path) -> None:

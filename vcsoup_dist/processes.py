@@ -6,6 +6,8 @@ import ctypes
 import glob
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -26,17 +28,28 @@ def die_with_parent(parent: int | None = None, by: int = signal.SIGKILL) -> None
         os.kill(os.getpid(), by)
 
 
-def close_in_forks(handle: int) -> None:
-    """Keep a file descriptor, and the lock on it, to this process.
+@contextmanager
+def kept_from_forks(handle: int) -> Iterator[None]:
+    """Keep a file descriptor, and the lock on it, to this process, and close it in the end.
 
-    A child forked from now on, say by a user's function, would inherit the descriptor and may
+    A child forked meanwhile, say by a user's function, would inherit the descriptor and may
     outlive this process. It closes the descriptor, and dies with this process.
     """
-    if not _kept:
+    global _hooked
+    if not _hooked:
         os.register_at_fork(before=_note_parent, after_in_child=_after_fork)
+        _hooked = True
     _kept.append(handle)
+    try:
+        yield
+    finally:
+        if handle in _kept:  # not so in a child
+            _kept.remove(handle)
+            with suppress(OSError):  # a file system that is out of reach has given the lock up
+                os.close(handle)
 
 
+_hooked = False
 _kept: list[int] = []
 _parent = 0
 

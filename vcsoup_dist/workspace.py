@@ -101,7 +101,7 @@ class Draft:
     scratch: Path
     """What is thrown away by `vcsoup clean`."""
     workers_lock: Path
-    """Every rank and actor that writes to `output` holds this: see `share_until_exit`."""
+    """Every rank and actor that writes to `output` holds this: see `shared_by_process`."""
 
 
 class Workspace:

@@ -25,7 +25,7 @@ from vcsoup_dist.evaluation.tasks import AnswerCounts, EvaluationTask, VirtualSo
 from vcsoup_dist.forward.template import Encoded
 from vcsoup_dist.identity import Located
 from vcsoup_dist.launch.worker import PoolWorker
-from vcsoup_dist.locks import share_until_exit
+from vcsoup_dist.locks import shared_by_process
 from vcsoup_dist.recipe import Evaluation
 from vcsoup_dist.records.answers import Answers
 from vcsoup_dist.scoring.load_reward import load_reward
@@ -81,7 +81,10 @@ class EvaluationWorker(PoolWorker):
 
     def run(self, task: EvaluationTask, following: EvaluationTask | None) -> AnswerCounts:
         """Write the model's answers and their rewards."""
-        share_until_exit(task.workers_lock)
+        with shared_by_process(task.workers_lock):
+            return self._answer(task)
+
+    def _answer(self, task: EvaluationTask) -> AnswerCounts:
         self._load_model(task)
         answers = generate_answers(
             self.model, self.tokenizer, self.prompts, self.settings, task.added

@@ -1,0 +1,280 @@
+"""A fault in the middle of every stage, on three hosts with GlusterFS between them.
+
+Each fault is lived through, or ends what it meets with one line within a bounded time. The same
+command then makes the bytes of one host. `make test-hosts` tries each fault in one stage, `make
+test-long` all of them in all stages.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import pytest
+from hosts_world import RECIPE_FILE, Hosts, hosts_up
+from training_world import wait_for
+
+SLURM = shutil.which("slurmctld") or shutil.which("/usr/sbin/slurmctld")
+pytestmark = [
+    pytest.mark.hosts,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(not SLURM, reason="no Slurm here; tools/slurm_cluster.sh up installs it"),
+]
+
+STAGES = ("score", "train", "merge", "evaluate")
+FAULTS = (
+    "a host is lost",
+    "the driver's host is lost",
+    "a link is cut for 20 s",
+    "a link is cut for good",
+    "the file server is gone for 30 s",
+    "the file server is gone for good",
+    "the disk is full",
+)
+CHOSEN = {
+    ("score", "a host is lost"),
+    ("train", "the driver's host is lost"),
+    ("merge", "a link is cut for 20 s"),
+    ("evaluate", "a link is cut for good"),
+    ("evaluate", "the file server is gone for 30 s"),
+    ("merge", "the file server is gone for good"),
+    ("score", "the disk is full"),
+}
+QUICK = {"VCSOUP_TAKEOVER": "30"}
+ENDS_WITHIN = 300
+"""Seconds. Ray takes up to 30 to miss a node, GlusterFS 10, a lease 20."""
+MERGE = ("policies/one", "policies/other", "--grid", "0.1", "--world-size", 3)
+
+
+def every_case() -> Iterator[object]:
+    for stage in STAGES:
+        for fault in FAULTS:
+            marks = () if (stage, fault) in CHOSEN else pytest.mark.long
+            yield pytest.param(stage, fault, marks=marks)
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory) -> Iterator[Hosts]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOSTS_PING_TIMEOUT", "10")
+        patch.setenv("HOSTS_DISK", "3G")
+        with hosts_up(tmp_path_factory.mktemp("faults") / "hosts", 3, "gluster") as hosts:
+            hosts.run("h1", "python", "vcsoup/tests/hosts_world.py", "write_world", "world")
+            hosts.run("h1", "python", "vcsoup/tests/hosts_world.py", "write_policies", "policies")
+            hosts.do("slurm")
+            yield hosts
+
+
+@pytest.fixture(scope="module")
+def alone(hosts) -> str:
+    """The name of a run directory that one host made."""
+    hosts.run("h1", "vcsoup", "run", RECIPE_FILE, "-d", "alone")
+    hosts.run("h1", "vcsoup", "merge", *MERGE[:4], "--out", "alone-merged")
+    return "alone"
+
+
+class Work:
+    """One stage in one run directory, whose earlier stages are made."""
+
+    made: Sequence[str]
+    """Folders, in the run directory, of what the stage makes."""
+    driver, other = "h2", "h3"
+    """The hosts of what the user started, and of what that started elsewhere."""
+
+    def __init__(self, hosts: Hosts, run: str) -> None:
+        self.hosts, self.run = hosts, run
+
+    def begin(self) -> None:
+        """Start it; returns in the middle of it."""
+        raise NotImplementedError
+
+    def let_go(self) -> None:
+        """What slowed it down no longer does."""
+
+    def ended(self) -> list[tuple[int, str]]:
+        """Wait for its end; the exit code and words of each process whose host is not lost."""
+        raise NotImplementedError
+
+    def again(self) -> bool:
+        """The same on a host that was not lost; whether it is made now."""
+        raise NotImplementedError
+
+
+class OnRay(Work):
+    """A stage with an actor on every host, which is slow while `world/slow` is there.
+
+    The head of the cluster is on h1.
+    """
+
+    def __init__(self, hosts: Hosts, run: str, stage: str, made: str) -> None:
+        super().__init__(hosts, run)
+        self.stage, self.made = stage, [made]
+
+    def begin(self) -> None:
+        address = self.hosts.do("ray").stdout.strip().splitlines()[-1]
+        self.hosts.run(
+            "h1", "sh", "-c", "rm -rf world/at-work; mkdir world/at-work; touch world/slow"
+        )
+        command = ("vcsoup", self.stage, RECIPE_FILE, "-d", self.run)
+        self.process = self.hosts.start("h2", *command, "--address", address, **QUICK)
+        wait_for(partial(self.hosts.there, "h1", "world/at-work/h3*"), 120)
+
+    def let_go(self) -> None:
+        self.hosts.run("h1", "rm", "-f", "world/slow")
+
+    def ended(self) -> list[tuple[int, str]]:
+        return [said_by(self.process)]
+
+    def again(self) -> bool:
+        command = ("vcsoup", self.stage, RECIPE_FILE, "-d", self.run, "--address", "local")
+        return succeeds(self.hosts, "h1", *command)
+
+
+class OnSlurm(Work):
+    """Training on two nodes by slurm/train_value.sh."""
+
+    driver, other = "h1", "h2"
+    made = ("policies",)
+
+    def begin(self) -> None:
+        self.jobs = [self._submit()]
+        place = f"{self.run}/work/policies/vc_soup/long/seed-0/scratch/step-*"
+        wait_for(partial(self.hosts.there, "h3", place), 180)
+
+    def _submit(self) -> str:
+        setup = f"VCSOUP_SETUP=PATH={self.hosts.programs}:$PATH"
+        options = ("--parsable", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=2")
+        variables = ("env", setup, f"VCSOUP_RUN_DIR={self.run}", "VCSOUP_TAKEOVER=30")
+        script = "vcsoup/slurm/train_value.sh"
+        said = self.hosts.run(
+            "control", *variables, "sbatch", *options, script, RECIPE_FILE, "long"
+        )
+        return said.strip().splitlines()[-1]
+
+    def ended(self) -> list[tuple[int, str]]:
+        """At its end, or in the queue again."""
+        wait_for(lambda: time.sleep(1) or self._state() not in ("RUNNING", "COMPLETING"), 300)
+        logs = f"cat {self.run}/logs/jobs/*-{self.jobs[-1]}-*.log {self.run}/logs/jobs/*.out"
+        return [(75, self.hosts.do("exec", "h3", "sh", "-c", logs, check=False).stdout)]
+
+    def _state(self) -> str:
+        asked = ("squeue", "--noheader", "--format=%T", f"--jobs={self.jobs[-1]}")
+        done = self.hosts.do("exec", "control", *asked, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    def again(self) -> bool:
+        wait_for(lambda: time.sleep(1) or not self._state(), 400)
+        if self.hosts.there("h3", f"{self.run}/policies/vc_soup/long/seed-0/config.json"):
+            return True
+        self.jobs.append(self._submit())
+        return False
+
+
+class ByRanks(Work):
+    """A merge, a rank of which is on every host; the first stands for the driver's."""
+
+    driver, other = "h1", "h3"
+    made = (".",)
+
+    def begin(self) -> None:
+        self.ranks = {
+            f"h{rank + 1}": self.hosts.start(f"h{rank + 1}", *self._rank(rank), **QUICK)
+            for rank in range(3)
+        }
+        place = f"{self.run}.partial/soups/*/*.safetensors"
+        wait_for(partial(self.hosts.there, "h2", place), 60)
+
+    def _rank(self, rank: int) -> tuple[object, ...]:
+        return ("vcsoup", "merge", *MERGE, "--out", self.run, "--rank", rank)
+
+    def ended(self) -> list[tuple[int, str]]:
+        return [said_by(process) for process in self.ranks.values()]
+
+    def again(self) -> bool:
+        return all([succeeds(self.hosts, "h2", *self._rank(rank)) for rank in range(3)])
+
+
+def succeeds(hosts: Hosts, host: str, *command: object) -> bool:
+    """Whether a command did; one that did not has said so in a line."""
+    done = hosts.do("exec", host, "env", "VCSOUP_TAKEOVER=30", *command, check=False)
+    assert done.returncode in (0, 2, 75) and "Traceback" not in done.stdout, done.stdout
+    return done.returncode == 0
+
+
+def said_by(process: subprocess.Popen[str]) -> tuple[int, str]:
+    said, _ = process.communicate(timeout=ENDS_WITHIN)
+    return process.returncode, said
+
+
+def begun(hosts: Hosts, stage: str, fault: str, alone: str) -> tuple[Work, str]:
+    """The stage in its middle, in a folder of its own, and the folder with what it is to make."""
+    run = f"{stage}-{FAULTS.index(fault)}"
+    if stage == "merge":
+        work: Work = ByRanks(hosts, run)
+        alone = "alone-merged"
+    else:
+        gone = {"score": "scores", "train": "policies/vc_soup/long", "evaluate": "evaluation"}[
+            stage
+        ]
+        hosts.run("h1", "sh", "-c", f"cp -a {alone} {run} && rm -r {run}/{gone}")
+        work = OnSlurm(hosts, run) if stage == "train" else OnRay(hosts, run, stage, gone)
+    work.begin()
+    return work, alone
+
+
+def break_(hosts: Hosts, work: Work, fault: str) -> Callable[[], object]:
+    """Do it; returns what puts it right again, for what is not right by itself."""
+    if "lost" in fault:
+        host = work.driver if "driver" in fault else work.other
+        hosts.do("lose", host)
+        return lambda: hosts.do("boot", host)
+    if fault == "the disk is full":
+        full = ("sh", "-c", "cat /dev/zero > /mnt/disk/full")
+        hosts.do("exec", "files", *full, check=False)
+        return lambda: hosts.do("exec", "files", "rm", "/mnt/disk/full")
+    host = "files" if "server" in fault else work.other
+    hosts.do("cut", host)
+    if "for good" in fault:
+        return lambda: hosts.do("join", host)
+    time.sleep(30 if "30 s" in fault else 20)
+    hosts.do("join", host)
+    return lambda: None
+
+
+def wait_for_files(hosts: Hosts) -> None:
+    for host in ("h1", "h2", "h3", "control"):
+        wait_for(partial(hosts.sees_files, host), 120)
+
+
+@pytest.mark.parametrize(("stage", "fault"), every_case())
+def test_it_ends_in_bounded_time_and_the_same_command_makes_the_same_bytes(
+    hosts, alone, stage, fault, record_property
+):
+    work, expected = begun(hosts, stage, fault, alone)
+    heal = break_(hosts, work, fault)
+    broken = time.monotonic()
+    try:
+        if "server is gone for good" not in fault:
+            work.let_go()
+        ends = work.ended()
+        record_property("seconds to the end", round(time.monotonic() - broken))
+    finally:
+        heal()
+    wait_for_files(hosts)
+    work.let_go()
+    for code, said in ends:
+        # -9, 137: of a host that was lost.
+        assert code in (0, 2, 75, -9, 137, 255) and "Traceback" not in said, said
+    record_property("ends", str([(code, said[-300:]) for code, said in ends]))
+    tries = 0
+    while not work.again():
+        tries += 1
+        assert tries < 4
+        time.sleep(15)
+    record_property("tries", tries + 1)
+    record_property("seconds to the result", round(time.monotonic() - broken))
+    assert hosts.sums("h3", work.run, work.made) == hosts.sums("h3", expected, work.made)
+    hosts.run("h1", "rm", "-r", work.run)

@@ -1,0 +1,226 @@
+"""What each stage takes on three hosts and on one: seconds, and bytes over the network.
+
+    python tools/bench_hosts.py --report hosts      # as root; some minutes
+
+Starts the hosts of tools/hosts.sh, writes a random Llama, two values and a recipe into the folder
+that they share, and makes all stages in two run directories: by one host, and by three (scoring and
+evaluation on Ray, training as a Slurm job of a rank per host, a merge by three ranks). No stage
+finds a file in a page cache. The hosts share the cores of this machine, so that seconds say what
+distribution costs, and not what it brings. Prints JSON; `--report` writes it into docs/benchmarks
+too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench_memory import make_model
+from bench_reference import write_pairs
+from measuring import git_state, hardware
+
+HERE = Path(__file__).parents[1]
+SCRIPT = HERE / "tools" / "hosts.sh"
+REPORTS = HERE / "docs" / "benchmarks"
+HOSTS = ("h1", "h2", "h3")
+RECIPE = """
+name: bench-hosts
+model: base
+values:
+  one: &value
+    data: {path: one.jsonl, heldout_share: 0.25}
+    reward: {classifier: reward, max_length: 512}
+  two:
+    <<: *value
+    data: {path: two.jsonl, heldout_share: 0.25}
+    reward: {columns: ["two+", "two-"]}
+scoring: {actors: 3, cpus_per_actor: 1, placement: spread, shard_pairs: 16}
+training:
+  {dtype: fp32, pairs_per_step: 6, steps: 4, max_length: 512, tokens_per_batch: 1024,
+   checkpoint_every: 4, evaluate_every: 4, heldout_pairs: 6, gradient_checkpointing: false}
+soup: {grid: 0.25}
+evaluation:
+  {actors: 3, cpus_per_actor: 1, prompts: 4, max_prompt_tokens: 128, max_new_tokens: 4, dtype: fp32,
+   bootstrap: 100}
+launch: {ranks: 3}
+"""
+STAGES = ("score", "filter", "reference", "train", "merge", "evaluate", "report")
+
+
+@dataclass
+class Took:
+    """A stage by some hosts."""
+
+    seconds: float
+    read_mb: float
+    """From the file server, by all hosts together."""
+    written_mb: float
+    """To the file server."""
+    between_mb: float
+    """From host to host."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--shape", default="30M", help="of the model, as in bench_memory.py")
+    parser.add_argument("--pairs", type=int, default=64, help="of each value")
+    parser.add_argument("--report", help="name of a file in docs/benchmarks")
+    options = parser.parse_args()
+    hosts("up", 3)
+    try:
+        found = {
+            "date": f"{datetime.now(UTC):%Y-%m-%d}",
+            "command": sys.argv,
+            "git": git_state(),
+            "hardware": hardware(HERE),
+            "model_mb": write_world(options.shape, options.pairs),
+            "one host": measure_stages(by_one),
+            "three hosts": measure_stages(by_three()),
+            "same bytes": sums("one") == sums("three"),
+        }
+    finally:
+        hosts("down")
+    print(json.dumps(found, indent=1))
+    if options.report:
+        (REPORTS / f"{options.report}.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def hosts(*words: object) -> str:
+    """What a command of tools/hosts.sh printed; SystemExit where it fails."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+    command = [str(SCRIPT), *map(str, words)]
+    done = subprocess.run(command, env=environment, text=True, capture_output=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def vcsoup(host: str, command: str, run: str, *more: object) -> None:
+    stage, *arguments = command.split()
+    hosts("exec", host, "vcsoup", stage, "recipe.yaml", *arguments, "--run-dir", run, *more)
+
+
+def write_world(shape: str, pairs: int) -> float:
+    """Model, reward, data and recipe in the shared folder; the model's megabytes."""
+    program = f"""
+import sys; sys.path.insert(0, "vcsoup/tools")
+from pathlib import Path
+import bench_hosts
+bench_hosts.write_files(Path("."), {shape!r}, {pairs})
+"""
+    hosts("exec", "h1", "python", "-c", program)
+    return round(float(hosts("exec", "h1", "stat", "-c", "%s", "base/model.safetensors")) / 1e6, 1)
+
+
+def write_files(folder: Path, shape: str, pairs: int) -> None:
+    """What `write_world` has a host write."""
+    from transformers import AutoModelForSequenceClassification
+
+    make_model(folder / "base", shape)
+    make_model(folder / "reward", shape)
+    AutoModelForSequenceClassification.from_pretrained(
+        folder / "reward", num_labels=1
+    ).save_pretrained(folder / "reward")
+    write_pairs(folder, pairs)
+    (folder / "recipe.yaml").write_text(RECIPE)
+
+
+def measure_stages(make: Callable[[str], None]) -> dict[str, Any]:
+    """Each stage, in order."""
+    found = {}
+    for stage in STAGES:
+        drop_caches()
+        before, began = counters(), time.perf_counter()
+        make(stage)
+        seconds = time.perf_counter() - began
+        after = counters()
+        served, stored, sent = (
+            (one - other) / 1e6 for one, other in zip(after, before, strict=True)
+        )
+        took = Took(
+            round(seconds, 1), *(round(each, 1) for each in (served, stored, sent - stored))
+        )
+        found[stage] = asdict(took)
+        print(stage, took, file=sys.stderr, flush=True)
+    return found
+
+
+def drop_caches() -> None:
+    """So that hosts read from the server, as hosts that share no memory do."""
+    subprocess.run(["sync"], check=True)
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+def counters() -> tuple[int, int, int]:
+    """Bytes that the file server has sent and received, and that all hosts have sent."""
+
+    def count(host: str, way: str) -> int:
+        return int(hosts("exec", host, "cat", f"/sys/class/net/eth0/statistics/{way}_bytes"))
+
+    return count("files", "tx"), count("files", "rx"), sum(count(host, "tx") for host in HOSTS)
+
+
+def by_one(stage: str) -> None:
+    """On the first host alone."""
+    address = ("--address", "local") if stage in ("score", "evaluate", "filter") else ()
+    vcsoup("h1", stage, "one", *address)
+
+
+def by_three() -> Callable[[str], None]:
+    """On all of them, with Slurm and Ray."""
+    hosts("slurm")
+    address = hosts("ray").split()[-1]
+
+    def make(stage: str) -> None:
+        if stage in ("score", "evaluate"):
+            vcsoup("h1", stage, "three", "--address", address)
+        elif stage in ("reference", "train"):
+            submit(stage)
+        elif stage == "merge":
+            for rank in [subprocess.Popen(command) for command in merge_commands()]:
+                if rank.wait():
+                    raise SystemExit("merge: a rank failed")
+            vcsoup("h1", "merge", "three", "--world-size", 3, "--finalise")
+        else:
+            vcsoup("h1", stage, "three", *(("--address", "local") if stage == "filter" else ()))
+
+    return make
+
+
+def submit(stage: str) -> None:
+    """A job of one rank on each host."""
+    setup = f"VCSOUP_SETUP=PATH={HERE / '.venv' / 'bin'}:$PATH"
+    job = ("sbatch", "--wait", "--nodes=3", "--ntasks-per-node=1", "--cpus-per-task=1")
+    scripts = {"reference": ("reference.sh",), "train": ("train_value.sh", ("one",), ("two",))}
+    script, *values = scripts[stage]
+    variables = ("env", setup, "VCSOUP_RUN_DIR=three")
+    for value in values or [()]:
+        hosts("exec", "control", *variables, *job, f"vcsoup/slurm/{script}", "recipe.yaml", *value)
+
+
+def merge_commands() -> list[list[str]]:
+    """One rank per host."""
+    return [
+        [str(SCRIPT), "exec", host, "vcsoup", "merge", "recipe.yaml", "--run-dir", "three",
+         "--rank", str(rank), "--world-size", "3"]
+        for rank, host in enumerate(HOSTS)
+    ]  # fmt: skip
+
+
+def sums(run: str) -> str:
+    """Hashes of a run directory's policies, soups and answers."""
+    command = f"cd {run} && find scores policies soups evaluation -type f | sort | xargs sha256sum"
+    return hosts("exec", "h2", "sh", "-c", command)
+
+
+if __name__ == "__main__":
+    main()
