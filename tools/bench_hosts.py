@@ -32,6 +32,7 @@ HERE = Path(__file__).parents[1]
 SCRIPT = HERE / "tools" / "hosts.sh"
 REPORTS = HERE / "docs" / "benchmarks"
 HOSTS = ("h1", "h2", "h3")
+VALUES: list[tuple[str, ...]] = [("one",), ("two",)]
 RECIPE = """
 name: bench-hosts
 model: base
@@ -104,9 +105,9 @@ def hosts(*words: object) -> str:
     return done.stdout
 
 
-def vcsoup(host: str, command: str, run: str, *more: object) -> None:
-    stage, *arguments = command.split()
-    hosts("exec", host, "vcsoup", stage, "recipe.yaml", *arguments, "--run-dir", run, *more)
+def vcsoup(host: str, stage: str, run: str, *more: object) -> None:
+    for value in VALUES if stage == "train" else [()]:
+        hosts("exec", host, "vcsoup", stage, *value, "recipe.yaml", "--run-dir", run, *more)
 
 
 def write_world(shape: str, pairs: int) -> float:
@@ -200,10 +201,9 @@ def submit(stage: str) -> None:
     """A job of one rank on each host."""
     setup = f"VCSOUP_SETUP=PATH={HERE / '.venv' / 'bin'}:$PATH"
     job = ("sbatch", "--wait", "--nodes=3", "--ntasks-per-node=1", "--cpus-per-task=1")
-    scripts = {"reference": ("reference.sh",), "train": ("train_value.sh", ("one",), ("two",))}
-    script, *values = scripts[stage]
     variables = ("env", setup, "VCSOUP_RUN_DIR=three")
-    for value in values or [()]:
+    script = {"reference": "reference.sh", "train": "train_value.sh"}[stage]
+    for value in VALUES if stage == "train" else [()]:
         hosts("exec", "control", *variables, *job, f"vcsoup/slurm/{script}", "recipe.yaml", *value)
 
 

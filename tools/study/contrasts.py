@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vcsoup_dist.records.summary import Scale
 from vcsoup_dist.report.statistics.comparisons import compare_pairs, confidence_of_one
 from vcsoup_dist.report.statistics.crossed import Errors
@@ -87,19 +90,34 @@ def planned(evaluated: Sequence[Evaluated]) -> list[Contrast]:
 
 def differences(evaluated: Sequence[Evaluated], scale: Scale) -> list[Contrast]:
     """The same differences on any scale."""
-    shared = check_shared(evaluated)
-    shares = prompt_shares(shared.prompts, RESAMPLES, BOOTSTRAP_SEED)
-    methods = dict.fromkeys(one.method for one in evaluated if one.method is not None)
-    every = {str(method): candidates_of(evaluated, str(method), shared) for method in methods}
-
-    def compare(kind: str, pairs: Sequence[tuple[str, str]], some: BySeed) -> list[Contrast]:
-        return _contrasts(kind, pairs, some, volumes_by_method(some, shares, scale))
-
-    found = compare("equal numbers and cost", EQUAL, {n: every[n] for pair in EQUAL for n in pair})
+    every, shares = _candidates(evaluated)
     pairs = [(soup, RIVAL) for soup in SOUPS]
     rivals = {name: every[name] for name in (*SOUPS, RIVAL)}
-    found += compare("equal numbers", pairs, thinned(rivals)[0])
-    return found + compare("equal cost", pairs, rivals | {RIVAL: _corners(rivals[RIVAL])})
+    found = at_equal_cost(evaluated, scale, EQUAL)
+    for kind, some in (
+        ("equal numbers", thinned(rivals)[0]),
+        ("equal cost", rivals | {RIVAL: _corners(rivals[RIVAL])}),
+    ):
+        found += _contrasts(kind, pairs, some, volumes_by_method(some, shares, scale))
+    return found
+
+
+def at_equal_cost(
+    evaluated: Sequence[Evaluated], scale: Scale, pairs: Sequence[tuple[str, str]]
+) -> list[Contrast]:
+    """Of methods with equal numbers of candidates and of training steps."""
+    every, shares = _candidates(evaluated)
+    some = {name: every[name] for pair in pairs for name in pair}
+    volumes = volumes_by_method(some, shares, scale)
+    return _contrasts("equal numbers and cost", pairs, some, volumes)
+
+
+def _candidates(evaluated: Sequence[Evaluated]) -> tuple[BySeed, NDArray[np.float64]]:
+    """Those of every method, and the shares of prompts in all resamples."""
+    shared = check_shared(evaluated)
+    methods = dict.fromkeys(one.method for one in evaluated if one.method is not None)
+    every = {str(method): candidates_of(evaluated, str(method), shared) for method in methods}
+    return every, prompt_shares(shared.prompts, RESAMPLES, BOOTSTRAP_SEED)
 
 
 def _corners(seeds: Mapping[int, Candidates]) -> dict[int, Candidates]:
