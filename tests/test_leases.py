@@ -157,6 +157,18 @@ def test_where_every_host_has_its_own_locks_a_living_holder_is_not_disturbed(pat
         assert lease.exists()
 
 
+@pytest.mark.parametrize("kind", [EXCLUSIVE, SHARED])
+def test_a_lock_that_the_file_server_keeps_for_a_lost_host_is_waited_for(path, kind):
+    put_lease(held_by_one(path))
+    with open(path, "a") as server:
+        fcntl.flock(server, fcntl.LOCK_EX)
+        with keeping_alive(held_by_one(path)), Lock(path) as lock:
+            assert not lock.take(kind) and lock.signature() == "pid 7 on far"
+        threading.Timer(2, fcntl.flock, (server, fcntl.LOCK_UN)).start()
+        with Lock(path) as lock:
+            assert lock.take(kind)
+
+
 @pytest.mark.parametrize("error", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
 def test_where_locks_fail_the_leases_do(path, error, monkeypatch):
     def fail(*_: object) -> None:

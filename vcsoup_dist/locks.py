@@ -20,7 +20,7 @@ from typing import IO, Self
 
 from vcsoup_dist import leases
 from vcsoup_dist.file_systems import may_be_shared
-from vcsoup_dist.lease_files import held_by_one, shared_leases, shows_life
+from vcsoup_dist.lease_files import held_by_one, read, shared_leases, shows_life, takeover
 from vcsoup_dist.processes import kept_from_forks
 
 EXCLUSIVE, SHARED = fcntl.LOCK_EX, fcntl.LOCK_SH
@@ -52,10 +52,15 @@ class Lock:
         exclusively, and the other way round.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
+        looked = False
         while True:
             taken = flock(self.file, kind, deadline) is not False
             if taken and (not self.is_shared_by_hosts or self._lease(kind)):
                 return True
+            if not taken and self.is_shared_by_hosts and not looked:
+                looked = True
+                if self._is_left(kind):
+                    deadline = time.monotonic() + takeover()
             if deadline is not None and time.monotonic() >= deadline:
                 return False
             time.sleep(POLL)
@@ -90,6 +95,15 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _is_left(self, kind: int) -> bool:
+        """Whether a lost host has it, whose lock the file server keeps for a while."""
+        others = [held_by_one(self.path), *([] if kind == SHARED else shared_leases(self.path))]
+        if self._holds_one:
+            del others[0]
+        others = [each for each in others if each != self._share and read(each)]
+        self.holder = leases.wait_until_ended(others)
+        return bool(others) and not self.holder
 
     def _lease(self, kind: int) -> bool:
         one = held_by_one(self.path)
