@@ -219,7 +219,7 @@ def begun(hosts: Hosts, stage: str, fault: str, alone: str) -> tuple[Work, str]:
         gone = {"score": "scores", "train": "policies/vc_soup/long", "evaluate": "evaluation"}[
             stage
         ]
-        hosts.run("h1", "sh", "-c", f"cp -a {alone} {run} && rm -r {run}/{gone}")
+        hosts.run("h1", "sh", "-c", f"cp -a {alone} {run} && rm -r {run}/locks {run}/{gone}")
         work = OnSlurm(hosts, run) if stage == "train" else OnRay(hosts, run, stage, gone)
     work.begin()
     return work, alone

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.locks import share_until_exit
+from vcsoup_dist.locks import shared_by_process
 from vcsoup_dist.processes import die_with_parent
 from vcsoup_dist.recipe import Launch
 
@@ -77,15 +77,10 @@ def _run_as_tasks(
             ray.cancel(reference)
 
 
-_held: set[Path] = set()  # by this worker process, which Ray uses for many tasks
-
-
 def _task(function: Callable[[Item], Result], item: Item, workers_lock: Path | None) -> Result:
     die_with_parent(int(os.environ["RAY_RAYLET_PID"]))
-    if workers_lock is not None and workers_lock not in _held:
-        share_until_exit(workers_lock)
-        _held.add(workers_lock)
-    return function(item)
+    with nullcontext() if workers_lock is None else shared_by_process(workers_lock):
+        return function(item)
 
 
 def _result(reference: Any) -> Any:

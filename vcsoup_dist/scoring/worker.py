@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from vcsoup_dist.files import WRITE_ERRORS
 from vcsoup_dist.forward.answer_text import DROPPED
 from vcsoup_dist.identity import Located
 from vcsoup_dist.launch.worker import PoolWorker
-from vcsoup_dist.locks import share_until_exit
+from vcsoup_dist.locks import shared_by_process
 from vcsoup_dist.recipe import CallableReward, ClassifierReward
 from vcsoup_dist.records.pairs import read_slice
 from vcsoup_dist.records.scores import ScoreShard, write_scores
@@ -53,7 +53,6 @@ class ScoringWorker(PoolWorker):
         self.reward: Reward
         self.encoder = ThreadPoolExecutor(1, "encoder")
         self.ahead: tuple[ShardTask, Future[tuple[list[str], Any]]] | None = None
-        self.held: set[Path] = set()
 
     def load(self) -> str:
         """Load the reward; returns its description.
@@ -81,10 +80,12 @@ class ScoringWorker(PoolWorker):
 
     def run(self, task: ShardTask, following: ShardTask | None) -> list[Unscored]:
         """Write the scores of one shard; encode the following one meanwhile."""
-        for output in task.outputs:
-            if output.workers_lock not in self.held:
-                share_until_exit(output.workers_lock)
-                self.held.add(output.workers_lock)
+        with ExitStack() as stack:
+            for lock in {output.workers_lock for output in task.outputs}:
+                stack.enter_context(shared_by_process(lock))
+            return self._score(task, following)
+
+    def _score(self, task: ShardTask, following: ShardTask | None) -> list[Unscored]:
         ids, encoded = self._encoding(task).result()
         if following is not None:
             self.ahead = (following, self.encoder.submit(self._encode, following))
