@@ -5,7 +5,7 @@
 #   tools/hosts.sh exec HOST COMMAND…      run a command in a host, in the shared folder
 #   tools/hosts.sh copy            copy the checkout there again, after a change
 #   tools/hosts.sh slurm           start Slurm: a node per host, its controller on `control`
-#   tools/hosts.sh ray             start Ray: a node per host, its head on h1; prints the address
+#   tools/hosts.sh ray             start Ray (anew): a node per host, its head on h1; prints the address
 #   tools/hosts.sh cut HOST        take its network link down; `join HOST` brings it back
 #   tools/hosts.sh lose HOST       end all its processes without a word; `boot HOST` starts it anew
 #   tools/hosts.sh status

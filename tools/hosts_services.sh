@@ -73,9 +73,10 @@ ray() {
         [[ $host == h* ]] || continue
         role=(--address="$network.1:6379")
         [[ $host != h1 ]] || role=(--head --port=6379 --include-dashboard=false)
+        run_in "$host" ray stop --force >"$dir/$host/log/ray.log" 2>&1
         run_in "$host" env RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 ray start "${role[@]}" \
             --node-name="$host" --num-cpus=2 --object-store-memory=157286400 --include-log-monitor=false \
-            --disable-usage-stats >"$dir/$host/log/ray.log" 2>&1 ||
+            --disable-usage-stats >>"$dir/$host/log/ray.log" 2>&1 ||
             die "$host: Ray does not start: $(tail -n 3 "$dir/$host/log/ray.log")"
     done
     echo "$network.1:6379"

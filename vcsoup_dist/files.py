@@ -40,17 +40,25 @@ def write_error(error: BaseException, what: object = "") -> UserError | None:
 
     what: what could not be written; by default the error's file.
     """
-    if not isinstance(error, OSError) or error.errno not in (*WRITE_ERRORS, *GONE):
+    if isinstance(error, OSError) and error.errno in GONE:
+        return out_of_reach(error, what)
+    if not isinstance(error, OSError) or error.errno not in WRITE_ERRORS:
         return None
+    advice = "make room" if error.errno in DISK_FULL else "fix this"
+    return _in_a_line(error, what, "cannot be written", advice)
+
+
+def out_of_reach(error: OSError, what: object = "") -> UserError:
+    """The line for one of GONE; what: as for `write_error`."""
+    advice = "see to its server and the network"
+    return _in_a_line(error, what, "its file system is out of reach", advice)
+
+
+def _in_a_line(error: OSError, what: object, trouble: str, advice: str) -> UserError:
     subject = str(what or error.filename or "the disk")
     file = f" ({error.filename})" if error.filename and str(error.filename) != subject else ""
-    advice = "make room" if error.errno in DISK_FULL else "fix this"
-    trouble = "cannot be written"
-    if error.errno in GONE:
-        trouble = "its file system is out of reach"
-        advice = "see to its server and the network"
     return UserError(
-        f"{subject}: {trouble}: {os.strerror(error.errno)}{file}; nothing is lost:"
+        f"{subject}: {trouble}: {os.strerror(error.errno or 0)}{file}; nothing is lost:"
         f" {advice}, then run the same command to resume"
     )
 

@@ -12,7 +12,7 @@ import errno
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -21,6 +21,7 @@ import numpy as np
 from vcsoup_dist.checkpoints.direct_io import PAGE, Bytes, is_cached, open_direct, whole_pages
 from vcsoup_dist.checkpoints.layout import Extent, Layout
 from vcsoup_dist.errors import UserError
+from vcsoup_dist.files import GONE, out_of_reach
 
 MAX_OPEN = 64  # files of one checkpoint; ZeRO-3 checkpoints have one for every rank
 SAMPLED_PAGES = 32  # of a file: where most are not cached, the file is taken for not cached
@@ -142,7 +143,7 @@ class _OpenFile:
         try:
             self._cached = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+            raise self._explained(error) from error
         self._direct = open_direct(path, os.O_RDONLY)
         # To others mincore says that all is cached.
         state = os.fstat(self._cached)
@@ -192,9 +193,10 @@ class _OpenFile:
             os.posix_fadvise(self._cached, start, done, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
-        os.close(self._cached)
-        if self._direct >= 0:
-            os.close(self._direct)
+        for handle in (self._cached, self._direct):
+            if handle >= 0:
+                with suppress(OSError):  # nothing was written
+                    os.close(handle)
 
     def _is_cached(self, start: int, nbytes: int) -> bool:
         return self._largely_cached and is_cached(self._cached, start, nbytes)
@@ -205,4 +207,6 @@ class _OpenFile:
         return now
 
     def _explained(self, error: OSError) -> UserError:
+        if error.errno in GONE:
+            return out_of_reach(error, self.path)
         return UserError(f"{self.path}: cannot be read: {error.strerror}")

@@ -6,6 +6,7 @@ in any order and from several processes. transformers, vLLM and mergekit read th
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -180,7 +181,8 @@ class ShardFile:
 
     def abandon(self) -> None:
         """Close without a word about what is missing."""
-        self._close_descriptors()
+        with contextlib.suppress(OSError):  # a file system that is out of reach
+            self._close_descriptors()
 
     def _close_descriptors(self) -> None:
         os.close(self._cached)

@@ -15,7 +15,7 @@ import typer
 from vcsoup_dist import __version__
 from vcsoup_dist.cli import comparing, merging, picking, runs, slurm, stages
 from vcsoup_dist.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted, UserError
-from vcsoup_dist.files import GONE
+from vcsoup_dist.files import GONE, out_of_reach
 from vcsoup_dist.import_paths import import_last
 from vcsoup_dist.launch.stop_signals import STOP_SIGNALS, detach_lost_terminal, not_ignored
 from vcsoup_dist.pipeline.stages import STAGES
@@ -61,7 +61,7 @@ app = typer.Typer(
 
 MACHINE_ERRORS = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENXIO,
-    errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, *GONE,
+    errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR,
 )  # fmt: skip
 """Errors of the machine and its files, where the name of the file says enough."""
 
@@ -122,9 +122,12 @@ def main() -> None:
         print(f"vcsoup: {stopped}", file=sys.stderr)
         _leave(EXIT_INTERRUPTED if stopped.by == signal.SIGINT else EXIT_PREEMPTED)
     except OSError as error:
-        if error.errno not in MACHINE_ERRORS or not error.filename:
+        if error.errno in GONE:
+            print(f"vcsoup: {out_of_reach(error)}", file=sys.stderr)
+        elif error.errno in MACHINE_ERRORS and error.filename:
+            print(f"vcsoup: {error.filename}: {error.strerror}", file=sys.stderr)
+        else:
             raise
-        print(f"vcsoup: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stopped:
         # typer turns an interrupt into an exit with code 130.

@@ -17,7 +17,7 @@ from vcsoup_dist.souping.output.work_folder import (
     WorkRecord,
     active_writers,
     clear,
-    explain_full_disk,
+    explain_lost_disk,
     locked,
     lost,
     read_record,
@@ -80,7 +80,7 @@ def publish_soups(run: MergeRun) -> bool:
 
     UserError where the work folder is of another merge, or a target is taken.
     """
-    with locked(run.work, make=False) as exists, explain_full_disk(run.work):
+    with locked(run.work, make=False) as exists, explain_lost_disk(run.work):
         if not exists:  # another rank was faster, or none has begun
             return all_made(run)
         record = read_record(run.work)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.files import DISK_FULL, remove_leftovers, write_atomically, write_error
+from vcsoup_dist.files import DISK_FULL, GONE, remove_leftovers, write_atomically, write_error
 from vcsoup_dist.locks import EXCLUSIVE, Lock, remove_lock
 from vcsoup_dist.souping.options import MergeOptions
 
@@ -107,12 +107,12 @@ def explain_lost_files(work: Path) -> Iterator[None]:
 
 
 @contextmanager
-def explain_full_disk(work: Path) -> Iterator[None]:
-    """UserError for a full disk."""
+def explain_lost_disk(work: Path) -> Iterator[None]:
+    """UserError for a full disk, and for a file system that is out of reach."""
     try:
         yield
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if error.errno not in (*DISK_FULL, *GONE):
             raise
         raise write_error(error, work) or error from error
 

@@ -20,7 +20,7 @@ from vcsoup_dist.souping.output import state
 from vcsoup_dist.souping.output.journal import Journal, read_journals
 from vcsoup_dist.souping.output.weights_files import SoupFiles
 from vcsoup_dist.souping.output.work_folder import (
-    explain_full_disk,
+    explain_lost_disk,
     explain_lost_files,
     locked,
     rank_lock,
@@ -57,7 +57,7 @@ def write_soups(run: MergeRun) -> MergeReport:
     if not run.work.exists() and not state.missing_soups(run):
         return MergeReport((), finished=True)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(explain_full_disk(run.work))
+        stack.enter_context(explain_lost_disk(run.work))
         with locked(run.work, make=True):
             run = state.begin(run)
             if not run.plan.soups:
@@ -125,7 +125,8 @@ def _write_chunks(run: MergeRun, kept: Sequence[Chunk], missing: Sequence[Chunk]
         raise
     finally:
         files.abandon()
-        journal.journal.close()
+        with contextlib.suppress(OSError):  # what it says was synced
+            journal.journal.close()
     for policy, tensor in sorted(nonfinite):
         log.warning("policy %s: %r holds NaN or infinity", policy, tensor)
     return MergeReport(tuple(plan.soups), read, written)
