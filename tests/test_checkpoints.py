@@ -164,6 +164,25 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
         file.write("a", 0, b"abcd")
 
 
+def test_a_file_system_that_is_out_of_reach_is_one_line_also_when_files_are_closed(
+    tmp_path, monkeypatch
+):
+    put(tmp_path / "model.safetensors", {"a": entry(0, 4)}, b"abcd")
+    layout = read_layout(tmp_path)
+
+    def gone(*_: object) -> int:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    buffer = np.empty(4, np.uint8)
+    reader = CheckpointReader(layout)
+    reader.read_into("a", 0, buffer[:2])
+    monkeypatch.setattr(os, "preadv", gone)
+    monkeypatch.setattr(os, "close", gone)
+    with pytest.raises(UserError, match=r"out of reach: Transport .* run the same command"):
+        reader.read_into("a", 2, buffer[2:])
+    reader.close()
+
+
 def put(path: Path, header: object, data: bytes, length: int | None = None) -> None:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)

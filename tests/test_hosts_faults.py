@@ -46,7 +46,7 @@ CHOSEN = {
 QUICK = {"VCSOUP_TAKEOVER": "30"}
 ENDS_WITHIN = 300
 """Seconds. Ray takes up to 30 to miss a node, GlusterFS 10, a lease 20."""
-MERGE = ("policies/one", "policies/other", "--grid", "0.1", "--world-size", 3)
+MERGE = ("policies/one", "policies/other", "--grid", "0.05", "--shard-size", "9MB")
 
 
 def every_case() -> Iterator[object]:
@@ -72,7 +72,7 @@ def hosts(tmp_path_factory) -> Iterator[Hosts]:
 def alone(hosts) -> str:
     """The name of a run directory that one host made."""
     hosts.run("h1", "vcsoup", "run", RECIPE_FILE, "-d", "alone")
-    hosts.run("h1", "vcsoup", "merge", *MERGE[:4], "--out", "alone-merged")
+    hosts.run("h1", "vcsoup", "merge", *MERGE, "--out", "alone-merged")
     return "alone"
 
 
@@ -157,7 +157,7 @@ class OnSlurm(Work):
     def ended(self) -> list[tuple[int, str]]:
         """At its end, or in the queue again."""
         wait_for(lambda: time.sleep(1) or self._state() not in ("RUNNING", "COMPLETING"), 300)
-        logs = f"cat {self.run}/logs/jobs/*-{self.jobs[-1]}-*.log {self.run}/logs/jobs/*.out"
+        logs = f"cat job-logs/*-{self.jobs[-1]}-*.log"
         return [(75, self.hosts.do("exec", "h3", "sh", "-c", logs, check=False).stdout)]
 
     def _state(self) -> str:
@@ -188,7 +188,8 @@ class ByRanks(Work):
         wait_for(partial(self.hosts.there, "h2", place), 60)
 
     def _rank(self, rank: int) -> tuple[object, ...]:
-        return ("vcsoup", "merge", *MERGE, "--out", self.run, "--rank", rank)
+        share = ("--rank", rank, "--world-size", 3)
+        return ("vcsoup", "merge", *MERGE, "--out", self.run, *share)
 
     def ended(self) -> list[tuple[int, str]]:
         return [said_by(process) for process in self.ranks.values()]
