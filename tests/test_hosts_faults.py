@@ -258,6 +258,8 @@ def test_it_ends_in_bounded_time_and_the_same_command_makes_the_same_bytes(
     heal = break_(hosts, work, fault)
     broken = time.monotonic()
     try:
+        if fault.endswith(" s"):  # it is over
+            wait_for_files(hosts)
         if "server is gone for good" not in fault:
             work.let_go()
         ends = work.ended()

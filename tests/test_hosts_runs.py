@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.hosts, pytest.mark.timeout(1800)]
 MADE = ["scores", "filtered", "reference", "policies", "soups", "evaluation"]
 SLURM = shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin")
 QUICK = {"VCSOUP_TAKEOVER": "30"}
+QUICKLY = ("--set", "training.steps=2", "--set", "evaluation.prompts=2")
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +93,28 @@ def test_a_host_that_is_lost_in_mid_training_is_followed_by_another(hosts, alone
         assert hosts.sums("h1", "lost", ["policies"]).splitlines() == policies
     finally:
         hosts.do("boot", "h3")
+
+
+@pytest.fixture(scope="module")
+def sshfs(tmp_path_factory) -> Iterator[Hosts]:
+    """Two hosts, each of which has locks of its own."""
+    with hosts_up(tmp_path_factory.mktemp("double") / "hosts", 2, "sshfs") as hosts:
+        hosts.run("h1", "python", "vcsoup/tests/hosts_world.py", "write_world", "world")
+        hosts.run("h1", "vcsoup", "run", RECIPE_FILE, "-d", "alone", *QUICKLY)
+        yield hosts
+
+
+@pytest.mark.parametrize(
+    "attempt", [0, *(pytest.param(each, marks=pytest.mark.long) for each in range(1, 10))]
+)
+def test_two_runs_at_once_where_locks_do_not_reach_the_other_host_end_as_one(sshfs, attempt):
+    run = f"double-{attempt}"
+    command = ("vcsoup", "run", RECIPE_FILE, "-d", run, *QUICKLY)
+    both = [sshfs.start(host, *command) for host in ("h1", "h2")]
+    for process in both:
+        said, _ = process.communicate(timeout=600)
+        assert process.returncode in (0, 2) and "Traceback" not in said, said
+        if process.returncode:
+            assert "is being made by another process (pid " in said, said
+    assert any(process.returncode == 0 for process in both)
+    assert sshfs.sums("h2", run, MADE) == sshfs.sums("h1", "alone", MADE)
