@@ -25,7 +25,7 @@ def local_folder(model: Located) -> Path:
     """
     if model.revision is None:
         return Path(model.source)
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     try:
         for weights in ("*.safetensors", "*.bin"):
@@ -35,6 +35,7 @@ def local_folder(model: Located) -> Path:
                     revision=model.revision,
                     allow_patterns=["*.json", weights],
                     ignore_patterns=["*/*", "consolidated*"],  # copies in other formats
+                    local_files_only=constants.HF_HUB_OFFLINE,  # 1.33 asks for a list of files
                 )
             )
             if any(folder.glob(weights)):
