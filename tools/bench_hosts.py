@@ -37,13 +37,13 @@ RECIPE = """
 name: bench-hosts
 model: base
 values:
-  one: &value
+  one:
     data: {path: one.jsonl, heldout_share: 0.25}
     reward: {classifier: reward, max_length: 512}
   two:
-    <<: *value
     data: {path: two.jsonl, heldout_share: 0.25}
     reward: {columns: ["two+", "two-"]}
+    judge: {callable: "operator:eq"}
 scoring: {actors: 3, cpus_per_actor: 1, placement: spread, shard_pairs: 16}
 training:
   {dtype: fp32, pairs_per_step: 6, steps: 4, max_length: 512, tokens_per_batch: 1024,
@@ -163,11 +163,15 @@ def drop_caches() -> None:
 
 def counters() -> tuple[int, int, int]:
     """Bytes that the file server has sent and received, and that all hosts have sent."""
+    (received, sent), others = traffic("files"), map(traffic, HOSTS)
+    return sent, received, sum(each for _, each in others)
 
-    def count(host: str, way: str) -> int:
-        return int(hosts("exec", host, "cat", f"/sys/class/net/eth0/statistics/{way}_bytes"))
 
-    return count("files", "tx"), count("files", "rx"), sum(count(host, "tx") for host in HOSTS)
+def traffic(host: str) -> tuple[int, int]:
+    """Bytes that a host has received and sent since its start."""
+    lines = hosts("exec", host, "cat", "/proc/net/dev").splitlines()
+    (counts,) = (line.split()[1:] for line in lines if line.strip().startswith("eth0:"))
+    return int(counts[0]), int(counts[8])
 
 
 def by_one(stage: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vcsoup_dist.errors import UserError
+from vcsoup_dist.errors import UserError, reason_of
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 GONE = (
@@ -27,6 +27,8 @@ GONE = (
     errno.EREMOTEIO,
 )
 """Errors of a network file system whose server, or the way to it, is gone."""
+GONE_TEXTS = tuple(map(os.strerror, (errno.ENOTCONN, errno.ESTALE, errno.EBADFD)))
+"""What libraries say that raise exceptions of their own for them."""
 WRITE_ERRORS = (*DISK_FULL, errno.EROFS, errno.EACCES, errno.EPERM)
 """Errors of a disk that a person can fix."""
 
@@ -40,25 +42,35 @@ def write_error(error: BaseException, what: object = "") -> UserError | None:
 
     what: what could not be written; by default the error's file.
     """
-    if isinstance(error, OSError) and error.errno in GONE:
+    if is_out_of_reach(error):
         return out_of_reach(error, what)
     if not isinstance(error, OSError) or error.errno not in WRITE_ERRORS:
         return None
     advice = "make room" if error.errno in DISK_FULL else "fix this"
-    return _in_a_line(error, what, "cannot be written", advice)
+    return _in_a_line(error, what, f"cannot be written: {os.strerror(error.errno)}", advice)
 
 
-def out_of_reach(error: OSError, what: object = "") -> UserError:
+def is_out_of_reach(error: BaseException) -> bool:
+    """Whether it is one of GONE, or a library's exception that says so."""
+    known = isinstance(error, OSError) and error.errno in GONE
+    return known or any(text in reason_of(error) for text in GONE_TEXTS)
+
+
+def out_of_reach(error: BaseException, what: object = "") -> UserError:
     """The line for one of GONE; what: as for `write_error`."""
-    advice = "see to its server and the network"
-    return _in_a_line(error, what, "its file system is out of reach", advice)
+    reason = reason_of(error)
+    if isinstance(error, OSError) and error.errno:
+        reason = os.strerror(error.errno)
+    trouble = f"its file system is out of reach: {reason}"
+    return _in_a_line(error, what, trouble, "see to its server and the network")
 
 
-def _in_a_line(error: OSError, what: object, trouble: str, advice: str) -> UserError:
-    subject = str(what or error.filename or "the disk")
-    file = f" ({error.filename})" if error.filename and str(error.filename) != subject else ""
+def _in_a_line(error: BaseException, what: object, trouble: str, advice: str) -> UserError:
+    file = str(getattr(error, "filename", None) or "")
+    subject = str(what or file or "the disk")
+    beside = f" ({file})" if file and file != subject else ""
     return UserError(
-        f"{subject}: {trouble}: {os.strerror(error.errno or 0)}{file}; nothing is lost:"
+        f"{subject}: {trouble}{beside}; nothing is lost:"
         f" {advice}, then run the same command to resume"
     )
 

@@ -15,7 +15,7 @@ import typer
 from vcsoup_dist import __version__
 from vcsoup_dist.cli import comparing, merging, picking, runs, slurm, stages
 from vcsoup_dist.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Preempted, UserError
-from vcsoup_dist.files import GONE, out_of_reach
+from vcsoup_dist.files import is_out_of_reach, out_of_reach
 from vcsoup_dist.import_paths import import_last
 from vcsoup_dist.launch.stop_signals import STOP_SIGNALS, detach_lost_terminal, not_ignored
 from vcsoup_dist.pipeline.stages import STAGES
@@ -121,10 +121,10 @@ def main() -> None:
     except Preempted as stopped:
         print(f"vcsoup: {stopped}", file=sys.stderr)
         _leave(EXIT_INTERRUPTED if stopped.by == signal.SIGINT else EXIT_PREEMPTED)
-    except OSError as error:
-        if error.errno in GONE:
+    except Exception as error:
+        if is_out_of_reach(error):
             print(f"vcsoup: {out_of_reach(error)}", file=sys.stderr)
-        elif error.errno in MACHINE_ERRORS and error.filename:
+        elif isinstance(error, OSError) and error.errno in MACHINE_ERRORS and error.filename:
             print(f"vcsoup: {error.filename}: {error.strerror}", file=sys.stderr)
         else:
             raise
