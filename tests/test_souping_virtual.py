@@ -1,6 +1,5 @@
 """Soups summed straight into live models, equal bit for bit to written ones."""
 
-import contextlib
 import gc
 import hashlib
 import math
@@ -492,29 +491,6 @@ def test_a_number_that_is_none_is_named_and_the_model_says_that_it_is_no_soup(tm
     assert soup.weights is None
     reweight(model, (1, 0))
     assert soup.weights == (1, 0)
-
-
-def open_files(folder: Path) -> list[str]:
-    """Files below a folder that this process has open."""
-    found = []
-    for handle in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):  # the listing's own
-            target = os.readlink(handle)
-            found += [target] if target.startswith(f"{folder}/") else []
-    return sorted(found)
-
-
-def test_policies_stay_open_between_fillings_and_no_longer_than_the_model(tmp_path):
-    policies = save_policies(tmp_path, "llama", torch.float32, count=2)
-    model = new_model("llama", 9)
-    load_soup(model, policies, (0.5, 0.5))
-    held = open_files(tmp_path)
-    assert {str(Path(each).parent) for each in held} == set(map(str, policies))
-    reweight(model, (0.1, 0.9))
-    assert open_files(tmp_path) == held
-    del model
-    gc.collect()
-    assert not open_files(tmp_path)
 
 
 def test_a_soup_does_not_keep_its_model_alive(tmp_path):

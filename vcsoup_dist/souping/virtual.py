@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,13 +66,6 @@ class LiveSoup:
     _model: weakref.ref[nn.Module]
     weights: tuple[float, ...] | None = field(default=None, init=False)
     """lambda, in the order of the policies; None after a filling that failed half way."""
-    _readers: tuple[CheckpointReader, ...] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        # Open from one filling to the next: FUSE forgets what it has cached of a file that is
-        # opened anew, and each filling would come over the network.
-        self._readers = tuple(CheckpointReader(source.layout) for source in self.sources)
-        weakref.finalize(self, _close, self._readers)
 
     def reweight(self, weights: Sequence[float]) -> None:
         """Change lambda in place; as `reweight` of the model."""
@@ -85,16 +79,11 @@ class LiveSoup:
         _LIVE[model] = self
         with torch.no_grad():
             of_base = (weight_of_base(weights),) if self.has_base else ()
-            _sum_into(fills, self.sources, self._readers, (*weights, *of_base))
+            _sum_into(fills, self.sources, (*weights, *of_base))
         self.weights = tuple(float(weight) for weight in weights)
 
 
 _LIVE: weakref.WeakKeyDictionary[nn.Module, LiveSoup] = weakref.WeakKeyDictionary()
-
-
-def _close(readers: Sequence[CheckpointReader]) -> None:
-    for reader in readers:
-        reader.close()
 
 
 def load_soup(
@@ -337,31 +326,26 @@ def _are_equal(one: tuple[Source, str], other: tuple[Source, str]) -> bool:
     return are_equal(one[0].layout, names[0], names[1], other[0].layout)
 
 
-def _sum_into(
-    fills: Sequence[_Fill],
-    policies: Sequence[Source],
-    readers: Sequence[CheckpointReader],
-    weights: Sequence[float],
-) -> None:
-    used = [place for place, weight in enumerate(weights) if weight]
-    policies = [policies[place] for place in used]
-    readers = [readers[place] for place in used]
-    row = np.array([[float(weights[place]) for place in used]])
+def _sum_into(fills: Sequence[_Fill], policies: Sequence[Source], weights: Sequence[float]) -> None:
+    used = [policy for policy, weight in zip(policies, weights, strict=True) if weight]
+    row = np.array([[float(weight) for weight in weights if weight]])
     # Of the widest dtype.
     longest = 8 * max((min(fill.step, fill.places[0].numel()) for fill in fills), default=0)
     staging = np.empty(longest, np.uint8)  # untouched pages take no memory
     buffers = [np.empty(longest, np.uint8) for _ in used]
-    for fill in fills:
-        width = fill.dtype.itemsize
-        for begin, end, parts in fill.parts():
-            direct = _own_memory(parts[0], fill.dtype)
-            out = direct if direct is not None else staging[: (end - begin) * width]
-            if fill.spec.dtype in INTEGERS:  # the same in all policies
-                readers[0].read_into(_spec(policies[0], fill).name, begin * width, out)
-            else:
-                _sum_part(fill, begin, end, policies, readers, buffers, row, out)
-            for part in parts if direct is None else parts[1:]:
-                part.copy_(torch.from_numpy(out).view(fill.dtype).view(part.shape))
+    with ExitStack() as stack:
+        readers = [stack.enter_context(CheckpointReader(policy.layout)) for policy in used]
+        for fill in fills:
+            width = fill.dtype.itemsize
+            for begin, end, parts in fill.parts():
+                direct = _own_memory(parts[0], fill.dtype)
+                out = direct if direct is not None else staging[: (end - begin) * width]
+                if fill.spec.dtype in INTEGERS:  # the same in all policies
+                    readers[0].read_into(_spec(used[0], fill).name, begin * width, out)
+                else:
+                    _sum_part(fill, begin, end, used, readers, buffers, row, out)
+                for part in parts if direct is None else parts[1:]:
+                    part.copy_(torch.from_numpy(out).view(fill.dtype).view(part.shape))
 
 
 def _sum_part(
