@@ -31,3 +31,23 @@ def test_a_full_disk_is_one_line_and_a_defect_is_not():
     assert str(forbidden).startswith("/x: cannot be written: Permission denied; nothing is")
     assert write_error(FileNotFoundError(errno.ENOENT, "No such file", "/x")) is None
     assert write_error(ValueError()) is None
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOTCONN, "Transport endpoint is not connected", "/x"),
+        RuntimeError("I/O error: Transport endpoint is not connected (os error 107)"),
+        OSError("libx.so: cannot open shared object file: Transport endpoint is not connected"),
+    ],
+)
+def test_a_file_system_that_is_gone_is_one_line_whoever_says_so(error):
+    line = str(write_error(error, "evaluation/a"))
+    assert line.startswith("evaluation/a: its file system is out of reach: ")
+    assert "Transport endpoint is not connected" in line and "to resume" in line
+    assert write_error(Unprintable()) is None
