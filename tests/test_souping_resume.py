@@ -633,6 +633,15 @@ def test_what_is_in_the_way_of_the_work_folder_is_left_alone(small, tmp_path, ki
         assert {path: raw for path, raw in files_of(work).items() if "lock" not in path} == before
 
 
+@pytest.mark.parametrize("name", [".fuse_hidden0000035b00000008", ".nfs000000000000001"])
+def test_what_a_network_file_system_keeps_of_a_removed_file_is_not_in_the_way(
+    small, tmp_path, name
+):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / name).touch()
+    assert small().finished
+
+
 @pytest.mark.parametrize("loss", ["removed", "cut", "folder"])
 def test_work_that_was_lost_is_said_and_not_published_as_zeros(small, alone, tmp_path, loss):
     small(rank=0, world_size=2)

@@ -31,6 +31,8 @@ GONE_TEXTS = tuple(map(os.strerror, (errno.ENOTCONN, errno.ESTALE, errno.EBADFD)
 """What libraries say that raise exceptions of their own for them."""
 WRITE_ERRORS = (*DISK_FULL, errno.EROFS, errno.EACCES, errno.EPERM)
 """Errors of a disk that a person can fix."""
+KEPT_OPEN = (".fuse_hidden", ".nfs")
+"""How names begin under which FUSE and NFS keep a file that was removed while it was open."""
 
 # Of renameat2(2), which Python's os module lacks.
 _AT_FDCWD = -100

@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vcsoup_dist.errors import UserError
-from vcsoup_dist.files import DISK_FULL, GONE, remove_leftovers, write_atomically, write_error
+from vcsoup_dist.files import (
+    DISK_FULL,
+    GONE,
+    KEPT_OPEN,
+    remove_leftovers,
+    write_atomically,
+    write_error,
+)
 from vcsoup_dist.locks import EXCLUSIVE, Lock, remove_lock
 from vcsoup_dist.souping.options import MergeOptions
 
@@ -57,7 +64,11 @@ def read_record(work: Path) -> WorkRecord | None:
         return WorkRecord(str(content["fingerprint"]), tuple(map(str, content["soups"])))
     except FileNotFoundError:
         remove_leftovers(work)
-        others = sorted(each.name for each in work.iterdir() if ".lock" not in each.name)
+        others = sorted(
+            each.name
+            for each in work.iterdir()
+            if ".lock" not in each.name and not each.name.startswith(KEPT_OPEN)
+        )
         if others:
             raise UserError(
                 f"{work}: is in the way and not of a merge (it holds {others[0]!r}); move it away"
