@@ -79,9 +79,12 @@ def planned(evaluated: Sequence[Evaluated]) -> list[Contrast]:
     """All planned differences of a run, on the baseline's scale.
 
     Intervals hold together within each of three groups, those of one `kind`; not over the groups,
-    nor over judges. ValueError where another method spans the scale.
+    nor over judges. ValueError where another method spans the scale or one is missing.
     """
     shared = check_shared(evaluated)
+    made = {one.method for one in evaluated}
+    if missing := [name for name in (*SOUPS, BASELINE, RIVAL, "random") if name not in made]:
+        raise ValueError(f"planned differences need {', '.join(missing)} too")
     scale = choose_scale(evaluated, shared)
     if scale.method != BASELINE:
         raise ValueError(f"{scale.method} spans the scale; {BASELINE} must come first")

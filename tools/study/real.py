@@ -78,7 +78,10 @@ def main() -> None:
     if write is not None:
         folder = out / "results" / options.recipe
         folder.mkdir(parents=True, exist_ok=True)
-        write(run_dir, out, folder)
+        try:
+            write(run_dir, out, folder)
+        except ValueError as error:  # of a run with fewer methods
+            raise SystemExit(f"{error}; the run's own report is {run_dir}/report") from error
 
 
 def check_inputs(data: Path, models: Sequence[Path], out: Path) -> None:
