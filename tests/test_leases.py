@@ -248,6 +248,21 @@ def test_a_lease_that_another_has_taken_over_is_not_given_back(path, unending):
     assert read(held_by_one(path)).text == "pid 7 on far"
 
 
+def test_a_lease_that_is_renewed_while_it_is_given_back_does_not_stay(path, monkeypatch):
+    renewals = iter([7, 8])
+
+    def read_and_renew(lease: Path) -> lease_files.Seen | None:
+        seen = read(lease)
+        if seen is not None and seen.holder and (beat := next(renewals, None)):
+            lease_files.renew(lease, seen.holder, beat)
+        return seen
+
+    with Lock(path) as lock:
+        assert lock.take(EXCLUSIVE)
+        monkeypatch.setattr(lease_files, "read", read_and_renew)
+    assert not held_by_one(path).exists()
+
+
 def test_a_lease_that_could_not_be_removed_does_not_keep_its_own_process_out(path, monkeypatch):
     def cut(*_: object) -> None:
         raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")

@@ -170,8 +170,8 @@ def is_of(path: Path, holder: Holder) -> bool:
 
 def remove_of(path: Path, holder: Holder) -> None:
     """Remove the holder's lease, and no other that came in its place."""
-    seen = read(path)
-    if seen is not None and seen.holder == holder:
+    # The thread that renews it may be about to do so, and it is not what was seen then.
+    while (seen := read(path)) is not None and seen.holder == holder:
         take_away(path, seen)
 
 
