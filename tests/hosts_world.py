@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "tools" / "hosts.sh"
 SHARED = "/mnt/shared"
+SLURM = shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
 
 RECIPE_FILE = "world/recipe.yaml"
@@ -65,8 +66,13 @@ def polite(prompt, response):
 
 
 @contextmanager
-def hosts_up(folder: Path, count: int, kind: str) -> Iterator[Hosts]:
-    """Hosts with a shared folder of GlusterFS or sshfs; skips the test where there can be none."""
+def hosts_up(
+    folder: Path, count: int, kind: str, *, ping_timeout: int = 10, disk: str = "3G"
+) -> Iterator[Hosts]:
+    """Hosts with a shared folder of GlusterFS or sshfs; skips the test where there can be none.
+
+    GlusterFS notices a lost link after `ping_timeout` seconds.
+    """
     spaces = ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "true"]
     if subprocess.run(spaces, capture_output=True).returncode or not Path("/dev/fuse").exists():
         pytest.skip("hosts need root with the right to make namespaces, and /dev/fuse")
@@ -75,7 +81,7 @@ def hosts_up(folder: Path, count: int, kind: str) -> Iterator[Hosts]:
     missing = [each for each in needed if not shutil.which(each, path=path)]
     if missing and not shutil.which("apt-get"):
         pytest.skip(f"hosts need {', '.join(missing)}")
-    hosts = Hosts(folder)
+    hosts = Hosts(folder, ping_timeout, disk)
     try:
         hosts.do("up", count, kind)
         yield hosts
@@ -86,14 +92,20 @@ def hosts_up(folder: Path, count: int, kind: str) -> Iterator[Hosts]:
 class Hosts:
     """Some hosts, and the folder in which tools/hosts.sh keeps them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, ping_timeout: int, disk: str) -> None:
+        self.environment = {
+            **os.environ,
+            **ENVIRONMENT,
+            "HOSTS_DIR": str(folder),
+            "HOSTS_PING_TIMEOUT": str(ping_timeout),
+            "HOSTS_DISK": disk,
+        }
 
     def do(self, *command: object, check: bool = True) -> subprocess.CompletedProcess[str]:
         """A command of tools/hosts.sh; fails with what it said."""
         done = subprocess.run(
             [SCRIPT, *map(str, command)],
-            env={**os.environ, **ENVIRONMENT, "HOSTS_DIR": str(self.folder)},
+            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -113,7 +125,7 @@ class Hosts:
         """Start a command in a host, in the shared folder."""
         return subprocess.Popen(
             [SCRIPT, "exec", host, "env", *map(str, command)],
-            env={**os.environ, **ENVIRONMENT, "HOSTS_DIR": str(self.folder), **variables},
+            env={**self.environment, **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

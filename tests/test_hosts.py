@@ -25,11 +25,9 @@ QUICK = {"VCSOUP_TAKEOVER": "12"}
 @pytest.fixture(scope="module")
 def gluster(tmp_path_factory) -> Iterator[Hosts]:
     """Three hosts with GlusterFS, which notices a lost link after five seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOSTS_PING_TIMEOUT", "5")
-        patch.setenv("HOSTS_DISK", "2G")
-        with hosts_up(tmp_path_factory.mktemp("gluster") / "hosts", 3, "gluster") as hosts:
-            yield hosts
+    folder = tmp_path_factory.mktemp("gluster") / "hosts"
+    with hosts_up(folder, 3, "gluster", ping_timeout=5) as hosts:
+        yield hosts
 
 
 @pytest.fixture(scope="module")

@@ -5,31 +5,26 @@ Whatever way it goes, and whatever is lost on the way, the bytes are those of on
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Iterator
 from functools import partial
 
 import pytest
-from hosts_world import RECIPE_FILE, Hosts, hosts_up
+from hosts_world import RECIPE_FILE, SLURM, Hosts, hosts_up
 from training_world import wait_for
 
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(1800)]
 
 MADE = ["scores", "filtered", "reference", "policies", "soups", "evaluation"]
-SLURM = shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin")
 QUICK = {"VCSOUP_TAKEOVER": "30"}
 QUICKLY = ("--set", "training.steps=2", "--set", "evaluation.prompts=2")
 
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory) -> Iterator[Hosts]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOSTS_PING_TIMEOUT", "10")
-        with hosts_up(tmp_path_factory.mktemp("runs") / "hosts", 3, "gluster") as hosts:
-            hosts.run("h1", "python", "vcsoup/tests/hosts_world.py", "write_world", "world")
-            yield hosts
+    with hosts_up(tmp_path_factory.mktemp("runs") / "hosts", 3, "gluster") as hosts:
+        hosts.run("h1", "python", "vcsoup/tests/hosts_world.py", "write_world", "world")
+        yield hosts
 
 
 @pytest.fixture(scope="module")

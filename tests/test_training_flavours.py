@@ -106,6 +106,12 @@ def world(tmp_path_factory) -> World:
         for name in ("llama", "tied", *ARCHITECTURES)
     ]
     jobs.append(world.reference_job("reference-llama-bf16", dtype="bf16"))
+    sharded = {"deepspeed": "zero3_offload_param"}
+    jobs += [
+        world.reference_job("sharded-llama", **sharded),
+        world.reference_job("sharded-tied", root / "tied", **sharded),
+        world.reference_job("sharded-llama-bf16", dtype="bf16", **sharded),
+    ]
     for name, flavour in FLAVOURS.items():
         needed = flavour.settings.get("objective") not in WITHOUT_REFERENCE
         reference = f"reference-{flavour.reference}" if needed else None
@@ -113,6 +119,16 @@ def world(tmp_path_factory) -> World:
         jobs.append(world.policy_job(name, reference, root / flavour.model, **changes))
     world.run(*jobs)
     return world
+
+
+@pytest.mark.parametrize("name", ["llama", "tied", "llama-bf16"])
+def test_a_reference_has_the_same_bytes_from_whole_and_from_sharded_weights(world, name):
+    whole, sharded = (
+        {file.name: file.read_bytes() for file in (world.root / f"{kind}-{name}").glob("*/*")}
+        for kind in ("reference", "sharded")
+    )
+    assert whole == sharded
+    assert any(name.endswith(".npy") for name in whole)
 
 
 @pytest.mark.parametrize("name", FLAVOURS)

@@ -82,17 +82,10 @@ def fill_deepspeed_config(
 
 
 def forward_only(config: dict[str, Any]) -> dict[str, Any]:
-    """A filled configuration for ranks that only compute log-probs.
-
-    ZeRO-2 needs an optimizer; its weights are whole on every rank, as in ZeRO-0.
-    """
+    """A filled ZeRO-3 configuration for ranks that only compute log-probs."""
     config = {key: value for key, value in config.items() if key != "optimizer"}
     zero = dict(config["zero_optimization"])
     zero.pop("offload_optimizer", None)
-    if zero["stage"] == 2:
-        zero = {"stage": 0}
-        # Without ZeRO DeepSpeed refuses a precision of gradients.
-        config.pop("data_types", None)
     return config | {"zero_optimization": zero}
 
 

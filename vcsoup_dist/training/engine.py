@@ -1,4 +1,4 @@
-"""Loading theta_0 sharded, and wrapping it in a DeepSpeed engine."""
+"""Loading theta_0, sharded or whole, and wrapping it in a DeepSpeed engine."""
 
 from __future__ import annotations
 
@@ -22,18 +22,16 @@ from vcsoup_dist.training.base_checks.tensors import refuse_missing
 from vcsoup_dist.training.deepspeed_config import fill_deepspeed_config, forward_only
 from vcsoup_dist.training.distributed import is_first, local_device
 from vcsoup_dist.training.job import Job
+from vcsoup_dist.training.whole_model import every_rank_holds
 
 
 def start_engine(job: Job, *, train: bool, universal: bool = False) -> Any:
     """DeepSpeed engine around `AnswerLogps(theta_0)`.
 
     Under ZeRO-3 weights are loaded straight into their partitions. Dropout is off: a policy must
-    equal its reference at the start. train: with an optimizer; universal: to load a universal
-    checkpoint.
+    equal its reference at the start. train: with an optimizer; else `AnswerLogps` alone, where the
+    model fits into every rank. universal: to load a universal checkpoint.
     """
-    import deepspeed
-    from transformers.integrations import HfDeepSpeedConfig
-
     training = job.training
     config = fill_deepspeed_config(
         Path(job.deepspeed_config),
@@ -41,22 +39,46 @@ def start_engine(job: Job, *, train: bool, universal: bool = False) -> Any:
         int(os.environ["LOCAL_WORLD_SIZE"]),
         Path(job.swap_folder) if job.swap_folder else None,
     )
-    stage = config["zero_optimization"]["stage"]
+    dtype = torch.bfloat16 if training.dtype == "bf16" else torch.float32
+    model_config = open_config(job.model, job.revision)
+    intended = check_architecture(model_config, training.max_length)
+    attention = choose_attention(training.attention, local_device(), dtype, model_config)
+    whole = not train and every_rank_holds(intended, config, training)
+    if is_first():
+        stage = config["zero_optimization"]["stage"]
+        log.info(
+            "attention: %s; %s %s ranks, %s, %s; gradient checkpointing %s%s",
+            next(known for known, name in NAMES.items() if name == attention),
+            "whole on each of" if whole else f"{Path(job.deepspeed_config).stem} (ZeRO-{stage}) on",
+            os.environ["WORLD_SIZE"],
+            training.dtype,
+            local_device().type,
+            "on" if train and training.gradient_checkpointing else "off",
+            ", activations in host memory" if train and training.activation_offload else "",
+        )
+    if whole:
+        return AnswerLogps(_load(job, dtype, attention, device_map={"": local_device()}))
     if not train:
         config = forward_only(config)
     if universal:
         config["checkpoint"] = {"load_universal": True}
-    dtype = torch.bfloat16 if training.dtype == "bf16" else torch.float32
-    model_config = open_config(job.model, job.revision)
-    check_architecture(model_config, training.max_length)
-    attention = choose_attention(training.attention, local_device(), dtype, model_config)
+    return _wrap(_load_sharded(job, config, dtype, attention), job, config, train)
+
+
+def _load_sharded(job: Job, config: dict[str, Any], dtype: torch.dtype, attention: str) -> Any:
+    from transformers.integrations import HfDeepSpeedConfig
+
     # While this object exists, from_pretrained partitions each tensor as it is read.
     sharding = HfDeepSpeedConfig(config)
     model = _load(job, dtype, attention)
     del sharding
-    switch_off_dropout(model)
-    model.config.use_cache = False
-    if train and training.gradient_checkpointing:
+    return model
+
+
+def _wrap(model: Any, job: Job, config: dict[str, Any], train: bool) -> Any:
+    import deepspeed
+
+    if train and job.training.gradient_checkpointing:
         # Without dropout there is no random state to restore.
         model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     wrapped = AnswerLogps(model)
@@ -68,18 +90,6 @@ def start_engine(job: Job, *, train: bool, universal: bool = False) -> Any:
     except (AssertionError, ValueError, TypeError) as error:  # its checks of the configuration
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{job.deepspeed_config}: DeepSpeed refuses it: {reason}") from error
-    if is_first():
-        log.info(
-            "attention: %s; %s (ZeRO-%d) on %s ranks, %s, %s; gradient checkpointing %s%s",
-            next(known for known, name in NAMES.items() if name == attention),
-            Path(job.deepspeed_config).stem,
-            stage,
-            os.environ["WORLD_SIZE"],
-            training.dtype,
-            local_device().type,
-            "on" if train and training.gradient_checkpointing else "off",
-            ", activations in host memory" if train and training.activation_offload else "",
-        )
     return engine
 
 
@@ -97,8 +107,8 @@ def _import_muon_uncompiled() -> None:
     compiler.compile = compile_
 
 
-def _load(job: Job, dtype: torch.dtype, attention: str) -> Any:
-    """Load theta_0; UserError where its files cannot be loaded, or lack weights."""
+def _load(job: Job, dtype: torch.dtype, attention: str, **where: Any) -> Any:
+    """Load theta_0 without dropout; UserError where its files cannot be loaded, or lack weights."""
     from transformers import AutoModelForCausalLM
 
     try:
@@ -109,12 +119,15 @@ def _load(job: Job, dtype: torch.dtype, attention: str) -> Any:
             attn_implementation=attention,
             trust_remote_code=False,
             output_loading_info=True,
+            **where,
         )
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # transformers', safetensors', pickle's and DeepSpeed's
         raise UserError(f"{job.model}: its weights cannot be loaded: {reason_of(error)}") from error
     refuse_missing(job.model, model, found)
+    switch_off_dropout(model)
+    model.config.use_cache = False
     return model
 
 
@@ -131,12 +144,11 @@ def switch_off_dropout(model: Any) -> None:
                 setattr(module, name, 0.0)
 
 
-def full_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes of the model's parameters and persistent buffers by name, however they are sharded.
+def full_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's parameters and persistent buffers by name, however they are sharded.
 
     Tied ones occur once, under their first name.
     """
-    model = engine.module.model
     shapes = {
         name: tuple(getattr(parameter, "ds_shape", parameter.shape))
         for name, parameter in model.named_parameters()
@@ -146,14 +158,13 @@ def full_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
     return shapes | buffers
 
 
-def save_auxiliary_files(engine: Any, tokenizer: Any, folder: Path) -> None:
+def save_auxiliary_files(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write config, generation config, tokenizer and chat template.
 
     The generation config names every end token, so that a server of the policy stops as evaluation
     does. A local base's other files (licence, processors, a `tokenizer.model`) are copied.
     """
     folder.mkdir(exist_ok=True)
-    model = engine.module.model
     model.config.use_cache = True
     model.config.save_pretrained(folder)
     if model.can_generate():

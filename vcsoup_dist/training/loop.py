@@ -66,8 +66,8 @@ def train_policy(runtime: Runtime, task: PolicyTask, checkpoint: CheckpointInfo 
     steps = count_steps(runtime.training, task.unfiltered_pairs, len(train))
     if checkpoint is not None and checkpoint.step < steps:
         load(runtime.engine, checkpoint)
-    shapes = full_shapes(runtime.engine)
-    flops = flop_counter(runtime.job, runtime.engine.module.model.config, shapes)
+    shapes = full_shapes(runtime.model)
+    flops = flop_counter(runtime.job, runtime.model.config, shapes)
     start = 0 if checkpoint is None else checkpoint.step
     policy = _Policy(runtime, task, train, list(heldout), steps, start, shapes, flops)
     if is_first():
@@ -155,14 +155,14 @@ def _describe(policy: _Policy) -> None:
 
 def _has_ends(policy: _Policy) -> bool:
     """Whether some answer has an end token near its end, where templates put it."""
-    generation_config = getattr(policy.runtime.engine.module.model, "generation_config", None)
+    generation_config = getattr(policy.runtime.model, "generation_config", None)
     ends = set(end_tokens(policy.runtime.tokenizer, generation_config))
     few = policy.train[:100]
     return any(not ends.isdisjoint(map(int, each.chosen.ids[-3:])) for each in few)
 
 
 def _warn_of_chance(policy: _Policy, metrics: Mapping[str, float]) -> None:
-    rows = int(policy.runtime.engine.module.model.config.get_text_config().vocab_size)
+    rows = int(policy.runtime.model.config.get_text_config().vocab_size)
     if warning := chance_warning(metrics, policy.runtime.training, rows):
         log.warning("%s: %s", policy.task.name, warning)
 
@@ -179,7 +179,7 @@ def _export(policy: _Policy) -> CheckpointInfo:
     training, output = runtime.training, Path(policy.task.output)
     auxiliary = scratch / "auxiliary"
     if is_first():
-        save_auxiliary_files(runtime.engine, runtime.tokenizer, auxiliary)
+        save_auxiliary_files(runtime.model, runtime.tokenizer, auxiliary)
     barrier()
     chosen = (best_checkpoint if training.export == "best" else newest_checkpoint)(scratch)
     export_policy(chosen.path, auxiliary, output, training.dtype, policy.shapes, control_group())

@@ -81,7 +81,7 @@ def estimate_memory(
     """
     zero = config["zero_optimization"]
     ranks = ranks_per_node * nodes
-    width = 2 if training.dtype == "bf16" else 4
+    width = _width(training)
     share = math.ceil(size.parameters / ranks)
     gpu, host, nvme = _states(size, config, width, ranks_per_node, nodes)
     activations = host_activations = None
@@ -106,6 +106,11 @@ def estimate_memory(
         host=host + (host_activations or 0) * ranks_per_node,
         nvme=nvme,
     )
+
+
+def _width(training: Training) -> int:
+    """Bytes of a weight and of an activation."""
+    return 2 if training.dtype == "bf16" else 4
 
 
 def _states(
@@ -210,6 +215,27 @@ def model_size(folder: Path) -> ModelSize:
         raise UserError(f"{folder}: its config.json cannot be read: {error}") from error
     parameters, largest = count_parameters(shapes.items())
     return ModelSize(parameters, largest, _decoder(config))
+
+
+def size_of(model: Any) -> ModelSize:
+    """Of a model on any device, also the meta device."""
+    shapes = ((name, tuple(each.shape)) for name, each in model.named_parameters())
+    parameters, largest = count_parameters(shapes)
+    return ModelSize(parameters, largest, _decoder(model.config.to_dict()))
+
+
+def forward_bytes(size: ModelSize, training: Training) -> int | None:
+    """Peak of a rank that holds a whole model and only computes log-probs; None where unknown.
+
+    An upper bound: the activations of training with gradient checkpointing.
+    """
+    if size.decoder is None:
+        return None
+    width = _width(training)
+    activations, _ = activation_bytes(
+        size.decoder, training.tokens_per_batch, width, checkpointing=True, offload=False
+    )
+    return size.parameters * width + activations
 
 
 def count_parameters(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[int, int]:

@@ -17,10 +17,16 @@ class Runtime:
 
     job: Job
     engine: Any
-    """DeepSpeed's, around `AnswerLogps(theta_0)`."""
+    """DeepSpeed's, around `AnswerLogps(theta_0)`; that alone where nothing is trained and every
+    rank holds the whole model."""
     tokenizer: Any
     stop: StopRequest
     watchdog: Watchdog
+
+    @property
+    def model(self) -> Any:
+        """The language model, whose weights may be cut over the ranks."""
+        return getattr(self.engine, "module", self.engine).model
 
     @property
     def training(self) -> Training:

@@ -54,11 +54,11 @@ def check_forward(runtime: Runtime) -> None:
     with torch.no_grad():
         ours, theirs = engine(answers), engine(answers, by_itself=True)
     if not bool(torch.isfinite(theirs).all()):
-        raise UserError(_not_finite(engine.module.model))
+        raise UserError(_not_finite(runtime.model))
     difference = float((ours - theirs).abs().max())
     if not difference <= TOLERANCE[dtype]:
         raise UserError(
-            f"{type(engine.module.model).__name__}: log-probs differ by {difference:.3g} nats "
+            f"{type(runtime.model).__name__}: log-probs differ by {difference:.3g} nats "
             "from those of its own logits, which it transforms in an unknown way; it is not "
             "supported"
         )
