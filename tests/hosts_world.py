@@ -142,7 +142,7 @@ class Hosts:
 
     def sees_files(self, host: str) -> bool:
         """Whether the shared folder answers there."""
-        return self.do("exec", host, "ls", check=False).returncode == 0
+        return self.do("exec", host, "ls", SHARED, check=False).returncode == 0
 
     def sums(self, host: str, run: str, folders: Sequence[str]) -> str:
         """Hashes of all files of some folders of a run directory, as a host sees them."""

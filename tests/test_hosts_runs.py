@@ -83,6 +83,8 @@ def test_a_host_that_is_lost_in_mid_training_is_followed_by_another(hosts, alone
     hosts.do("lose", "h3")
     try:
         assert training.wait(timeout=60) != 0
+        wait_for(lambda: "train was killed" in vcsoup(hosts, "h2", "status", "lost"), 180)
+        assert " ago on h3, pid " in vcsoup(hosts, "h2", "status", "lost")
         vcsoup(hosts, "h2", "train long", "lost")
         policies = [line for line in alone.splitlines() if " policies/" in line]
         assert hosts.sums("h1", "lost", ["policies"]).splitlines() == policies

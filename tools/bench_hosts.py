@@ -1,10 +1,11 @@
 """What each stage takes on three hosts and on one: seconds, and bytes over the network.
 
     python tools/bench_hosts.py --report hosts      # as root; some minutes
+    python tools/bench_hosts.py --until train --deepspeed zero2
 
 Starts the hosts of tools/hosts.sh, writes a random Llama, two values and a recipe into the folder
 that they share, and makes all stages in two run directories: by one host, and by three (scoring and
-evaluation on Ray, training as a Slurm job of a rank per host, a merge by three ranks). No stage
+evaluation on Ray, training as a Slurm job on all hosts, a merge by three ranks). No stage
 finds a file in a page cache. The hosts share the cores of this machine, so that seconds say what
 distribution costs, and not what it brings. Prints JSON; `--report` writes it into docs/benchmarks
 too.
@@ -18,7 +19,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,12 +48,13 @@ values:
 scoring: {actors: 3, cpus_per_actor: 1, placement: spread, shard_pairs: 16}
 training:
   {dtype: fp32, pairs_per_step: 6, steps: 4, max_length: 512, tokens_per_batch: 1024,
-   checkpoint_every: 4, evaluate_every: 4, heldout_pairs: 6, gradient_checkpointing: false}
+   checkpoint_every: 4, evaluate_every: 4, heldout_pairs: 6, gradient_checkpointing: false,
+   deepspeed: DEEPSPEED}
 soup: {grid: 0.25}
 evaluation:
   {actors: 3, cpus_per_actor: 1, prompts: 4, max_prompt_tokens: 128, max_new_tokens: 4, dtype: fp32,
    bootstrap: 100}
-launch: {ranks: 3}
+launch: {ranks: RANKS}
 """
 STAGES = ("score", "filter", "reference", "train", "merge", "evaluate", "report")
 
@@ -74,18 +76,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--shape", default="30M", help="of the model, as in bench_memory.py")
     parser.add_argument("--pairs", type=int, default=64, help="of each value")
+    parser.add_argument("--deepspeed", default="zero3", help="a configuration of ds_configs/")
+    parser.add_argument("--ranks", type=int, default=1, help="of each host, in training")
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage")
     parser.add_argument("--report", help="name of a file in docs/benchmarks")
     options = parser.parse_args()
-    hosts("up", 3)
+    stages = STAGES[: STAGES.index(options.until) + 1]
+    recipe = RECIPE.replace("DEEPSPEED", options.deepspeed)
+    recipe = recipe.replace("RANKS", str(options.ranks * len(HOSTS)))
+    hosts("up", len(HOSTS))
     try:
         found = {
             "date": f"{datetime.now(UTC):%Y-%m-%d}",
             "command": sys.argv,
             "git": git_state(),
             "hardware": hardware(HERE),
-            "model_mb": write_world(options.shape, options.pairs),
-            "one host": measure_stages(by_one),
-            "three hosts": measure_stages(by_three()),
+            "model_mb": write_world(options.shape, options.pairs, recipe),
+            "one host": measure_stages(stages, by_one),
+            "three hosts": measure_stages(stages, by_three(options.ranks)),
             "same bytes": sums("one") == sums("three"),
         }
     finally:
@@ -110,19 +118,19 @@ def vcsoup(host: str, stage: str, run: str, *more: object) -> None:
         hosts("exec", host, "vcsoup", stage, *value, "recipe.yaml", "--run-dir", run, *more)
 
 
-def write_world(shape: str, pairs: int) -> float:
+def write_world(shape: str, pairs: int, recipe: str) -> float:
     """Model, reward, data and recipe in the shared folder; the model's megabytes."""
     program = f"""
 import sys; sys.path.insert(0, "vcsoup/tools")
 from pathlib import Path
 import bench_hosts
-bench_hosts.write_files(Path("."), {shape!r}, {pairs})
+bench_hosts.write_files(Path("."), {shape!r}, {pairs}, {recipe!r})
 """
     hosts("exec", "h1", "python", "-c", program)
     return round(float(hosts("exec", "h1", "stat", "-c", "%s", "base/model.safetensors")) / 1e6, 1)
 
 
-def write_files(folder: Path, shape: str, pairs: int) -> None:
+def write_files(folder: Path, shape: str, pairs: int, recipe: str) -> None:
     """What `write_world` has a host write."""
     from transformers import AutoModelForSequenceClassification
 
@@ -132,13 +140,13 @@ def write_files(folder: Path, shape: str, pairs: int) -> None:
         folder / "reward", num_labels=1
     ).save_pretrained(folder / "reward")
     write_pairs(folder, pairs)
-    (folder / "recipe.yaml").write_text(RECIPE)
+    (folder / "recipe.yaml").write_text(recipe)
 
 
-def measure_stages(make: Callable[[str], None]) -> dict[str, Any]:
+def measure_stages(stages: Sequence[str], make: Callable[[str], None]) -> dict[str, Any]:
     """Each stage, in order."""
     found = {}
-    for stage in STAGES:
+    for stage in stages:
         drop_caches()
         before, began = counters(), time.perf_counter()
         make(stage)
@@ -180,8 +188,8 @@ def by_one(stage: str) -> None:
     vcsoup("h1", stage, "one", *address)
 
 
-def by_three() -> Callable[[str], None]:
-    """On all of them, with Slurm and Ray."""
+def by_three(ranks: int) -> Callable[[str], None]:
+    """On all of them, with Slurm and Ray; so many training ranks on each."""
     hosts("slurm")
     address = hosts("ray").split()[-1]
 
@@ -189,7 +197,7 @@ def by_three() -> Callable[[str], None]:
         if stage in ("score", "evaluate"):
             vcsoup("h1", stage, "three", "--address", address)
         elif stage in ("reference", "train"):
-            submit(stage)
+            submit(stage, ranks)
         elif stage == "merge":
             for rank in [subprocess.Popen(command) for command in merge_commands()]:
                 if rank.wait():
@@ -201,10 +209,11 @@ def by_three() -> Callable[[str], None]:
     return make
 
 
-def submit(stage: str) -> None:
-    """A job of one rank on each host."""
+def submit(stage: str, ranks: int) -> None:
+    """A job of some ranks on each host."""
     setup = f"VCSOUP_SETUP=PATH={HERE / '.venv' / 'bin'}:$PATH"
-    job = ("sbatch", "--wait", "--nodes=3", "--ntasks-per-node=1", "--cpus-per-task=1")
+    shape = ("--nodes=3", f"--ntasks-per-node={ranks}", "--cpus-per-task=1")
+    job = ("sbatch", "--wait", *shape)
     variables = ("env", setup, "VCSOUP_RUN_DIR=three")
     script = {"reference": "reference.sh", "train": "train_value.sh"}[stage]
     for value in VALUES if stage == "train" else [()]:
@@ -222,7 +231,8 @@ def merge_commands() -> list[list[str]]:
 
 def sums(run: str) -> str:
     """Hashes of a run directory's policies, soups and answers."""
-    command = f"cd {run} && find scores policies soups evaluation -type f | sort | xargs sha256sum"
+    folders = "$(ls -d scores policies soups evaluation 2>/dev/null)"
+    command = f"cd {run} && find {folders} -type f | sort | xargs sha256sum"
     return hosts("exec", "h2", "sh", "-c", command)
 
 

@@ -2,7 +2,8 @@
 # Several hosts on this one, with a network file system between them, for trying and testing.
 #
 #   tools/hosts.sh up N [SHARED]   hosts h1 to hN, `files` and `control`; installs what is missing
-#   tools/hosts.sh exec HOST COMMAND…      run a command in a host, in the shared folder
+#   tools/hosts.sh exec HOST COMMAND…      run a command in a host, in the shared folder, or in /
+#                                          where that does not answer
 #   tools/hosts.sh copy            copy the checkout there again, after a change
 #   tools/hosts.sh slurm           start Slurm: a node per host, its controller on `control`
 #   tools/hosts.sh ray             start Ray (anew): a node per host, its head on h1; prints the address
@@ -298,7 +299,7 @@ run_in() {
     shift
     # shellcheck disable=SC2016 # the variables are the host's
     enter "$host" env HOME="$shared/home" PATH="$root/.venv/bin:$PATH" PYTHONPATH="$shared/vcsoup" \
-        SLURM_CONF="$inside/slurm/slurm.conf" sh -c 'cd "$0" && exec "$@"' "$shared" "$@"
+        SLURM_CONF="$inside/slurm/slurm.conf" sh -c 'cd "$0" || cd /; exec "$@"' "$shared" "$@"
 }
 
 status() {

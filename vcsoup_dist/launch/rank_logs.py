@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -14,6 +15,11 @@ from pathlib import Path
 from vcsoup_dist.errors import UserError
 
 TAIL = 15  # lines of a failed rank's log that are shown
+LOST_PEER = re.compile(
+    r"Connection (?:closed|reset) by peer(?: \[\S+\]:\d+)?"
+    r"|Connection was likely closed|ncclRemoteError"
+)
+"""As gloo, PyTorch's store and NCCL say it."""
 RANK_ERROR = "vcsoup-rank-error "
 """How the line of a rank begins that could not write it into the log folder."""
 
@@ -70,13 +76,35 @@ def raise_rank_error(logs: Path, messages: str = "") -> None:
         )
 
 
-def with_log_tail(rank: int, ended: str, logs: Path) -> str:
-    """How a rank ended, and the tail of its traceback or log."""
+def what_failed(rank: int, ended: str, logs: Path) -> str:
+    """How a rank ended, and the tail of its traceback or log.
+
+    Where it only lost another rank this names one that failed by itself, or the loss in a line.
+    """
+    if lost := _lost_peer(logs / f"rank-{rank}.traceback"):
+        for file in sorted(logs.glob("rank-*.traceback")):
+            if _lost_peer(file) is None:
+                return _with_tail(f"{file.stem.replace('-', ' ')} failed", file)
+        return (
+            f"rank {rank} {ended}: it lost another rank ({lost}), which was killed, or whose host "
+            f"or network is gone; the same command resumes; see {logs}"
+        )
     for kind in ("traceback", "log"):
         file = logs / f"rank-{rank}.{kind}"
-        if file.exists() and (tail := file.read_text(errors="replace").splitlines()[-TAIL:]):
-            return "\n".join([f"rank {rank} {ended}; the end of {file}:", *tail])
+        if file.exists() and file.stat().st_size:
+            return _with_tail(f"rank {rank} {ended}", file)
     return f"rank {rank} {ended}"
+
+
+def _with_tail(what: str, file: Path) -> str:
+    tail = file.read_text(errors="replace").splitlines()[-TAIL:]
+    return "\n".join([f"{what}; the end of {file}:", *tail])
+
+
+def _lost_peer(traceback: Path) -> str | None:
+    """What a traceback says of a connection that another rank closed; None where it does not."""
+    found = LOST_PEER.search(traceback.read_text(errors="replace")) if traceback.exists() else None
+    return found[0] if found else None
 
 
 def stacks_of_hung_ranks(logs: Path) -> list[Path]:

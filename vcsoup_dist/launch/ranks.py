@@ -28,7 +28,7 @@ from vcsoup_dist.launch.rank_logs import (
     clear_rank_logs,
     raise_rank_error,
     stacks_of_hung_ranks,
-    with_log_tail,
+    what_failed,
 )
 from vcsoup_dist.launch.stop_signals import (
     RANK_SIGNALS,
@@ -126,7 +126,7 @@ def _wait(processes: Sequence[Popen[bytes]], logs: Path, messages: int) -> None:
     rank = min(failed, key=lambda each: (codes[each] != -signal.SIGKILL, each not in first))
     code = codes[rank] or 0
     reason = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-    raise UserError(with_log_tail(rank, f"ended {reason}", logs))
+    raise UserError(what_failed(rank, f"ended {reason}", logs))
 
 
 def _linger(processes: Sequence[Popen[bytes]], seconds: float) -> None:

@@ -27,7 +27,7 @@ from vcsoup_dist.launch.rank_logs import (
     RANK_ERROR,
     clear_rank_logs,
     raise_rank_error,
-    with_log_tail,
+    what_failed,
 )
 from vcsoup_dist.launch.shared_files import token
 from vcsoup_dist.launch.slurm_output import lines_of
@@ -254,7 +254,7 @@ def _explain(code: int, ended: tuple[int, str] | None, logs: Path) -> None:
     if ended is None:
         raise UserError(f"srun ended with {code}; what it said stands above")
     rank, how = ended
-    raise UserError(with_log_tail(rank, how, logs))
+    raise UserError(what_failed(rank, how, logs))
 
 
 def _addresses_of_nodes() -> list[str]:
