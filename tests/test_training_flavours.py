@@ -89,6 +89,22 @@ ARCHITECTURES = {
     "gemma2": transformers.Gemma2Config(**SMALL, sliding_window=6),
     "gemma3": transformers.Gemma3TextConfig(**SMALL, sliding_window=6),
 }
+ONLY_REFERENCES = {
+    "qwen2": transformers.Qwen2Config(**SMALL),  # has biases
+    "mixtral": transformers.MixtralConfig(**SMALL, num_local_experts=2),
+}
+
+WHOLE_AND_SHARDED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "llama": ("llama", {}, {"deepspeed": "zero3_offload_param"}),
+    "tied": ("tied", {}, {"deepspeed": "zero3_offload_param"}),
+    "biased, bf16": (
+        "qwen2",
+        {"dtype": "bf16"},
+        {"dtype": "bf16", "deepspeed": "zero3_offload_param"},
+    ),
+    "experts": ("mixtral", {"deepspeed": "zero2"}, {}),
+}
+"""Name -> a model, and settings by which ranks hold it whole and sharded."""
 
 
 @pytest.fixture(scope="module")
@@ -96,36 +112,38 @@ def world(tmp_path_factory) -> World:
     root = tmp_path_factory.mktemp("flavours")
     save_tiny_model(root / "llama")
     save_tiny_model(root / "tied", tied=True)
-    for name, config in ARCHITECTURES.items():
+    for name, config in (ARCHITECTURES | ONLY_REFERENCES).items():
         torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config).save_pretrained(root / name)
+        model = AutoModelForCausalLM.from_config(config)
+        for key, parameter in model.named_parameters():
+            if key.endswith(".bias"):
+                torch.nn.init.normal_(parameter)
+        model.save_pretrained(root / name)
         save_tiny_tokenizer(root / name)
     world = World(root, root / "llama")
-    jobs = [
+    jobs, after = [], []
+    jobs += [
         world.reference_job(f"reference-{name}", root / name)
         for name in ("llama", "tied", *ARCHITECTURES)
     ]
     jobs.append(world.reference_job("reference-llama-bf16", dtype="bf16"))
-    sharded = {"deepspeed": "zero3_offload_param"}
-    jobs += [
-        world.reference_job("sharded-llama", **sharded),
-        world.reference_job("sharded-tied", root / "tied", **sharded),
-        world.reference_job("sharded-llama-bf16", dtype="bf16", **sharded),
-    ]
+    for name, (model, whole, sharded) in WHOLE_AND_SHARDED.items():
+        jobs.append(world.reference_job(f"whole-{name}", root / model, **whole))
+        after.append(world.reference_job(f"sharded-{name}", root / model, **sharded))
     for name, flavour in FLAVOURS.items():
         needed = flavour.settings.get("objective") not in WITHOUT_REFERENCE
         reference = f"reference-{flavour.reference}" if needed else None
         changes = QUICK | flavour.settings
         jobs.append(world.policy_job(name, reference, root / flavour.model, **changes))
-    world.run(*jobs)
+    world.run(*jobs, *after)
     return world
 
 
-@pytest.mark.parametrize("name", ["llama", "tied", "llama-bf16"])
+@pytest.mark.parametrize("name", WHOLE_AND_SHARDED)
 def test_a_reference_has_the_same_bytes_from_whole_and_from_sharded_weights(world, name):
     whole, sharded = (
         {file.name: file.read_bytes() for file in (world.root / f"{kind}-{name}").glob("*/*")}
-        for kind in ("reference", "sharded")
+        for kind in ("whole", "sharded")
     )
     assert whole == sharded
     assert any(name.endswith(".npy") for name in whole)

@@ -1,4 +1,4 @@
-"""Reference and policies on real DeepSpeed ZeRO-3 ranks (gloo, CPU), and their interruption."""
+"""Reference and policies on real ranks, DeepSpeed ZeRO-3 (gloo, CPU), and their interruption."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ UNKNOWN = ModelSize(1_200_000_000, 260_000_000, None)
 def fitting(size: ModelSize, name: str, nodes: int, free: int | None = None) -> bool:
     training = Training(nvme_path="/nvme")
     config = fill_deepspeed_config(FOLDERS[0] / f"{name}.json", training, 8)
-    return fits(size, config, training, 8, nodes, free)
+    return fits(size, config, training, 8 * nodes, free)
 
 
 @pytest.mark.parametrize(

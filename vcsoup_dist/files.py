@@ -105,7 +105,7 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what `replacing` left below a folder when its process was killed."""
     for path in folder.rglob(".*"):
         if path.is_file() and path.suffix[1:].isdigit():
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -95,8 +95,11 @@ def started_at(pid: int) -> int:
 
 
 def is_hidden(pid: int) -> bool:
-    """Whether a process lives of which /proc says nothing: another user's, under `hidepid`."""
-    if Path(f"/proc/{pid}").exists():
+    """Whether a process lives of which /proc says nothing: another user's, under `hidepid`.
+
+    With `hidepid=1` its folder is there, with files that are refused.
+    """
+    if os.access(f"/proc/{pid}/stat", os.R_OK):
         return False
     try:
         os.kill(pid, 0)

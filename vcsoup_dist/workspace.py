@@ -186,7 +186,10 @@ class Workspace:
             return _Record(str(content["fingerprint"]), content.get("covers", {}))
         except FileNotFoundError:
             return _Record(None, {})
-        except (OSError, ValueError, KeyError) as error:
+        except OSError as error:  # nothing is known of what is there
+            reason = UserError(f"{file}: cannot be read: {error.strerror}")
+            raise write_error(error, file) or reason from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{file}: unreadable ({error}); remove that folder") from error
 
     def need(self, product: Product) -> Path:
@@ -233,16 +236,16 @@ class Workspace:
         waited for, or refused with a UserError; whoever waits looks again whether the product is
         made.
         """
-        with self._alone(product, wait) as writer:
-            draft = self._prepare(product)
-            try:
+        try:
+            with self._alone(product, wait) as writer:
+                draft = self._prepare(product)
                 yield draft
                 self._publish(draft, writer)
                 if not keep_scratch:
                     # While nobody else can be in it.
                     shutil.rmtree(draft.scratch.parent, ignore_errors=True)
-            except OSError as error:
-                raise write_error(error, product.name) or error from error
+        except OSError as error:
+            raise write_error(error, product.name) or error from error
 
     @contextmanager
     def sharing(self, products: Sequence[Product]) -> Iterator[list[Draft]]:
@@ -253,11 +256,14 @@ class Workspace:
         makes a product, or where others share it that make it from something else.
         """
         locks = self.root / "locks"
-        locks.mkdir(exist_ok=True)
-        with ExitStack() as stack:
-            with exclusive(locks / "sharing"):  # one enters at a time
-                drafts = [stack.enter_context(self._share(product)) for product in products]
-            yield [draft for draft in drafts if draft is not None]
+        try:
+            with ExitStack() as stack:
+                locks.mkdir(exist_ok=True)
+                with exclusive(locks / "sharing"):  # one enters at a time
+                    drafts = [stack.enter_context(self._share(product)) for product in products]
+                yield [draft for draft in drafts if draft is not None]
+        except OSError as error:
+            raise write_error(error, ", ".join(each.name for each in products)) or error from error
 
     def is_being_made(self, name: str) -> bool:
         """Whether a writer, or a worker of one, holds the product of that name."""
@@ -275,6 +281,7 @@ class Workspace:
 
     def _publish(self, draft: Draft, writer: Lock) -> None:
         product = draft.product
+        _refuse_if_lost(product, writer)  # the draft may be another's by now
         if self.is_made(product):  # by another process, before this one got the lock
             shutil.rmtree(draft.output)
             return
@@ -294,8 +301,7 @@ class Workspace:
         }
         write_atomically(draft.output / RECORD, json.dumps(record, indent=1) + "\n")
         sync_tree(draft.output)
-        if not writer.is_kept():
-            raise UserError(f"{product.name}: another host has taken it over; run this again")
+        _refuse_if_lost(product, writer)
         (_extend if extends else _replace)(self.folder(product), draft.output)
         if not any(draft.scratch.iterdir()):  # nothing for `keep` to decide on
             shutil.rmtree(draft.scratch.parent)
@@ -388,6 +394,11 @@ def _extend(final: Path, output: Path) -> None:
     (output / RECORD).rename(final / RECORD)
     sync(final)
     output.rmdir()
+
+
+def _refuse_if_lost(product: Product, writer: Lock) -> None:
+    if not writer.is_kept():
+        raise UserError(f"{product.name}: another host has taken it over; run this again")
 
 
 def _busy(product: Product, lock: Lock) -> str:

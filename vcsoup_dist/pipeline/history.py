@@ -79,7 +79,8 @@ def recorded(
         end("done")
     finally:
         if held:
-            held.close()
+            with contextlib.suppress(OSError):  # of a server that is gone
+                held.close()
             unlock_for_process(file)
 
 
@@ -129,6 +130,7 @@ def _begin(file: Path, execution: Execution) -> IO[str] | None:
             file.parent.mkdir(parents=True, exist_ok=True)
             held = stack.enter_context(open(aside, "w"))
             lock_for_process(held, file)  # stays with the file when that is renamed
+            stack.callback(unlock_for_process, file)
             held.write(as_json(execution))
             held.flush()
             os.replace(aside, file)

@@ -22,11 +22,11 @@ from vcsoup_dist.training.base_checks.tensors import refuse_missing
 from vcsoup_dist.training.deepspeed_config import fill_deepspeed_config, forward_only
 from vcsoup_dist.training.distributed import is_first, local_device
 from vcsoup_dist.training.job import Job
-from vcsoup_dist.training.whole_model import every_rank_holds
+from vcsoup_dist.training.whole_model import every_rank_holds, use_linear_of_training
 
 
 def start_engine(job: Job, *, train: bool, universal: bool = False) -> Any:
-    """DeepSpeed engine around `AnswerLogps(theta_0)`.
+    """What a rank computes with: a DeepSpeed engine around `AnswerLogps(theta_0)`.
 
     Under ZeRO-3 weights are loaded straight into their partitions. Dropout is off: a policy must
     equal its reference at the start. train: with an optimizer; else `AnswerLogps` alone, where the
@@ -57,6 +57,7 @@ def start_engine(job: Job, *, train: bool, universal: bool = False) -> Any:
             ", activations in host memory" if train and training.activation_offload else "",
         )
     if whole:
+        use_linear_of_training(config)
         return AnswerLogps(_load(job, dtype, attention, device_map={"": local_device()}))
     if not train:
         config = forward_only(config)

@@ -20,7 +20,7 @@ from vcsoup_dist.forward.answers import pack_answers, pack_pairs
 from vcsoup_dist.forward.template import Encoded
 from vcsoup_dist.recipe import WITHOUT_REFERENCE, Training
 from vcsoup_dist.training.batches import micro_batches
-from vcsoup_dist.training.distributed import gather_to_all, local_device
+from vcsoup_dist.training.distributed import any_rank, gather_to_all, local_device
 from vcsoup_dist.training.examples import Example, targets_of
 from vcsoup_dist.training.objectives import OBJECTIVES, PREFERENCES, LossTargets, PairLogps
 from vcsoup_dist.training.runtime import Runtime
@@ -53,7 +53,7 @@ def check_forward(runtime: Runtime) -> None:
     engine.eval()
     with torch.no_grad():
         ours, theirs = engine(answers), engine(answers, by_itself=True)
-    if not bool(torch.isfinite(theirs).all()):
+    if any_rank(not bool(torch.isfinite(theirs).all())):  # each may have weights of its own
         raise UserError(_not_finite(runtime.model))
     difference = float((ours - theirs).abs().max())
     if not difference <= TOLERANCE[dtype]:

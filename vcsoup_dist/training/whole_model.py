@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,17 +24,14 @@ def every_rank_holds(model: Any, config: Mapping[str, Any], training: Training) 
     device; config: DeepSpeed's, filled in.
     """
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
-    ranks_per_node = int(os.environ["LOCAL_WORLD_SIZE"])
-    nodes = dist.get_world_size() // ranks_per_node
-    return not any_rank(not fits(size_of(model), config, training, ranks_per_node, nodes, free))
+    return not any_rank(not fits(size_of(model), config, training, dist.get_world_size(), free))
 
 
 def fits(
     size: ModelSize,
     config: Mapping[str, Any],
     training: Training,
-    ranks_per_node: int,
-    nodes: int,
+    ranks: int,
     free: int | None = None,
 ) -> bool:
     """Whether a rank can hold the whole model and compute log-probs.
@@ -48,5 +44,19 @@ def fits(
     needed = forward_bytes(size, training)
     if needed is None or device_of(dict(config), "param") != "none":
         return False
-    allowed = estimate_memory(size, config, training, ranks_per_node, nodes).gpu
+    # What a GPU takes depends on the number of ranks, not on their nodes.
+    allowed = estimate_memory(size, config, training, ranks, nodes=1).gpu
     return needed <= allowed and (free is None or needed <= OF_FREE * free)
+
+
+def use_linear_of_training(config: Mapping[str, Any]) -> None:
+    """Replace PyTorch's linear function as `deepspeed.zero.Init` does for the ranks that train.
+
+    It adds a bias after the product and rounds otherwise than PyTorch's; the reference's bits are
+    to be those of the policy's first forward.
+    """
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+
+    zero = config["zero_optimization"]
+    if zero["stage"] == 3 and zero.get("memory_efficient_linear", True):
+        torch.nn.functional.linear = zero3_linear_wrap

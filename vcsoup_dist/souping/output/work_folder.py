@@ -74,7 +74,10 @@ def read_record(work: Path) -> WorkRecord | None:
                 f"{work}: is in the way and not of a merge (it holds {others[0]!r}); move it away"
             ) from None
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:  # nothing is known of what is there
+        reason = UserError(f"{work / RECORD_NAME}: cannot be read: {error.strerror}")
+        raise write_error(error, work / RECORD_NAME) or reason from error
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{work / RECORD_NAME}: is damaged ({error}); remove {work}") from None
 
 
