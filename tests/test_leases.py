@@ -364,10 +364,13 @@ def test_another_users_process_that_proc_hides_is_alive(monkeypatch):
         raise PermissionError
 
     assert not processes.is_hidden(2**30)
+    assert not processes.is_hidden(os.getpid())
     monkeypatch.setattr(processes.os, "kill", refuse)
     assert processes.is_hidden(2**30)
     holder = lease_files.Holder(socket.gethostname(), lease_files._boot(), 2**30, 1, "n", 90)
     assert holder.is_alive_here
+    monkeypatch.setattr(processes.os, "access", lambda *_: False)  # hidepid=1 shows the folder
+    assert processes.is_hidden(os.getpid())
 
 
 class keeping_alive:

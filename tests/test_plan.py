@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -376,12 +375,13 @@ def test_clean_finds_stale_products_and_finished_checkpoints(folder, tmp_path):
     assert not any("work" in str(path) for path, _ in removable(kept, workspace, plan))
 
 
-def test_a_broken_product_record_is_named(folder, tmp_path):
+@pytest.mark.parametrize("content", ["{", "[1]", '{"fingerprint": "a", "covers": 3}'])
+def test_a_broken_product_record_is_named(folder, tmp_path, content):
     recipe, plan = planned(folder)
     workspace = Workspace.open(tmp_path / "run", recipe)
     pretend_made(workspace, plan[:1])
     record = workspace.folder(plan[0]) / "product.json"
-    record.write_text(json.dumps({})[:-1])
+    record.write_text(content)
     with pytest.raises(UserError, match="product.json: unreadable"):
         workspace.is_made(plan[0])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -26,6 +27,7 @@ RECIPE = Recipe.model_validate(
     }
 )
 BASE = Product("base", "read", {"rows": 3})
+FULL = "base: cannot be written: No space .* make room"
 
 
 def test_a_product_is_invisible_until_its_block_ends_well(tmp_path):
@@ -40,6 +42,32 @@ def test_a_product_is_invisible_until_its_block_ends_well(tmp_path):
         assert not workspace.folder(BASE).exists()
     assert workspace.is_made(BASE)
     assert (workspace.folder(BASE) / "half").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOTCONN, errno.ESTALE, errno.EIO])
+def test_a_product_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch, number):
+    workspace = Workspace.open(tmp_path / "run", RECIPE)
+
+    def fail(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    with pytest.raises(UserError, match=r"product\.json: .*" + os.strerror(number)) as caught:
+        workspace.is_made(BASE)
+    assert "remove" not in str(caught.value)
+
+
+def test_a_disk_that_is_full_at_the_start_is_one_line(tmp_path, monkeypatch):
+    workspace = Workspace.open(tmp_path / "run", RECIPE)
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("vcsoup_dist.workspace.write_atomically", fail)
+    with pytest.raises(UserError, match=FULL), workspace.publishing(BASE):
+        pass
+    with pytest.raises(UserError, match=FULL), workspace.sharing([BASE]):
+        pass
 
 
 def test_what_a_killed_writer_left_beside_its_file_is_not_published(tmp_path):

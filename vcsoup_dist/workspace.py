@@ -183,7 +183,7 @@ class Workspace:
         file = self.root / name / RECORD
         try:
             content = json.loads(file.read_text())
-            return _Record(str(content["fingerprint"]), content.get("covers", {}))
+            return _Record(str(content["fingerprint"]), dict(content.get("covers", {})))
         except FileNotFoundError:
             return _Record(None, {})
         except OSError as error:  # nothing is known of what is there
