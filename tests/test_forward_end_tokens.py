@@ -74,14 +74,6 @@ def test_check_warns_of_a_templates_end_that_the_generation_config_lacks(tiny_mo
     assert "ends an answer with no special token" in warning
 
 
-class _Engine:
-    """What `save_auxiliary_files` asks of DeepSpeed's."""
-
-    def __init__(self, model) -> None:
-        self.module = self
-        self.model = model
-
-
 def test_a_saved_policy_has_every_end_and_answers_the_same_as_before(tokenizer, tmp_path):
     """A head that always says <|user|>, by which the template ends a turn."""
     templated(tokenizer, "<|user|>")
@@ -102,21 +94,21 @@ def test_a_saved_policy_has_every_end_and_answers_the_same_as_before(tokenizer, 
     (answer,) = generate_answers(model, tokenizer, prompts, settings)
     assert (answer.tokens, answer.finished) == (1, True)
     model.lm_head.bias = None
-    save_auxiliary_files(_Engine(model), tokenizer, tmp_path / "policy")
+    save_auxiliary_files(model, tokenizer, tmp_path / "policy")
     saved = GenerationConfig.from_pretrained(tmp_path / "policy")
     assert saved.eos_token_id == [7, END, USER]
 
 
 def test_a_generation_config_that_knows_every_end_is_saved_as_it_was(tiny_model, tmp_path):
     model, tokenizer = load_model(str(tiny_model), None, "fp32", "cpu")
-    save_auxiliary_files(_Engine(model), tokenizer, tmp_path)
+    save_auxiliary_files(model, tokenizer, tmp_path)
     assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == END
 
 
 def test_a_policy_keeps_sampling_values_that_stand_without_do_sample(tiny_model, tmp_path):
     model, tokenizer = load_model(str(tiny_model), None, "fp32", "cpu")
     model.generation_config.temperature = 0.9
-    save_auxiliary_files(_Engine(model), tokenizer, tmp_path)
+    save_auxiliary_files(model, tokenizer, tmp_path)
     saved = GenerationConfig.from_pretrained(tmp_path)
     assert (saved.temperature, saved.do_sample) == (0.9, True)
 
@@ -135,7 +127,7 @@ def test_other_files_of_the_base_go_along_with_a_policy(tiny_model, tmp_path):
     (base / "extra" / "processor.json").write_text("{}")
     (base / "optimizer.pt").write_bytes(b"not ours")
     model, tokenizer = load_model(str(base), None, "fp32", "cpu")
-    save_auxiliary_files(_Engine(model), tokenizer, tmp_path / "policy")
+    save_auxiliary_files(model, tokenizer, tmp_path / "policy")
     policy = tmp_path / "policy"
     assert (policy / "LICENSE").read_text() == "ours"
     assert (policy / "extra" / "processor.json").read_text() == "{}"
